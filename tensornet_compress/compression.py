@@ -21,7 +21,10 @@ from tensornet_compress.budget import (
     Survey,
     WeightSource,
     choose_options,
+    first_tokens,
+    fisher_sensitivity,
     measure_sensitivity,
+    pareto,
     realise_layer,
     survey_layer,
     uniform_options,
@@ -37,9 +40,81 @@ from tensornet_compress.report import CompressionReport, LayerReport
 
 Method = Literal["auto", "dense", "svd", "tt", "ttm", "tree"]
 Allocator = Literal["sensitivity", "energy", "uniform"]
+Sensitivity = Literal["fisher", "probe"]
 PLAN_ATTRIBUTE = "tensornet_plan"
 _MISPREDICTED = 0.1
 _FINE_LAYERS = 24
+_ROUNDS = 3
+PROBE_TOKENS = 512
+FISHER_TOKENS = 4096
+
+
+@dataclass
+class ModelSurvey:
+    """What was learned about a model before any bytes are allocated; several budgets and methods can share it."""
+
+    chosen: list[Target]
+    skipped: list[Skipped]
+    jobs: list[LayerJob]
+    layers: list[Survey]
+    sensitivity: dict[str, float]
+    calibration: str | None
+    seconds: dict[str, float]
+
+    def damage_weight(self, layer: Survey, measured: bool) -> float:
+        """What a unit of squared metric error of a layer counts: measured at the output, or relative to its own norm."""
+        return self.sensitivity[layer.name] if measured else 1.0 / max(layer.energy, 1e-300)
+
+
+def survey_model(
+    model: nn.Module,
+    calibration: Iterable[Batch] | None = None,
+    *,
+    targets: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    method: Method = "auto",
+    formats: Sequence[str] | None = None,
+    sensitivity: Sensitivity | None = "fisher",
+    shares: Sequence[float] | None = None,
+    sweeps: int = 1,
+    workers: int | None = None,
+    source: Path | None = None,
+    progress: Progress | None = None,
+) -> ModelSurvey:
+    """Calibrate, list every layer's options and measure sensitivities; the model is left as found.
+
+    Arguments as for ``compress``; ``shares`` are the sizes of networks to consider, as shares of the dense bf16 bytes, and
+    ``sensitivity=None`` measures none.
+    """
+    if method != "auto" and method not in FAMILIES:
+        raise TensorNetError(f"unknown method {method!r}; choose auto or one of {FAMILIES}")
+    batches = list(calibration) if calibration is not None else []
+    chosen, skipped = find_targets(model, targets, ignore)
+    clock = _Clock(progress or SilentProgress())
+    moments: dict[str, Tensor] = {}
+    if batches:
+        with clock.stage("calibrate", len(batches)) as advance:
+            moments = _moments(model, batches, chosen, advance)
+    index = _weight_index(source) if source is not None else {}
+    jobs = [
+        LayerJob(
+            name=target.name,
+            source=_weight_source(model, target, index),
+            moment=moments.get(target.name),
+            families=FAMILIES if method == "auto" else (method,),
+            formats=None if formats is None else tuple(formats),
+            shares=tuple(shares) if shares is not None else _ladder(len(chosen)),
+            sweeps=sweeps,
+        )
+        for target in chosen
+    ]
+    with clock.stage("survey", len(jobs)) as advance:
+        layers = run_jobs(survey_layer, jobs, workers, advance)
+    measured: dict[str, float] = {}
+    if sensitivity is not None and batches:
+        measured = _sensitivities(model, chosen, layers, batches, sensitivity, clock)
+    fingerprint = calibration_fingerprint(batches) if batches else None
+    return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds)
 
 
 def compress(
@@ -52,10 +127,11 @@ def compress(
     method: Method = "auto",
     formats: Sequence[str] | None = None,
     allocator: Allocator = "sensitivity",
-    probe_tokens: int = 512,
+    sensitivity: Sensitivity = "fisher",
     sweeps: int = 1,
     workers: int | None = None,
     source: Path | None = None,
+    survey: ModelSurvey | None = None,
     progress: Progress | None = None,
 ) -> CompressionReport:
     """Replace the targeted layers of ``model`` by networks, in place, within ``budget``.
@@ -72,10 +148,12 @@ def compress(
         formats: number formats that cores may take (see ``parse_format``); by default all of them.
         allocator: ``sensitivity`` (measured divergence per unit of error, knapsack), ``energy`` (relative error, knapsack) or
             ``uniform`` (every layer the same share).
-        probe_tokens: tokens of the first calibration batches that sensitivities are measured on.
+        sensitivity: how sensitivities are measured: ``fisher`` (one backward pass for all layers) or ``probe`` (one forward
+            pass per layer with that layer compressed).
         sweeps: ALS sweeps for trains and trees.
         workers: processes; results do not depend on it.
         source: a folder of safetensors files that holds exactly the model's weights: jobs then read their tensors from there.
+        survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
         progress: receives stages and steps.
 
     Raises:
@@ -83,52 +161,41 @@ def compress(
         BudgetError: the budget cannot be met.
         TensorNetError: any other bad input.
     """
-    if method != "auto" and method not in FAMILIES:
-        raise TensorNetError(f"unknown method {method!r}; choose auto or one of {FAMILIES}")
     if allocator not in ("sensitivity", "energy", "uniform"):
         raise TensorNetError(f"unknown allocator {allocator!r}; choose sensitivity, energy or uniform")
     batches = list(calibration) if calibration is not None else []
-    if allocator == "sensitivity" and not batches:
+    if allocator == "sensitivity" and not batches and survey is None:
         raise TensorNetError(
             "the sensitivity allocator needs calibration batches; give some, or choose allocator='energy' or 'uniform'"
         )
-    chosen, skipped = find_targets(model, targets, ignore)
+    chosen = survey.chosen if survey is not None else find_targets(model, targets, ignore)[0]
     sizes = _Sizes.of(model, chosen, budget)
-    clock = _Clock(progress or SilentProgress())
-    with clock.stage("calibrate", len(batches)) as advance:
-        moments = _moments(model, batches, chosen, advance)
-    families = FAMILIES if method == "auto" else (method,)
-    shares = _shares(allocator, sizes, len(chosen))
-    index = _weight_index(source) if source is not None else {}
-    jobs = [
-        LayerJob(
-            name=target.name,
-            source=_weight_source(model, target, index),
-            moment=moments.get(target.name),
-            families=families,
-            formats=None if formats is None else tuple(formats),
-            shares=shares,
+    if survey is None:
+        survey = survey_model(
+            model,
+            batches,
+            targets=targets,
+            ignore=ignore,
+            method=method,
+            formats=formats,
+            sensitivity=sensitivity if allocator == "sensitivity" else None,
+            shares=_uniform_share(sizes) if allocator == "uniform" else None,
             sweeps=sweeps,
+            workers=workers,
+            source=source,
+            progress=progress,
         )
-        for target in chosen
-    ]
-    with clock.stage("survey", len(jobs)) as advance:
-        surveys = run_jobs(survey_layer, jobs, workers, advance)
-    sensitivity: dict[str, float] = {}
-    if allocator == "sensitivity":
-        with clock.stage("sensitivity", len(jobs)) as advance:
-            sensitivity = _sensitivities(model, chosen, surveys, _probe_batches(batches, probe_tokens), advance)
-    weights = [_damage_weight(survey, sensitivity) for survey in surveys]
-    with clock.stage("realise", len(jobs)) as advance:
-        picks, realised = _allocate(jobs, surveys, weights, sizes, allocator, workers, advance)
-    layers = _replace(model, chosen, jobs, surveys, picks, realised, sensitivity, sizes)
+    clock = _Clock(progress or SilentProgress())
+    with clock.stage("realise", len(chosen)) as advance:
+        picks, realised = _allocate(survey, method, sizes, allocator, workers, advance)
+    layers = _replace(model, survey, picks, realised, sizes)
     plan = Plan(
-        calibration=calibration_fingerprint(batches) if batches else None,
-        sweeps=sweeps,
+        calibration=survey.calibration,
+        sweeps=survey.jobs[0].sweeps,
         layers={target.name: plan for target, plan in layers.plans},
     )
     setattr(model, PLAN_ATTRIBUTE, plan)
-    return _report(budget, method, allocator, model, sizes, layers.reports, skipped, clock, batches)
+    return _report(budget, method, allocator, sizes, layers.reports, survey, clock)
 
 
 def apply_plan(
@@ -227,10 +294,13 @@ class _Clock:
         self.seconds[title] = round(time.perf_counter() - started, 3)
 
 
-def _shares(allocator: Allocator, sizes: _Sizes, layers: int) -> tuple[float, ...]:
-    """Sizes to consider: exactly the uniform one, or a ladder that is finer when few layers share the budget."""
-    if allocator == "uniform":
-        return (8 * sizes.allowed / sum(sizes.weights.values()) / 16,)
+def _uniform_share(sizes: _Sizes) -> tuple[float, ...]:
+    """The one size that the uniform allocator needs: bits per weight over the 16 of bf16."""
+    return (8 * sizes.allowed / sum(sizes.weights.values()) / 16,)
+
+
+def _ladder(layers: int) -> tuple[float, ...]:
+    """Sizes to consider; a finer ladder when few layers share the budget, so that it can still be met."""
     if layers > _FINE_LAYERS:
         return SIZE_SHARES
     return tuple(SIZE_SHARES[0] * (SIZE_SHARES[-1] / SIZE_SHARES[0]) ** (step / 200) for step in range(201))
@@ -272,28 +342,13 @@ def _weight_source(model: nn.Module, target: Target, index: dict[str, Path]) -> 
     return WeightSource(tensor=layer_weight(model.get_submodule(target.name)).cpu().contiguous())
 
 
-def _probe_batches(batches: Sequence[Batch], tokens: int) -> list[Batch]:
-    """The first sequences of the first batches, one or more, up to about ``tokens`` tokens; long sequences are cut."""
-    kept: list[Batch] = []
-    left = tokens
-    for batch in batches:
-        ids = batch if isinstance(batch, Tensor) else batch["input_ids"]
-        length = min(ids.shape[1], max(left, 1), 256)
-        rows = max(1, min(len(ids), left // length))
-        cut = (slice(rows), slice(length))
-        kept.append(ids[cut] if isinstance(batch, Tensor) else {name: value[cut] for name, value in batch.items()})
-        left -= rows * length
-        if left <= 0:
-            break
-    return kept
-
-
 def _sensitivities(
     model: nn.Module,
     chosen: Sequence[Target],
     surveys: Sequence[Survey],
     batches: Sequence[Batch],
-    advance: Callable[[], None],
+    method: Sensitivity,
+    clock: _Clock,
 ) -> dict[str, float]:
     def probe(target: Target, survey: Survey) -> Callable[[], tuple[Tensor, float]]:
         def make() -> tuple[Tensor, float]:
@@ -303,14 +358,12 @@ def _sensitivities(
         return make
 
     probes = {target.name: probe(target, survey) for target, survey in zip(chosen, surveys)}
-    return measure_sensitivity(model, batches, probes, advance)
-
-
-def _damage_weight(survey: Survey, sensitivity: dict[str, float]) -> float:
-    """What a unit of squared metric error of this layer counts: measured, or else relative to the weight's own norm."""
-    if sensitivity:
-        return sensitivity[survey.name]
-    return 1.0 / max(survey.energy, 1e-300)
+    if method == "probe":
+        with clock.stage("sensitivity", len(probes)) as advance:
+            return measure_sensitivity(model, first_tokens(batches, PROBE_TOKENS, 256), probes, advance)
+    kept = first_tokens(batches, FISHER_TOKENS, 256)
+    with clock.stage("sensitivity", len(kept)) as advance:
+        return fisher_sensitivity(model, kept, probes, advance)
 
 
 @dataclass
@@ -335,35 +388,42 @@ def _kind(option: Option) -> tuple[str, str]:
 
 
 def _allocate(
-    jobs: Sequence[LayerJob],
-    surveys: Sequence[Survey],
-    weights: Sequence[float],
+    survey: ModelSurvey,
+    method: Method,
     sizes: _Sizes,
     allocator: Allocator,
     workers: int | None,
     advance: Callable[[], None],
 ) -> tuple[list[Option], list[Realised]]:
     """Predict, allocate, realise, and allocate again where realised errors belie the predictions."""
-    fronts = [_Front(survey.options) for survey in surveys]
+    fronts = [_Front(_offered(layer.options, method)) for layer in survey.layers]
+    weights = [survey.damage_weight(layer, allocator == "sensitivity") for layer in survey.layers]
     nbytes = [[option.nbytes for option in front.options] for front in fronts]
     done: dict[tuple[int, int], Realised] = {}
     picks: list[int] = []
-    for _ in range(3):
+    for _ in range(_ROUNDS):
         damage = [[w * front.error(option) for option in front.options] for w, front in zip(weights, fronts)]
         if allocator == "uniform":
-            total = sum(sizes.weights.values())
-            picks = uniform_options(nbytes, damage, [sizes.allowed * sizes.weights[job.name] / total for job in jobs])
+            share = sizes.allowed / sum(sizes.weights.values())
+            picks = uniform_options(nbytes, damage, [share * sizes.weights[job.name] for job in survey.jobs])
         else:
             picks = choose_options(nbytes, damage, sizes.allowed)
         fresh = [(layer, pick) for layer, pick in enumerate(picks) if (layer, pick) not in done]
-        tasks = [(jobs[layer], fronts[layer].options[pick].spec) for layer, pick in fresh]
-        off = False
+        tasks = [(survey.jobs[layer], fronts[layer].options[pick].spec) for layer, pick in fresh]
+        off = 0
         for (layer, pick), result in zip(fresh, run_jobs(realise_layer, tasks, workers, advance)):
             done[layer, pick] = result
-            off |= fronts[layer].learn(fronts[layer].options[pick], result.error)
-        if not off:
+            off += fronts[layer].learn(fronts[layer].options[pick], result.error)
+        if off == 0:
             break
     return [front.options[pick] for front, pick in zip(fronts, picks)], [done[i, pick] for i, pick in enumerate(picks)]
+
+
+def _offered(options: Sequence[Option], method: Method) -> list[Option]:
+    """The undominated options of a method: its own family, and dense floating point."""
+    if method == "auto":
+        return pareto(options)
+    return pareto([o for o in options if o.family == method or (o.family == "dense" and o.is_float)])
 
 
 @dataclass
@@ -373,17 +433,10 @@ class _Replaced:
 
 
 def _replace(
-    model: nn.Module,
-    chosen: Sequence[Target],
-    jobs: Sequence[LayerJob],
-    surveys: Sequence[Survey],
-    picks: Sequence[Option],
-    realised: Sequence[Realised],
-    sensitivity: dict[str, float],
-    sizes: _Sizes,
+    model: nn.Module, survey: ModelSurvey, picks: Sequence[Option], realised: Sequence[Realised], sizes: _Sizes
 ) -> _Replaced:
     result = _Replaced()
-    for target, survey, pick, done in zip(chosen, surveys, picks, realised):
+    for target, layer, pick, done in zip(survey.chosen, survey.layers, picks, realised):
         module = model.get_submodule(target.name)
         itemsize = layer_weight(module).element_size()
         result.plans.append((target, layer_plan(target, module, done.network.spec)))
@@ -397,8 +450,8 @@ def _replace(
                 weights=sizes.weights[target.name],
                 nbytes=done.network.nbytes + sizes.fixed[target.name],
                 original_nbytes=sizes.weights[target.name] * itemsize + sizes.fixed[target.name],
-                error=done.error / max(survey.energy, 1e-300),
-                sensitivity=sensitivity.get(target.name),
+                error=done.error / max(layer.energy, 1e-300),
+                sensitivity=survey.sensitivity.get(target.name),
             )
         )
     return result
@@ -408,12 +461,10 @@ def _report(
     budget: Budget,
     method: str,
     allocator: str,
-    model: nn.Module,
     sizes: _Sizes,
     layers: Sequence[LayerReport],
-    skipped: Sequence[Skipped],
+    survey: ModelSurvey,
     clock: _Clock,
-    batches: Sequence[Batch],
 ) -> CompressionReport:
     targeted = sum(layer.nbytes for layer in layers)
     allowed = sizes.allowed + sum(sizes.fixed.values())
@@ -423,7 +474,7 @@ def _report(
     kept = [layer.name for layer in layers if layer.family == "dense"]
     if kept and method not in ("dense", "auto"):
         notes.append(f"{len(kept)} layers stay dense: no {method} network of theirs was worth its bytes")
-    if not batches:
+    if survey.calibration is None:
         notes.append("no calibration was given: errors are Euclidean")
     return CompressionReport(
         budget=budget,
@@ -436,7 +487,7 @@ def _report(
         targeted_weights=sum(sizes.weights.values()),
         allowed_nbytes=allowed,
         layers=tuple(layers),
-        skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in skipped),
-        seconds=clock.seconds,
+        skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in survey.skipped),
+        seconds=survey.seconds | clock.seconds,
         notes=tuple(notes),
     )

@@ -64,6 +64,11 @@ class Option:
     nbytes: int
     error: float
 
+    @property
+    def is_float(self) -> bool:
+        """Whether all cores are floating point."""
+        return all(isinstance(fmt, FloatFormat) for term in self.spec.terms for fmt in term.formats)
+
 
 class LayerStatistics:
     """A weight and a metric, with everything that predictions and realisation share computed at most once."""
@@ -111,7 +116,7 @@ def layer_options(
     formats: Sequence[str] | None = None,
     shares: Sequence[float] = SIZE_SHARES,
 ) -> list[Option]:
-    """All options of a layer that no other option beats in both bytes and error, by ascending bytes.
+    """All options of a layer (see ``pareto`` for those worth choosing).
 
     ``formats`` restricts the number formats of every family. Dense floating point is always an option; dense integers only
     in the family ``dense``.
@@ -129,7 +134,7 @@ def layer_options(
     for family in families:
         if family in ("tt", "ttm", "tree"):
             options += _tree_options(statistics, family, core_formats, shares)
-    return pareto(options)
+    return options
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:

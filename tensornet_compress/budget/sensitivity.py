@@ -20,6 +20,22 @@ def output_divergence(reference: Tensor, output: Tensor, logits: bool) -> float:
     return float(1 - torch.nn.functional.cosine_similarity(reference.float(), output.float(), dim=-1).mean())
 
 
+def first_tokens(batches: Sequence[Batch], tokens: int, longest: int) -> list[Batch]:
+    """The first sequences of the first batches, up to about ``tokens`` tokens, each cut to at most ``longest``."""
+    kept: list[Batch] = []
+    left = tokens
+    for batch in batches:
+        ids = batch if isinstance(batch, Tensor) else batch["input_ids"]
+        length = min(ids.shape[1], max(left, 1), longest)
+        rows = max(1, min(len(ids), left // length))
+        cut = (slice(rows), slice(length))
+        kept.append(ids[cut] if isinstance(batch, Tensor) else {name: value[cut] for name, value in batch.items()})
+        left -= rows * length
+        if left <= 0:
+            break
+    return kept
+
+
 def measure_sensitivity(
     model: nn.Module,
     batches: Sequence[Batch],
@@ -42,7 +58,7 @@ def measure_sensitivity(
             references = []
             for batch in inputs:
                 with _recording(blocks) as outputs:
-                    references.append(_kept_output(model, batch))
+                    references.append(kept_output(model, batch))
                 recorded.append(list(outputs))
             return {
                 name: _probe(model, name, probe, inputs, references, blocks, recorded, advance)
@@ -73,14 +89,14 @@ def _probe(
         exact.data = weight.to(kept)
         for batch, (reference, logits), outputs in zip(inputs, references, recorded):
             with _replaying(blocks[:depth], outputs):
-                damage += output_divergence(reference, _kept_output(model, batch)[0], logits)
+                damage += output_divergence(reference, kept_output(model, batch)[0], logits)
     finally:
         exact.data = kept
     advance()
     return max(damage / len(inputs), 0.0) / max(error, 1e-300)
 
 
-def _kept_output(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
+def kept_output(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
     """Outputs at positions that are not padding, (tokens, n), and whether they are logits."""
     result = model(**batch)
     logits = getattr(result, "logits", None)

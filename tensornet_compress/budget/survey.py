@@ -80,7 +80,7 @@ class Realised:
 
 
 def survey_layer(job: LayerJob) -> Survey:
-    """All undominated options of a layer with predicted errors, and a probe."""
+    """All options of a layer with predicted errors, and a probe."""
     statistics = job.statistics()
     options = layer_options(statistics, job.families, job.formats, job.shares)
     spec = _probe_spec(statistics, job.families, job.formats)

@@ -134,12 +134,12 @@ def _check(
     missing, extra = sorted(set(wanted) - set(header)), sorted(set(header) - set(wanted))
     if missing or extra:
         raise CheckpointError(f"{TENSORS} does not fit the model: missing {missing[:5]}, unknown {extra[:5]}")
-    for name, (shape, dtype) in wanted.items():
+    for name, (shape, expected) in wanted.items():
         found_shape, found_dtype = header[name]
         if found_shape != shape:
             raise CheckpointError(f"tensor {name!r} has shape {found_shape}, expected {shape}")
-        if dtype is not None and not _same_kind(found_dtype, dtype):
-            raise CheckpointError(f"tensor {name!r} is stored as {found_dtype}, expected {dtype}")
+        if expected is not None and not _same_kind(found_dtype, expected):
+            raise CheckpointError(f"tensor {name!r} is stored as {found_dtype}, expected {expected}")
     total = sum(prod(shape) * (dtype.itemsize if dtype is not None else 8) for shape, dtype in header.values())
     if all(dtype is not None for _, dtype in header.values()) and total != manifest.nbytes:
         raise CheckpointError(f"{TENSORS} holds {total:,} bytes of tensors, the manifest says {manifest.nbytes:,}")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
+from tensornet_compress.network import FloatFormat, NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 from tensornet_compress.nn.module import NetworkModule
 
 BATCH_BUCKETS = (1, 16, 128, 1024)
@@ -38,9 +38,10 @@ class TNLinear(NetworkModule):
         super().__init__(spec, stored, device)
         self.out_features, self.in_features = spec.shape
         self.conv1d = conv1d
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self._max_intermediate = max_intermediate
         self._chains = [_is_matrix_chain(term) for term in spec.terms]
+        self._plain = _is_plain(spec)
         self._programs = [
             [] if chain else [(bucket, self._plan(term, bucket)) for bucket in BATCH_BUCKETS]
             for term, chain in zip(spec.terms, self._chains)
@@ -69,12 +70,18 @@ class TNLinear(NetworkModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        if self._plain and self._held is None:
+            parameters: Any = self._parameters
+            right, bias = parameters["core1"], parameters["bias"]
+            if right.dtype == x.dtype and (bias is None or bias.dtype == x.dtype):
+                return F.linear(F.linear(x, right), parameters["core0"], bias)
         y: Tensor | None = None
         for number, cores in enumerate(self.cores(x.dtype)):
             part = self._contract(number, cores, x)
             y = part if y is None else y + part
         assert y is not None
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        bias = self._parameters["bias"]
+        return y if bias is None else y + bias.to(y.dtype)
 
     def _contract(self, number: int, cores: list[Tensor], x: Tensor) -> Tensor:
         if self._chains[number]:
@@ -129,19 +136,27 @@ class TNLinear(NetworkModule):
 
             layer, weight = Conv1D(self.out_features, self.in_features), weight.T.contiguous()
         else:
-            layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+            layer = nn.Linear(self.in_features, self.out_features, self._parameters["bias"] is not None, device="meta")
         layer.weight = nn.Parameter(weight)
-        if self.bias is not None:
-            layer.bias = nn.Parameter(self.bias.detach().clone())
+        bias = self._parameters["bias"]
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone())
         return layer.train(self.training)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features} -> {self.out_features}, {self.spec.describe()}, bias={self.bias is not None}"
+        return f"{self.in_features} -> {self.out_features}, {self.spec.describe()}, bias={self._parameters['bias'] is not None}"
 
 
 def _is_matrix_chain(term: TermSpec) -> bool:
     """True when the cores are plain matrices to apply one after the other: dense (out, in), or (out, r) and (r, in)."""
     return term.layout.is_native and term.topology.legs in (((0, 1),), ((0,), (1,)))
+
+
+def _is_plain(spec: NetworkSpec) -> bool:
+    """True for two float matrices of one format: the common case, which runs without any look-up."""
+    term = spec.terms[0]
+    same_float = isinstance(term.formats[0], FloatFormat) and len(set(term.formats)) == 1
+    return len(spec.terms) == 1 and same_float and _is_matrix_chain(term) and len(term.formats) == 2
 
 
 def _order_index(term: TermSpec, axis: int, inverse: bool) -> Tensor | None:

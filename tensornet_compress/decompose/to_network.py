@@ -17,7 +17,7 @@ from tensornet_compress.network import FloatFormat, NetworkSpec, NumberFormat, T
 from tensornet_compress.network.network import DTYPES
 
 
-def decompose(
+def to_network(
     tensor: Tensor,
     topology: Topology | None = None,
     layout: Layout | None = None,

@@ -50,7 +50,7 @@ def permutations(draw: st.DrawFn, n: int) -> tuple[int, ...]:
 def radices_for(draw: st.DrawFn, size: int) -> tuple[int, ...]:
     """Digits whose product reaches ``size``, exactly or with padding."""
     digits = list(draw(st.lists(st.integers(1, 4), max_size=2)))
-    return tuple([*digits, -(-size // prod(digits))])
+    return (*digits, -(-size // prod(digits)))
 
 
 @st.composite

@@ -91,10 +91,11 @@ def batches(count: int = 3, rows: int = 2, length: int = 16, seed: int = 0) -> l
     return [torch.randint(3, VOCABULARY, (rows, length), generator=generator) for _ in range(count)]
 
 
-WORDS = (
+_TEXT = (
     "the a an of to and in is it on bank bird tree river runs sings falls old new green small large "
     "stone water light night day wind rain sun moon star road house door hand eye word book page line"
-).split()
+)
+WORDS = _TEXT.split()
 
 
 def tiny_tokenizer() -> Any:

@@ -89,5 +89,5 @@ def test_cores_given_are_left_alone():
 
 
 def test_a_negative_tolerance_is_refused():
-    with pytest.raises(TensorNetError, match="-0.5"):
+    with pytest.raises(TensorNetError, match=r"-0\.5"):
         tnc.round_cores([torch.ones(2)], tnc.Topology.one_core(1), max_error=-0.5)

@@ -17,7 +17,7 @@ import tensornet_compress as tnc
 from tensornet_compress.compression import survey_model
 from tensornet_compress.evaluate import Reference, evaluate_language
 
-METHODS = ("dense", "svd", "tt", "ttm", "tree", "auto")
+METHODS = ("dense", "auto", "svd", "ttm", "tt", "tree")
 ROUND_TO_NEAREST = {4.5: "int4g64o", 3.5: "int3g64o", 2.5: "int2g64o"}
 WINDOWS = 8
 

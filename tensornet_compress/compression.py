@@ -32,7 +32,7 @@ from tensornet_compress.budget import (
 from tensornet_compress.budget.options import SIZE_SHARES
 from tensornet_compress.errors import BudgetError, TensorNetError
 from tensornet_compress.jobs import run_jobs
-from tensornet_compress.metric import Batch, collect_input_moments
+from tensornet_compress.metric import Batch, collect_input_moments, has_input_moment
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight, replace_module
 from tensornet_compress.plan import LayerPlan, Plan, calibration_fingerprint, layer_plan
 from tensornet_compress.progress import Progress, SilentProgress
@@ -314,9 +314,9 @@ def _moments(
         return {}
     source: dict[str, str] = {}
     for target in chosen:
-        if target.kind != "embedding":
+        if has_input_moment(model.get_submodule(target.name)):
             source[target.name] = target.name
-        else:
+        elif target.kind == "embedding":
             heads = [name for name in target.tied if isinstance(model.get_submodule(name), nn.Linear)]
             if heads:
                 source[target.name] = heads[0]
@@ -363,7 +363,7 @@ def _sensitivities(
             return measure_sensitivity(model, first_tokens(batches, PROBE_TOKENS, 256), probes, advance)
     kept = first_tokens(batches, FISHER_TOKENS, 256)
     with clock.stage("sensitivity", len(kept)) as advance:
-        return fisher_sensitivity(model, kept, probes, advance)
+        return fisher_sensitivity(model, kept, probes, {target.name: target.tied for target in chosen}, advance)
 
 
 @dataclass

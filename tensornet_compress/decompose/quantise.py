@@ -14,6 +14,8 @@ from tensornet_compress.network import FloatFormat, IntFormat, NumberFormat
 from tensornet_compress.network.formats import grouped_view
 
 _BLOCK = 128
+# With few levels grids are clipped and errors are no longer uniform: measured over predicted error on SmolLM2's layers.
+_CLIPPING_INFLATION = {2: 1.4, 3: 1.15}
 
 
 class ErrorFeedback:
@@ -51,7 +53,8 @@ class ErrorFeedback:
         scale, _ = fmt.fit_grid(core.float(), self.importance)
         pivots = torch.empty_like(self.pivots)
         pivots[self.order] = self.pivots
-        return (fmt.spread(scale, run).double().square() / 12) @ pivots
+        inflation = _CLIPPING_INFLATION.get(fmt.bits, 1.0)
+        return inflation * (fmt.spread(scale, run).double().square() / 12) @ pivots
 
     def _codes(self, matrix: Tensor, fmt: IntFormat, scale: Tensor, zero: Tensor) -> Tensor:
         run = matrix.shape[1]

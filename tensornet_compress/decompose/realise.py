@@ -20,6 +20,8 @@ from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.network import FloatFormat, NetworkSpec, TensorNetwork, TermSpec
 from tensornet_compress.network.network import part_name
 
+_ITERATIONS = 3
+
 
 def realise(
     tensor: Tensor,
@@ -138,7 +140,7 @@ def _tree_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, sweeps:
     for bond, (used, wanted) in enumerate(zip(ranks, term.ranks)):
         _require_rank(wanted, used, bond)
     if metric.rows is not None or metric.columns is not None:
-        cores, _ = refine_cores(cores, term, tensor, metric, sweeps=sweeps)
+        cores, _ = refine_cores(cores, term, tensor, metric, sweeps=sweeps, iterations=_ITERATIONS)
     return _rounded(cores, term, tensor, metric, sweeps)
 
 
@@ -156,7 +158,7 @@ def _rounded(
         work[core] = fmt.decode(encoded, tuple(work[core].shape), work[core].dtype)
         parts |= {part_name(0, core, part): value for part, value in encoded.items()}
         if pending and sweeps and not isinstance(fmt, FloatFormat):
-            work, _ = refine_cores(work, term, tensor, metric, sweeps=1, iterations=4, free=pending[:1])
+            work, _ = refine_cores(work, term, tensor, metric, sweeps=1, iterations=_ITERATIONS, free=pending[:1])
     return parts
 
 

@@ -45,13 +45,29 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in batch.items()}
 
 
+def has_input_moment(module: nn.Module) -> bool:
+    """Whether the module multiplies its weight with vectors of its input: linear layers, and convolutions in one group."""
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and not isinstance(module.padding, str)
+    return not isinstance(module, nn.Embedding)
+
+
+def input_vectors(module: nn.Module, given: Tensor) -> Tensor:
+    """The vectors (..., n) that a module's weight, seen as (out, n), is multiplied with; patches for a convolution."""
+    if isinstance(module, nn.Conv2d):
+        kernel, dilation = module.kernel_size, module.dilation
+        padding: Any = module.padding
+        return nn.functional.unfold(given, kernel, dilation, padding, module.stride).transpose(1, 2)
+    return given
+
+
 def collect_input_moments(
     model: nn.Module,
     batches: Iterable[Batch],
     names: Iterable[str],
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, InputMoment]:
-    """Input second moments of the named modules (inputs (..., n)); modules that are fed the same tensor share one moment.
+    """Input second moments of the named modules (see ``has_input_moment``); linear layers fed one tensor share one moment.
 
     Padding marked by ``attention_mask`` is left out. The model's mode and hooks are left as found.
     """
@@ -90,8 +106,11 @@ class _Collector:
         self._added.clear()
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        def add(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             given: Tensor = arguments[0]
+            if isinstance(module, nn.Conv2d):
+                self.moments.setdefault(name, InputMoment()).add(input_vectors(module, given).flatten(0, 1))
+                return
             earlier = self._added.get(id(given))
             # Only tensors still alive are compared: holding the reference keeps the id from being used again.
             if earlier is not None and self.moments.get(name, earlier[1]) is earlier[1]:

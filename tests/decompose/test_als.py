@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_refinement_never_raises_the_error(term, seed, choice, from_svd):
         cores, ranks = decompose_tree(term.layout.apply(target), term.topology, term.ranks)
         term = term.model_copy(update={"ranks": ranks})
     refined, errors = refine_cores(cores, term, target, metric, sweeps=3)
-    assert all(after <= before * (1 + 1e-9) for before, after in zip(errors, errors[1:]))
+    assert all(after <= before * (1 + 1e-9) for before, after in pairwise(errors))
     residual = (target - contract_term(term, refined)).reshape(target.shape[0], -1)
     assert metric.norm2(residual) == pytest.approx(errors[-1], rel=1e-6, abs=1e-9 * metric.norm2(target.flatten(1)))
 

@@ -16,7 +16,7 @@ from tests.models import ConvNet, batches, tiny_bert, tiny_convnet, tiny_gpt2, t
 
 
 def compressed(model, **options):
-    options = {"calibration": batches(2), "workers": 1, "budget": tnc.Budget(bits_per_weight=6.0)} | options
+    options = {"calibration": batches(2), "workers": 1, "method": "dense", "budget": tnc.Budget(bits_per_weight=6.0)} | options
     return tnc.compress(model, options.pop("budget"), **options)
 
 
@@ -27,14 +27,27 @@ def state_equal(one, other):
     )
 
 
+def in_bf16(model):
+    """Parameters only, as from_pretrained does: rotary frequencies stay in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
 EMBEDDED = ["*_proj", "embed_tokens", "lm_head"]
 CASES = {
     "llama tied": (lambda: tiny_llama(tied=True), {}),
     "llama tied, head compressed": (lambda: tiny_llama(tied=True), {"targets": EMBEDDED}),
     "llama untied, head compressed": (lambda: tiny_llama(tied=False), {"targets": EMBEDDED}),
-    "llama bf16": (lambda: tiny_llama().to(torch.bfloat16), {}),
-    "llama svd": (tiny_llama, {"method": "svd", "formats": ["bf16"], "budget": tnc.Budget(bits_per_weight=14.0)}),
-    "llama tree": (tiny_llama, {"method": "tree", "formats": ["int8g64"], "allocator": "energy"}),
+    "llama bf16": (lambda: in_bf16(tiny_llama()), {}),
+    "llama svd": (
+        tiny_llama,
+        {"method": "svd", "formats": ["bf16"], "allocator": "uniform", "budget": tnc.Budget(bits_per_weight=14.0)},
+    ),
+    "llama tree": (
+        tiny_llama,
+        {"method": "tree", "formats": ["int8g64"], "allocator": "uniform", "budget": tnc.Budget(bits_per_weight=9.0)},
+    ),
     "gpt2": (tiny_gpt2, {}),
     "bert": (tiny_bert, {"targets": ["encoder.*", "word_embeddings"]}),
 }
@@ -107,9 +120,7 @@ def test_a_plain_module_with_convolutions_is_loaded_into_an_instance(tmp_path):
 
 def test_fibre_orders_travel_as_packed_tensors(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(12, 40))
-    layout = tnc.Layout.of(
-        ((40,), (3, 4)), fibre_orders=(FibreOrder(axis=0, permutation=tuple(torch.randperm(40).tolist())),)
-    )
+    layout = tnc.Layout.of(((40,), (3, 4)), fibre_orders=(FibreOrder(axis=0, permutation=tuple(torch.randperm(40).tolist())),))
     network = tnc.to_network(model[0].weight, tnc.Topology.train(3), layout, ranks=4)
     plan = tnc.Plan(layers={"0": tnc.plan.LayerPlan(kind="linear", spec=network.spec, bias=True)})
     tnc.apply_plan(model, plan, workers=1)
@@ -189,12 +200,13 @@ def test_networks_outside_the_plan_are_not_saved(tmp_path):
         tnc.save(model, tmp_path / "out")
 
 
-def test_a_model_compressed_in_two_passes_is_saved_and_loaded(tmp_path):
-    model = tiny_llama()
+def test_a_model_compressed_in_two_passes_is_refused_rather_than_saved_in_part(tmp_path):
+    """The second pass calibrates on compressed layers, which no plan for the original model can repeat."""
+    model = tiny_llama(layers=1)
     compressed(model, targets=["mlp.*"])
-    compressed(model, targets=["self_attn.*"])
-    tnc.save(model, tmp_path / "out")
-    assert state_equal(tnc.load(tmp_path / "out"), model)
+    with pytest.raises(TensorNetError, match="one call"):
+        tnc.save(model, tmp_path / "out") if compressed(model, targets=["self_attn.*"]) else None
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -302,7 +314,7 @@ def first_layer(data):
         (lambda d: first_layer(d)["spec"].update(shape=[1, 1]), "shape"),
         (lambda d: d["plan"]["layers"].update(ghost=first_layer(d)), "ghost"),
         (lambda d: d.update(nbytes=1), "manifest says 1"),
-        (lambda d: d.update(shared={"lm_head.weight": "ghost.weight"}), ""),
+        (lambda d: d.update(shared={"lm_head.weight": "ghost.weight"}), "ghost.weight"),
         (lambda d: d.update(architecture=None), "model="),
     ],
 )
@@ -314,7 +326,17 @@ def test_manifests_that_do_not_fit_are_refused(folder, change, message):
 
 @pytest.mark.parametrize(
     "name",
-    ["NoSuchModel", "os.system", "__builtins__", "pipeline", "PreTrainedModel", "AutoModel", "__import__('os')", "", "BertModel"],
+    [
+        "NoSuchModel",
+        "os.system",
+        "__builtins__",
+        "pipeline",
+        "PreTrainedModel",
+        "AutoModel",
+        "__import__('os')",
+        "",
+        "BertModel",
+    ],
 )
 def test_an_architecture_is_a_model_class_of_transformers_or_refused(folder, name):
     edit_manifest(folder, lambda data: data.update(architecture=name))

@@ -85,7 +85,7 @@ def test_the_ridge_prices_directions_that_were_never_seen():
 def test_bad_factors_are_refused_with_what_was_given():
     with pytest.raises(TensorNetError, match=r"row factor.*\(2, 3\)"):
         KroneckerMetric(rows=torch.ones(2, 3))
-    with pytest.raises(TensorNetError, match="column factor.*NaN"):
+    with pytest.raises(TensorNetError, match=r"column factor.*NaN"):
         KroneckerMetric(columns=torch.tensor([1.0, float("nan")]))
     with pytest.raises(TensorNetError, match=r"\(4, 4\) has trace 0\.0"):
         input_second_moment(torch.zeros(4, 4))

@@ -225,8 +225,9 @@ def test_decoded_cores_are_held_only_inside_the_context():
     model = nn.Sequential(tnc.TNLinear.from_linear(linear, network))
     x = random_tensor((3, 12), 1, torch.float32)
     wanted = model(x)
-    with pytest.raises(RuntimeError, match="stop"), tnc.decoded(model):
+    with tnc.decoded(model):
         assert torch.equal(model(x), wanted)
+    with pytest.raises(RuntimeError, match="stop"), tnc.decoded(model):
         raise RuntimeError("stop")
     with torch.no_grad():
         model[0].core0_scale.zero_()

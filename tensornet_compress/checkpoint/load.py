@@ -130,10 +130,12 @@ def _check(
         if not _inside(name, plan) or name.rpartition(".")[2] == "bias":
             wanted[name] = (tuple(tensor.shape), None)
     for name, other in manifest.shared.items():
+        if _inside(name, plan):
+            continue
         if name not in wanted or other not in wanted or other in manifest.shared:
             raise CheckpointError(f"the manifest says that {name!r} is shared with {other!r}, which the model does not have so")
     for name in manifest.shared:
-        wanted.pop(name)
+        wanted.pop(name, None)
     missing, extra = sorted(set(wanted) - set(header)), sorted(set(header) - set(wanted))
     if missing or extra:
         raise CheckpointError(f"{TENSORS} does not fit the model: missing {missing[:5]}, unknown {extra[:5]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,18 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
     return skeleton.eval()
 
 
+def load_plan(out_dir: str | Path) -> Plan:
+    """The plan of a saved folder, index orders included, for ``tnc.apply_plan``.
+
+    Raises:
+        CheckpointError: as ``load``.
+    """
+    folder = Path(out_dir)
+    manifest = read_manifest(folder)
+    with _open(folder / TENSORS) as file:
+        return _unpack_orders(manifest.plan, file, set(file.keys()))
+
+
 def _open(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} is missing; the folder is not whole")
@@ -70,7 +82,7 @@ def _description(file: Any, name: str) -> tuple[tuple[int, ...], torch.dtype | N
     return tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype())
 
 
-def _unpack_orders(plan: Plan, file: Any, header: Mapping[str, Any]) -> Plan:
+def _unpack_orders(plan: Plan, file: Any, header: Collection[str]) -> Plan:
     def read(name: str) -> Tensor:
         if name not in header:
             raise CheckpointError(f"the packed order {name!r} is missing from {TENSORS}")

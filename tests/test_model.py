@@ -18,8 +18,8 @@ def test_three_layers_of_a_real_model_lose_less_than_by_round_to_nearest(tmp_pat
     from tensornet_compress.inputs import calibration_windows, heldout_windows, load_causal_lm, load_tokenizer
 
     tokenizer = load_tokenizer("smollm2-135m")
-    calibration = list(calibration_windows(tokenizer, 64, 8).split(4))
-    windows = heldout_windows(tokenizer, 64, 3)
+    calibration = list(calibration_windows(tokenizer, 256, 12).split(4))
+    windows = heldout_windows(tokenizer, 128, 4)
     model = load_causal_lm("smollm2-135m", torch.float32)
     reference = Reference(model, windows)
     baseline = copy.deepcopy(model)

@@ -118,7 +118,7 @@ def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
             model: Any = architecture(config)
         if (folder / "generation_config.json").is_file() and model.can_generate():
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a damaged configuration may fail anywhere in transformers, with any exception
         raise CheckpointError(
             f"{str(folder / 'config.json')!r} does not describe a {manifest.architecture}: {error}"
         ) from error
@@ -141,6 +141,11 @@ def _check(
     for name, tensor in model.state_dict().items():
         if not _inside(name, plan) or name.rpartition(".")[2] == "bias":
             wanted[name] = (tuple(tensor.shape), None)
+    for name, other in manifest.shared.items():
+        if _inside(name, plan):
+            continue
+        if name not in wanted or other not in wanted or other in manifest.shared:
+            raise CheckpointError(f"the manifest says that {name!r} is shared with {other!r}, which the model does not have so")
     for name in manifest.shared:
         wanted.pop(name, None)
     missing, extra = sorted(set(wanted) - set(header)), sorted(set(header) - set(wanted))

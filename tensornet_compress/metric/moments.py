@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.modes import evaluating
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -73,12 +74,10 @@ def collect_input_moments(
     """
     collector = _Collector()
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_pre_hook(collector.hook(name)) for name in names]
-    training = model.training
+    handles = [modules[name].register_forward_pre_hook(collector.hook(name), with_kwargs=True) for name in names]
     device = next(model.parameters()).device
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 inputs = model_inputs(batch, device)
                 collector.begin(inputs.get("attention_mask"))
@@ -87,7 +86,6 @@ def collect_input_moments(
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
     if not collector.batches:
         raise TensorNetError("calibration was given no batches")
     return collector.moments
@@ -105,9 +103,9 @@ class _Collector:
         self._mask = mask
         self._added.clear()
 
-    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            given: Tensor = arguments[0]
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def add(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            given: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
             if isinstance(module, nn.Conv2d):
                 self.moments.setdefault(name, InputMoment()).add(input_vectors(module, given).flatten(0, 1))
                 return

@@ -52,8 +52,8 @@ def ranks() -> str:
         for r in sorted(result["rows"], key=lambda r: -r["keep"])
     ]
     return (
-        f"**Truncation alone** (two cores in bf16, no integers; dense perplexity {dense:.2f}): the uniform allocator is the SVD-LLM\n"
-        "baseline; the last column is its excess cross-entropy against ours. `python benchmarks/weights_ranks.py`\n\n"
+        f"**Truncation alone** (two cores in bf16, no integers; dense perplexity {dense:.2f}): the uniform allocator is the\n"
+        "SVD-LLM baseline; the last column is the excess cross-entropy over the baseline's. `python benchmarks/weights_ranks.py`\n\n"
         + grid(["bytes kept", "allocation of ranks", "perplexity", "KL", "excess / uniform's"], rows)
     )
 
@@ -61,27 +61,30 @@ def ranks() -> str:
 def quality() -> str:
     result = load("weights_table")
     return (
-        "**KL to the dense model** (nats per token, with the bits in fact stored; everything counted). `rtn` rounds every layer to\n"
-        "nearest in groups of 64. `python benchmarks/weights_table.py`\n\n" + by_method(result["rows"], "kl", 4)
+        "**KL to the dense model** (nats per token, with the bits in fact stored; everything counted). `rtn` rounds every\n"
+        "layer to nearest in groups of 64. `python benchmarks/weights_table.py`\n\n" + by_method(result["rows"], "kl", 4)
     )
 
 
 def encoder() -> str:
     result = load("encoder_table")
     return (
-        "**all-MiniLM-L6-v2** (true fp32 weights): mean cosine of sentence embeddings to the original's; `rtn` is given more bytes\n"
-        "than the other rows. `python benchmarks/encoder_table.py`\n\n" + by_method(result["rows"], "mean_cosine", 4)
+        "**all-MiniLM-L6-v2** (true fp32 weights): mean cosine of sentence embeddings to the original's; `rtn` is given more\n"
+        "bytes than the other rows. `python benchmarks/encoder_table.py`\n\n" + by_method(result["rows"], "mean_cosine", 4)
     )
 
 
 def cost() -> str:
     result = load("weights_cost")
     seconds, peak = result["seconds"], result["peak_bytes"]
+    gib = {name: f"{value / 2**30:.1f} GiB" for name, value in peak.items()}
+    settings = result["settings"]
     return (
-        f"**Cost** of `{result['settings']['method']}` at {result['settings']['bits']:g} bits: {seconds['compress']:.0f} s, beside "
-        f"{seconds['bare_svd_wall']:.0f} s for one bare SVD of each weight; peak memory {peak['parent'] / 2**30:.1f} GiB and\n"
-        f"{peak['largest_worker'] / 2**30:.1f} GiB per worker for a model of {result['model_bytes'] / 2**30:.2f} GiB. The folder takes "
-        f"{result['on_disk']:,} bytes on disk, the ledger says {result['ledger']['folder']:,}.\n`python benchmarks/weights_cost.py`\n"
+        f"**Cost** of `{settings['method']}` at {settings['bits']:g} bits: {seconds['compress']:.0f} s, beside "
+        f"{seconds['bare_svd_wall']:.0f} s for one bare SVD of each weight;\n"
+        f"peak memory {gib['parent']} and {gib['largest_worker']} per worker, for a model of "
+        f"{result['model_bytes'] / 2**30:.2f} GiB. The folder takes {result['on_disk']:,} bytes\n"
+        f"on disk, the ledger says {result['ledger']['folder']:,}. `python benchmarks/weights_cost.py`\n"
     )
 
 
@@ -92,8 +95,9 @@ def speed() -> str:
         for r in result["rows"]
     ]
     return (
-        f"**Module speed** (two fp32 cores at {result['settings']['keep']:g} of the bytes, {result['machine']['torch_threads']} threads): "
-        "time of our module over a hand-written\nmodule of two matmuls, and over the dense layer. `python benchmarks/module_speed.py`\n\n"
+        f"**Module speed** (two fp32 cores at {result['settings']['keep']:g} of the bytes, "
+        f"{result['machine']['torch_threads']} threads): time of our module over a\n"
+        "hand-written module of two matmuls, and over the dense layer. `python benchmarks/module_speed.py`\n\n"
         + grid(["layer", "mode", "batch", "ours / by hand", "ours / dense"], rows)
     )
 

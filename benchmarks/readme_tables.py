@@ -53,7 +53,7 @@ def ranks() -> str:
     ]
     return (
         f"**Truncation alone** (two cores in bf16, no integers; dense perplexity {dense:.2f}): the uniform allocator is the\n"
-        "SVD-LLM baseline; the last column is the excess cross-entropy over the baseline's. `python benchmarks/weights_ranks.py`\n\n"
+        "SVD-LLM baseline; the last column is the excess cross-entropy over it. `python benchmarks/weights_ranks.py`\n\n"
         + grid(["bytes kept", "allocation of ranks", "perplexity", "KL", "excess / uniform's"], rows)
     )
 

@@ -1,9 +1,20 @@
 """The key-value cache as a tensor network: calibration, codecs, and drop-in ``transformers`` caches."""
 
-from tensornet_compress.kv.cache import BlockCache, CacheReport
+from tensornet_compress.kv.cache import CacheReport, CompressedCache
 from tensornet_compress.kv.calibrate import calibrate
 from tensornet_compress.kv.codec import IdentityCodec
-from tensornet_compress.kv.joint import JointCodec
+from tensornet_compress.kv.context import compressed
+from tensornet_compress.kv.livecache import LiveCache
 from tensornet_compress.kv.profile import Profile
+from tensornet_compress.kv.storage import StorageCache
 
-__all__ = ["BlockCache", "CacheReport", "IdentityCodec", "JointCodec", "Profile", "calibrate"]
+__all__ = [
+    "CacheReport",
+    "CompressedCache",
+    "IdentityCodec",
+    "LiveCache",
+    "Profile",
+    "StorageCache",
+    "calibrate",
+    "compressed",
+]

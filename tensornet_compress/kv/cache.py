@@ -1,25 +1,18 @@
-"""``CompressedCache``: a drop-in ``transformers`` cache that holds sealed blocks instead of keys and values."""
+"""``CompressedCache``: what both modes of the drop-in cache share, and the choice between them."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, DynamicCache
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, DynamicCache, DynamicLayer
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.blocks import Sequence, held_bytes, open_sequence, seal
-from tensornet_compress.kv.codec import BlockCodec
-from tensornet_compress.kv.layers import WorkingLayer
+from tensornet_compress.kv.profile import Profile
 from tensornet_compress.kv.rope import PositionRecorder, rotary_module, rotary_style
-
-_LARGEST_BLOCK = 1024
-
 
 @dataclass(frozen=True)
 class CacheReport:
@@ -31,6 +24,7 @@ class CacheReport:
     sink_nbytes: int
     tail_nbytes: int
     working_nbytes: int
+    basis_nbytes: int
     other_nbytes: int
     exact_nbytes: int
     bits_per_element: float
@@ -39,41 +33,61 @@ class CacheReport:
     @property
     def nbytes(self) -> int:
         """Everything held now."""
-        return self.payload_nbytes + self.sink_nbytes + self.tail_nbytes + self.working_nbytes + self.other_nbytes
+        stored = self.payload_nbytes + self.sink_nbytes + self.tail_nbytes + self.basis_nbytes
+        return stored + self.working_nbytes + self.other_nbytes
 
     def __str__(self) -> str:
         lines = [
             f"{self.tokens} tokens, {self.sealed_tokens} sealed; {self.nbytes:,} bytes held, exact cache {self.exact_nbytes:,}",
             f"  payload {self.payload_nbytes:,}  sinks {self.sink_nbytes:,}  recent tail {self.tail_nbytes:,}  "
-            f"decoded working set {self.working_nbytes:,}  other layers {self.other_nbytes:,}",
+            f"own bases {self.basis_nbytes:,}  decoded working set {self.working_nbytes:,}  other layers {self.other_nbytes:,}",
             f"  {self.bits_per_element:.3f} bits per key/value element, everything counted",
         ]
         lines += [f"  layer {index} keeps its own class: {kind}" for index, kind in self.skipped]
         return "\n".join(lines)
 
 
-class BlockCache(Cache):
-    """A cache over any ``BlockCodec``: exact sinks, sealed blocks, an exact recent tail.
 
-    A block is sealed once, when ``window + block`` tokens lie behind it, and never coded again. From then on attention sees
-    what the block decodes to. Decoded tokens stay in a working set until ``freeze``; the next ``update`` decodes them again.
+class CompressedCache(Cache):
+    """A drop-in ``transformers`` cache that holds compressed networks instead of keys and values.
+
+    ``CompressedCache(model, bits=2.0, profile=None, mode="live", sinks=4, window=64, block=...)`` makes a ``LiveCache`` or, with
+    ``mode="storage"``, a ``StorageCache``. Full-attention layers are compressed; others keep their own class and are reported.
+
+    Args:
+        bits: target payload bits per key/value element; sinks and window come on top.
+        profile: from ``calibrate``; without one the bases are made from the sequence itself and count as its bytes.
+        sinks, window: first and most recent tokens that stay exact. block: tokens sealed at a time.
     """
 
-    def __init__(self, model: nn.Module, codec: BlockCodec, *, sinks: int = 4, window: int = 64, block: int = 128):
+    def __new__(cls, model: nn.Module, *args: Any, mode: Literal["live", "storage"] = "live", **kwargs: Any) -> CompressedCache:
+        """Pick the class of the mode."""
+        if cls is CompressedCache:
+            from tensornet_compress.kv.livecache import LiveCache
+            from tensornet_compress.kv.storage import StorageCache
+
+            if mode not in ("live", "storage"):
+                raise TensorNetError(f"mode must be 'live' or 'storage', was given {mode!r}")
+            return object.__new__(LiveCache if mode == "live" else StorageCache)
+        return object.__new__(cls)
+
+    def __init__(self, model: nn.Module, *, profile: Profile | None, sinks: int, window: int, block: int):
         for name, value, least in (("sinks", sinks, 0), ("window", window, 0), ("block", block, 1)):
             if value < least:
                 raise TensorNetError(f"{name} must be at least {least}, was given {value}")
-        self.codec, self.sinks, self.window, self.block = codec, sinks, window, block
-        self.sequences: list[Sequence] = []
-        self.sealed_length = 0
-        self.frozen = False
-        self._positions: Tensor | None = None
-        self._style = rotary_style(model)
+        self.profile, self.sinks, self.window, self.block = profile, sinks, window, block
+        self.positions: Tensor | None = None
+        self.style = rotary_style(model)
         module = rotary_module(model)
-        self._recorder = PositionRecorder(module) if module is not None else None
-        if self._recorder is not None:
-            weakref.finalize(self, self._recorder.close)
+        self.recorder = PositionRecorder(module) if module is not None else None
+        if self.recorder is not None:
+            weakref.finalize(self, self.recorder.close)
         super().__init__(layers=self._build_layers(model))
+        if profile is not None and profile.spec.layers != [layer.index for layer in self.compressed_layers]:
+            raise TensorNetError(
+                f"the profile was made for full-attention layers {profile.spec.layers}, "
+                f"this model has {[layer.index for layer in self.compressed_layers]}"
+            )
 
     def _build_layers(self, model: nn.Module) -> list[Any]:
         layers = []
@@ -81,219 +95,99 @@ class BlockCache(Cache):
         for index, layer in enumerate(DynamicCache(config=model.config.get_text_config(decoder=True)).layers):
             plain = type(layer) is DYNAMIC_LAYER_TYPE_MAPPING["full_attention"]
             layers.append(self.make_layer(index) if plain else layer)
-        if not any(isinstance(layer, WorkingLayer) for layer in layers):
+        self.compressed_layers = [layer for layer in layers if getattr(layer, "owner", None) is self]
+        if not self.compressed_layers:
             raise TensorNetError("the model has no full-attention layer that caches keys and values; there is nothing to compress")
         return layers
 
     def make_layer(self, index: int) -> Any:
-        """The class of a compressed layer."""
-        return WorkingLayer(self, index)
+        """A compressed layer, with attributes ``owner`` and ``index``."""
+        raise NotImplementedError
 
-    @property
-    def compressed_layers(self) -> list[Any]:
-        """The layers this cache compresses, in order."""
-        return [layer for layer in self.layers if isinstance(layer, WorkingLayer)]
-
-    def before_update(self, layer: WorkingLayer, key_states: Tensor) -> None:
-        """Called by every compressed layer before it appends: thaw, and note positions once per forward pass."""
-        compressed = self.compressed_layers
-        if layer is not compressed[0]:
-            return
-        self.thaw()
-        batch, _, tokens, _ = key_states.shape
-        if not self.sequences:
-            self.sequences = [Sequence(0, (), ())] * batch
-        if len(self.sequences) != batch:
-            raise TensorNetError(f"the cache holds {len(self.sequences)} sequences and was given {batch}; reset it first")
+    def note_positions(self, layer: DynamicLayer, batch: int, tokens: int) -> None:
+        """Called by the first compressed layer of a forward pass: remember the positions of the new tokens."""
         total = layer.get_seq_length()
-        if self._recorder is not None:
-            new = self._recorder.positions(tokens).expand(batch, -1).cpu()
+        if self.recorder is not None:
+            new = self.recorder.positions(tokens).expand(batch, -1).cpu()
         else:
             new = torch.arange(total, total + tokens).expand(batch, -1)
-        self._positions = new.clone() if self._positions is None else torch.cat([self._positions, new], 1)
-        if not self.sealed_length:
-            self.sequences = [Sequence(_first_real(row), (), ()) for row in self._positions]
+        if self.positions is not None and len(self.positions) != batch:
+            raise TensorNetError(f"the cache holds {len(self.positions)} sequences and was given {batch}; reset it first")
+        self.positions = new.clone() if self.positions is None else torch.cat([self.positions, new], 1)
 
-    def after_update(self, layer: WorkingLayer) -> None:
-        """Called by every compressed layer after it appended: the last one seals what has become old enough."""
-        if layer is self.compressed_layers[-1]:
-            self._seal_ready(layer.keys.shape[2])
-
-    def _seal_ready(self, length: int) -> None:
-        while length - self.sealed_length >= self.window + self.block:
-            ready = (length - self.sealed_length - self.window) // self.block * self.block
-            self._seal(min(ready, max(self.block, _LARGEST_BLOCK // self.block * self.block)))
-
-    def _seal(self, tokens: int) -> None:
-        start, end = self.sealed_length, self.sealed_length + tokens
-        known = self._positions
-        if known is None:
-            raise TensorNetError("the cache has tokens without positions; it was filled outside of a forward pass")
-        rotary = self._recorder.rotary(self._style) if self._recorder is not None and self._style else None
-        layers = self.compressed_layers
-        sealed = []
-        for row, sequence in enumerate(self.sequences):
-            sequence = self._take_sinks(sequence, row, start, end)
-            keys = [layer.keys[row, :, start:end] for layer in layers]
-            values = [layer.values[row, :, start:end] for layer in layers]
-            positions = known[row, :tokens].to(keys[0].device)
-            sequence = seal(self.codec, sequence, start, keys, values, positions, rotary)
-            open_sequence(self.codec, sequence, list(zip(keys, values)), start)
-            sealed.append(sequence)
-        self.sequences = sealed
-        self._positions = known[:, tokens:]
-        self.sealed_length = end
-
-    def _take_sinks(self, sequence: Sequence, row: int, start: int, end: int) -> Sequence:
-        """Copy the sinks that fall into [start, end) before their block is sealed."""
-        held = sequence.sinks[0][0].shape[1] if sequence.sinks else 0
-        low, high = max(sequence.first + held, start), min(sequence.first + self.sinks, end)
-        if low >= high:
-            return sequence
-        taken = [
-            (layer.keys[row, :, low:high].clone(), layer.values[row, :, low:high].clone()) for layer in self.compressed_layers
-        ]
-        if sequence.sinks:
-            taken = [
-                (torch.cat([old[0], new[0]], 1), torch.cat([old[1], new[1]], 1)) for old, new in zip(sequence.sinks, taken)
-            ]
-        return Sequence(sequence.first, tuple(taken), sequence.blocks)
-
-    def freeze(self) -> None:
-        """Drop the decoded working set; what stays are sinks, sealed blocks and the recent tail."""
-        if not self.frozen:
-            for layer in self.compressed_layers:
-                layer.drop_sealed()
-            self.frozen = True
-
-    def thaw(self) -> None:
-        """Decode every sealed block into the working set (also done by the next forward pass)."""
-        if not self.frozen:
-            return
-        self.frozen = False
-        layers = self.compressed_layers
-        if not self.sealed_length:
-            return
-        shape = (len(self.sequences), self.sealed_length)
-        fresh = [
-            (
-                layer.keys.new_zeros(shape[0], layer.keys.shape[1], shape[1], layer.keys.shape[3]),
-                layer.values.new_zeros(shape[0], layer.values.shape[1], shape[1], layer.values.shape[3]),
-            )
-            for layer in layers
-        ]
-        for row, sequence in enumerate(self.sequences):
-            open_sequence(self.codec, sequence, [(k[row], v[row]) for k, v in fresh])
-        for layer, (keys, values) in zip(layers, fresh):
-            layer.restore_sealed(keys, values)
+    def first_real(self) -> list[int]:
+        """Index of the first unpadded token of each row, among the tokens whose positions are known."""
+        if self.positions is None:
+            return []
+        return [_first_real(row) for row in self.positions]
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed blocks."""
-        self.thaw()
+        """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed ones."""
         super().crop(tokens_to_remove)
-        length = self.compressed_layers[0].get_seq_length()
-        removed = abs(tokens_to_remove)
-        if self._positions is not None and removed:
-            self._positions = self._positions[:, : max(0, self._positions.shape[1] - removed)]
-        if length < self.sealed_length:
-            self.sealed_length = length
-            self.sequences = [sequence.cropped(length) for sequence in self.sequences]
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rows in the order of ``beam_idx`` (rows,)."""
-        super().reorder_cache(beam_idx)
-        self._pick(beam_idx.tolist())
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row ``repeats`` times; repeated rows share their blocks."""
-        super().batch_repeat_interleave(repeats)
-        self._pick([row for row in range(len(self.sequences)) for _ in range(repeats)])
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Only the rows ``indices`` (integers or a mask)."""
-        super().batch_select_indices(indices)
-        chosen = torch.as_tensor(indices).cpu()
-        self._pick((torch.nonzero(chosen).flatten() if chosen.dtype == torch.bool else chosen).tolist())
-
-    def _pick(self, rows: list[int]) -> None:
-        if self.sequences:
-            self.sequences = [self.sequences[row] for row in rows]
-        if self._positions is not None:
-            self._positions = self._positions[rows]
+        if self.positions is not None and tokens_to_remove:
+            self.positions = self.positions[:, : max(0, self.positions.shape[1] - abs(tokens_to_remove))]
 
     def reset(self) -> None:
         """Empty the cache."""
         super().reset()
-        self.sequences, self.sealed_length, self._positions, self.frozen = [], 0, None, False
+        self.positions = None
 
     @property
     def payload_nbytes(self) -> int:
-        """Bytes of the sealed blocks."""
-        return held_bytes(self.sequences)[0]
+        """Bytes of the sealed tokens' codes."""
+        return self.report().payload_nbytes
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything held now: blocks, sinks, recent tail, decoded working set, layers of other classes."""
+        """Bytes of everything held now, decoded working set and layers of other classes included."""
         return self.report().nbytes
 
     @property
     def bits_per_element(self) -> float:
-        """Stored bits per key/value element of the compressed layers: blocks, sinks and tail (not the working set)."""
+        """Stored bits per key/value element of the compressed layers: codes, own bases, sinks and tail (no working set)."""
         return self.report().bits_per_element
 
     def report(self) -> CacheReport:
         """Where the bytes are."""
+        raise NotImplementedError
+
+    def make_report(self, *, sealed: int, payload: int, sinks: int, tail: int, working: int, basis: int) -> CacheReport:
+        """Fill in what does not depend on the mode."""
         layers = self.compressed_layers
-        payload, sinks = held_bytes(self.sequences)
         tokens = layers[0].get_seq_length()
-        plain = sum(layer.held_bytes for layer in layers)
-        inside = tokens - (self.sealed_length if self.frozen else 0)
-        per_token = plain // inside if inside else 0
-        tail = per_token * (tokens - self.sealed_length) + (0 if self._positions is None else self._positions.nbytes)
-        working = 0 if self.frozen else per_token * self.sealed_length
-        elements = sum(_elements_per_token(layer) for layer in layers) * tokens
-        skipped = tuple((i, type(layer).__name__) for i, layer in enumerate(self.layers) if layer not in layers)
-        other = sum(_plain_bytes(self.layers[i]) for i, _ in skipped)
+        elements = tokens * sum(_elements_per_token(layer) for layer in layers)
         itemsize = next((layer.keys.element_size() for layer in layers if layer.is_initialized), 0)
-        stored = payload + sinks + tail
+        others = [(i, layer) for i, layer in enumerate(self.layers) if getattr(layer, "owner", None) is not self]
+        other = sum(_plain_bytes(layer) for _, layer in others)
+        tail += 0 if self.positions is None else self.positions.nbytes
         return CacheReport(
             tokens=tokens,
-            sealed_tokens=self.sealed_length,
+            sealed_tokens=sealed,
             payload_nbytes=payload,
             sink_nbytes=sinks,
             tail_nbytes=tail,
             working_nbytes=working,
+            basis_nbytes=basis,
             other_nbytes=other,
             exact_nbytes=elements * itemsize + other,
-            bits_per_element=8 * stored / elements if elements else 0.0,
-            skipped=skipped,
+            bits_per_element=8 * (payload + sinks + tail + basis) / elements if elements else 0.0,
+            skipped=tuple((i, type(layer).__name__) for i, layer in others),
         )
 
 
 def _first_real(positions: Tensor) -> int:
-    """Index of the first unpadded token of a row: padding repeats a position, real tokens count up from zero."""
+    """Padding repeats a position, real tokens count up from zero."""
     zeros = torch.nonzero(positions == 0).flatten()
     return int(zeros[-1]) if len(zeros) else 0
 
 
-def _elements_per_token(layer: WorkingLayer) -> int:
+def _elements_per_token(layer: Any) -> int:
     if not layer.is_initialized:
         return 0
     batch, heads, _, width = layer.keys.shape
-    return batch * heads * width + batch * heads * layer.values.shape[-1]
+    return batch * heads * (width + layer.values.shape[-1])
 
 
 def _plain_bytes(layer: Any) -> int:
-    return sum(t.nbytes for t in (getattr(layer, "keys", None), getattr(layer, "values", None)) if isinstance(t, Tensor))
-
-
-@contextmanager
-def compressed(
-    model: nn.Module, bits: float = 2.0, mode: Literal["live", "storage"] = "live", **options: Any
-) -> Iterator[list[Any]]:
-    """Inside, every ``model.generate(...)`` without its own cache gets a fresh ``CompressedCache``; the caches are yielded.
-
-    Args:
-        bits, mode, options: as for ``CompressedCache``.
-    """
-    raise NotImplementedError
+    names = ("keys", "values")
+    return sum(t.nbytes for t in (getattr(layer, name, None) for name in names) if isinstance(t, Tensor))

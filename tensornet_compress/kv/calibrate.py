@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.capture import Captured, Runner, Window, windows
 from tensornet_compress.kv.grouping import consecutive_groups, search_groups
+from tensornet_compress.kv.live import LiveBasis
+from tensornet_compress.kv.live_calibration import live_bases, live_curve
 from tensornet_compress.kv.moments import SideMoments, SideSensitivity, side_rows
 from tensornet_compress.kv.profile import SIDES, Profile, ProfileSpec, check_finite, side_spec
 from tensornet_compress.kv.quantiser import Statistics
@@ -76,14 +78,16 @@ def calibrate(
                 if metric == "fisher" and seen < sensitivity_windows:
                     _add_sensitivity(runner, sequence, sensitivity, sinks, window, generator)
                 seen += 1
-        style = runner.style
+        style, rotary = runner.style, runner.rotary()
     if first is None:
         raise TensorNetError("calibration was given no batches; pass an iterable of int64 ids (batch, length)")
     if not kept:
         raise TensorNetError(
             f"calibration was given {seen} sequences and needs at least {_STATISTICS_EVERY}: some measure what others teach"
         )
-    roots = _metric_roots(metric, sensitivity, {side: moments[side].mean().numel() for side in SIDES}, first)
+    blocks = _metric_blocks(metric, sensitivity, {side: moments[side].mean().numel() for side in SIDES}, first)
+    roots = {side: _roots(block) for side, block in blocks.items()}
+    live: dict[str, list[LiveBasis]] = {}
     trees: dict[str, SideTree] = {}
     found: dict[str, dict[str, float]] = {}
     for side in SIDES:
@@ -96,7 +100,11 @@ def calibrate(
         else:
             groups, found[side] = consecutive_groups(units, size), {}
         trees[side] = build_tree(covariance, moments[side].mean(), roots[side], groups, joined)
+        live[side] = live_bases(
+            covariance, moments[side].mean(), blocks[side], [len(k) for k in first.keys], rotary if side == "key" else None
+        )
     scale, frequency, offset = _statistics(trees, kept)
+    curve = live_curve(live, kept, sinks, [len(k) for k in first.keys], rotary)
     spec = ProfileSpec(
         layers=list(first.layers),
         heads=[len(k) for k in first.keys],
@@ -107,7 +115,7 @@ def calibrate(
         calibration_tokens=moments["key"].count,
         grouping_bits=found,
     )
-    return Profile(spec, trees, scale, frequency, offset)
+    return Profile(spec, trees, scale, frequency, offset, live, curve)
 
 
 def _sequences(batch: Window) -> list[Tensor]:
@@ -147,22 +155,23 @@ def _add_sensitivity(
             sensitivity[side].add(torch.cat(gradients, 0)[:, sinks : prefix.shape[1] - edge])
 
 
-def _metric_roots(
+def _metric_blocks(
     metric: str, sensitivity: dict[str, SideSensitivity], channels: dict[str, int], first: Captured
 ) -> dict[str, Tensor]:
-    """Symmetric square roots of the metric per unit, on one common scale for both sides."""
+    """The metric of every unit, fp64 (units, width, width), on one common scale for both sides."""
     if metric == "euclidean":
         return {
-            side: torch.eye(states[0].shape[-1]).repeat(channels[side] // states[0].shape[-1], 1, 1)
+            side: torch.eye(states[0].shape[-1], dtype=torch.float64).repeat(channels[side] // states[0].shape[-1], 1, 1)
             for side, states in (("key", first.keys), ("value", first.values))
         }
     blocks = {side: check_finite(f"{side} sensitivity", sensitivity[side].metric()) for side in SIDES}
-    common = sum(b.diagonal(dim1=-2, dim2=-1).mean() for b in blocks.values()) / len(blocks)
-    roots = {}
-    for side, block in blocks.items():
-        values, vectors = torch.linalg.eigh(block / common)
-        roots[side] = ((vectors * values.clamp_min(1e-12).sqrt()[:, None]) @ vectors.mT).float()
-    return roots
+    common = sum(float(b.diagonal(dim1=-2, dim2=-1).mean()) for b in blocks.values()) / len(blocks)
+    return {side: block / common for side, block in blocks.items()}
+
+
+def _roots(blocks: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(blocks)
+    return ((vectors * values.clamp_min(1e-12).sqrt()[:, None]) @ vectors.mT).float()
 
 
 def _noise(weighted: Tensor) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.frozen import Frozen
+from tensornet_compress.kv.live import Curve, LiveBasis
 from tensornet_compress.kv.quantiser import Quantiser
 from tensornet_compress.kv.tree import SideTree, StoredBasis
 
@@ -49,13 +50,19 @@ class ProfileSpec(Frozen):
 
 @dataclass(frozen=True)
 class Profile:
-    """Bases, metric and statistics of a model's cache. ``scale[side]``: mean magnitude of each coefficient."""
+    """Bases, metric and statistics of a model's cache.
+
+    ``trees``, ``scale`` (mean magnitude of each coefficient), ``frequency`` and ``offset`` serve storage mode; ``live`` (one basis
+    per layer and side) and ``curve`` serve live mode.
+    """
 
     spec: ProfileSpec
     trees: dict[str, SideTree]
     scale: dict[str, Tensor]
     frequency: Tensor
     offset: Tensor
+    live: dict[str, list[LiveBasis]]
+    curve: Curve
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +72,8 @@ class Profile:
     @property
     def numbers(self) -> int:
         """Numbers in the bases of both sides."""
-        return sum(tree.numbers for tree in self.trees.values())
+        live = sum(v.rank * v.width for bases in self.live.values() for b in bases for v in b.blocks)
+        return sum(tree.numbers for tree in self.trees.values()) + live
 
     @property
     def full_basis_numbers(self) -> int:
@@ -100,6 +108,11 @@ class Profile:
     def tensors(self) -> dict[str, Tensor]:
         """Everything stored, by flat name."""
         out = {"frequency": self.frequency, "offset": self.offset}
+        out |= {"curve.error": self.curve.error, "curve.step": self.curve.step}
+        for side, live in self.live.items():
+            for i, basis in enumerate(live):
+                out |= {f"{side}.live{i}.codes": basis.blocks[0].codes, f"{side}.live{i}.scale": basis.blocks[0].scale}
+                out |= {f"{side}.live{i}.deviation": basis.deviation, f"{side}.live{i}.mean": basis.mean}
         for side, tree in self.trees.items():
             out |= {f"{side}.mean": tree.mean, f"{side}.metric_root": tree.metric_root, f"{side}.scale": self.scale[side]}
             bases = {f"{side}.group{i}": basis for i, basis in enumerate(tree.bases)}
@@ -137,7 +150,9 @@ class Profile:
         try:
             trees = {side: _tree(getattr(spec, side), side, stored) for side in SIDES}
             scale = {side: stored[f"{side}.scale"] for side in SIDES}
-            profile = Profile(spec, trees, scale, stored["frequency"], stored["offset"])
+            live = {side: _live(spec, getattr(spec, side).width, side, stored) for side in SIDES}
+            curve = Curve(stored["curve.error"].view(9), stored["curve.step"].view(9))
+            profile = Profile(spec, trees, scale, stored["frequency"], stored["offset"], live, curve)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the profile in {str(folder)!r} lacks or misshapes a tensor: {error}") from error
         if set(profile.tensors()) != set(stored):
@@ -163,6 +178,15 @@ def _tree(spec: SideSpec, side: str, stored: dict[str, Tensor]) -> SideTree:
     mean = stored[f"{side}.mean"].view(units * spec.width)
     metric_root = stored[f"{side}.metric_root"].view(units, spec.width, spec.width)
     return SideTree(spec.width, mean, metric_root, spec.groups, bases, spec.joined, root)
+
+
+def _live(spec: ProfileSpec, width: int, side: str, stored: dict[str, Tensor]) -> list[LiveBasis]:
+    bases = []
+    for i, heads in enumerate(spec.heads):
+        n, name = heads * width, f"{side}.live{i}"
+        vectors = StoredBasis(stored[f"{name}.codes"].view(n, n), stored[f"{name}.scale"].view(n), n, n)
+        bases.append(LiveBasis((vectors,), stored[f"{name}.deviation"].view(n), stored[f"{name}.mean"].view(n)))
+    return bases
 
 
 def side_spec(tree: SideTree) -> SideSpec:

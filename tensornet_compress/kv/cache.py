@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, DynamicC
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.profile import Profile
 from tensornet_compress.kv.rope import PositionRecorder, rotary_module, rotary_style
+
 
 @dataclass(frozen=True)
 class CacheReport:
@@ -47,7 +49,6 @@ class CacheReport:
         return "\n".join(lines)
 
 
-
 class CompressedCache(Cache):
     """A drop-in ``transformers`` cache that holds compressed networks instead of keys and values.
 
@@ -60,7 +61,9 @@ class CompressedCache(Cache):
         sinks, window: first and most recent tokens that stay exact. block: tokens sealed at a time.
     """
 
-    def __new__(cls, model: nn.Module, *args: Any, mode: Literal["live", "storage"] = "live", **kwargs: Any) -> CompressedCache:
+    def __new__(
+        cls, model: nn.Module, *args: Any, mode: Literal["live", "storage"] = "live", **kwargs: Any
+    ) -> CompressedCache:
         """Pick the class of the mode."""
         if cls is CompressedCache:
             from tensornet_compress.kv.livecache import LiveCache
@@ -97,7 +100,9 @@ class CompressedCache(Cache):
             layers.append(self.make_layer(index) if plain else layer)
         self.compressed_layers = [layer for layer in layers if getattr(layer, "owner", None) is self]
         if not self.compressed_layers:
-            raise TensorNetError("the model has no full-attention layer that caches keys and values; there is nothing to compress")
+            raise TensorNetError(
+                "the model has no full-attention layer that caches keys and values; there is nothing to compress"
+            )
         return layers
 
     def make_layer(self, index: int) -> Any:
@@ -112,7 +117,9 @@ class CompressedCache(Cache):
         else:
             new = torch.arange(total, total + tokens).expand(batch, -1)
         if self.positions is not None and len(self.positions) != batch:
-            raise TensorNetError(f"the cache holds {len(self.positions)} sequences and was given {batch}; reset it first")
+            raise TensorNetError(
+                f"the cache holds {len(self.positions)} sequences and was given {batch}; reset it first"
+            )
         self.positions = new.clone() if self.positions is None else torch.cat([self.positions, new], 1)
 
     def first_real(self) -> list[int]:
@@ -146,6 +153,19 @@ class CompressedCache(Cache):
     def bits_per_element(self) -> float:
         """Stored bits per key/value element of the compressed layers: codes, own bases, sinks and tail (no working set)."""
         return self.report().bits_per_element
+
+    def save(self, path: str | Path) -> int:
+        """Write to one file; returns its bytes. See ``persist.save_cache``."""
+        from tensornet_compress.kv.persist import save_cache
+
+        return save_cache(self, path)
+
+    @staticmethod
+    def load(path: str | Path, model: nn.Module, profile: Profile | None = None) -> CompressedCache:
+        """Read a file written by ``save``. See ``persist.load_cache``."""
+        from tensornet_compress.kv.persist import load_cache
+
+        return load_cache(path, model, profile)
 
     def report(self) -> CacheReport:
         """Where the bytes are."""

@@ -101,7 +101,11 @@ def calibrate(
             groups, found[side] = consecutive_groups(units, size), {}
         trees[side] = build_tree(covariance, moments[side].mean(), roots[side], groups, joined)
         live[side] = live_bases(
-            covariance, moments[side].mean(), blocks[side], [len(k) for k in first.keys], rotary if side == "key" else None
+            covariance,
+            moments[side].mean(),
+            blocks[side],
+            [len(k) for k in first.keys],
+            rotary if side == "key" else None,
         )
     scale, frequency, offset = _statistics(trees, kept)
     curve = live_curve(live, kept, sinks, [len(k) for k in first.keys], rotary)
@@ -125,7 +129,9 @@ def _sequences(batch: Window) -> list[Tensor]:
 def _units(side: str, states: list[Tensor]) -> tuple[int, int]:
     widths = {s.shape[-1] for s in states}
     if len(widths) > 1:
-        raise TensorNetError(f"{side} heads have widths {sorted(widths)}; joint coding needs one width across full-attention layers")
+        raise TensorNetError(
+            f"{side} heads have widths {sorted(widths)}; joint coding needs one width across full-attention layers"
+        )
     units, width = sum(len(s) for s in states), widths.pop()
     if units * width > _MAX_JOINED_CHANNELS:
         raise TensorNetError(
@@ -161,7 +167,9 @@ def _metric_blocks(
     """The metric of every unit, fp64 (units, width, width), on one common scale for both sides."""
     if metric == "euclidean":
         return {
-            side: torch.eye(states[0].shape[-1], dtype=torch.float64).repeat(channels[side] // states[0].shape[-1], 1, 1)
+            side: torch.eye(states[0].shape[-1], dtype=torch.float64).repeat(
+                channels[side] // states[0].shape[-1], 1, 1
+            )
             for side, states in (("key", first.keys), ("value", first.values))
         }
     blocks = {side: check_finite(f"{side} sensitivity", sensitivity[side].metric()) for side in SIDES}

@@ -115,7 +115,9 @@ class Runner:
         cache, positions = self.prefill(window.ids, window.mask)
         layers = full_attention_layers(cache)
         if not layers:
-            raise TensorNetError("the model has no full-attention layer that caches keys and values; there is nothing to compress")
+            raise TensorNetError(
+                "the model has no full-attention layer that caches keys and values; there is nothing to compress"
+            )
         plain = [self.plain(cache.layers[i].keys, positions) for i in layers]
         for row, keep in enumerate(window.mask.bool()):
             yield Captured(
@@ -124,7 +126,9 @@ class Runner:
                 [cache.layers[i].values[row][:, keep.to(self.device)].float().cpu() for i in layers],
             )
 
-    def sensitivity(self, prefix: Tensor, continuation: Tensor, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    def sensitivity(
+        self, prefix: Tensor, continuation: Tensor, generator: torch.Generator
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of the log-likelihood of sampled next tokens with respect to every cached key and value.
 
         Labels are drawn from the model, so outer products of these gradients estimate the Fisher information: the second-order

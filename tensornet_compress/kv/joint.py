@@ -50,7 +50,11 @@ class JointCodec:
         )
         parts = dict(zip(SIDES, coefficients.split(self._counts, 1)))
         states = [
-            layers_of(self.profile.trees[side].synthesise(parts[side]), self.profile.spec.heads, self.profile.trees[side].width)
+            layers_of(
+                self.profile.trees[side].synthesise(parts[side]),
+                self.profile.spec.heads,
+                self.profile.trees[side].width,
+            )
             for side in SIDES
         ]
         return states[0], states[1]

@@ -22,7 +22,11 @@ def live_bases(
         rotary: given for keys: second moments and metric are then averaged over positions, and the mean is no longer constant.
     """
     width = metric.shape[-1]
-    turns = None if rotary is None else rotary.rotate(torch.eye(width).expand(len(_POSITIONS), -1, -1), _POSITIONS[:, None]).mT
+    turns = (
+        None
+        if rotary is None
+        else rotary.rotate(torch.eye(width).expand(len(_POSITIONS), -1, -1), _POSITIONS[:, None]).mT
+    )
     bases, unit = [], 0
     for count in heads:
         own = slice(unit * width, (unit + count) * width)

@@ -13,12 +13,14 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.attention import NAME
 from tensornet_compress.kv.cache import CacheReport, CompressedCache
 from tensornet_compress.kv.free import own_basis
-from tensornet_compress.kv.live import Curve, SideCode, allocate
+from tensornet_compress.kv.live import Curve, LiveBasis, SideCode, allocate
 from tensornet_compress.kv.livelayer import LiveLayer
 from tensornet_compress.kv.planes import UNIT
 from tensornet_compress.kv.profile import SIDES, Profile
+from tensornet_compress.kv.tree import StoredBasis
 
 _CONTRACTED_QUERIES = 16
+_OWN = ("codes", "scale", "deviation", "mean", "error", "step")
 
 
 class LiveCache(CompressedCache):
@@ -50,7 +52,7 @@ class LiveCache(CompressedCache):
         self._config = weakref.ref(model.config)
         self._codes: list[tuple[SideCode, SideCode]] | None = None
         self._own: dict[int, tuple[SideCode, SideCode]] = {}
-        self._own_nbytes = 0
+        self._own_source: dict[int, tuple[tuple[LiveBasis, Curve], ...]] = {}
         super().__init__(model, profile=profile, sinks=sinks, window=window, block=block)
         if profile is not None:
             self._codes = list(_allocated(profile, bits))
@@ -82,18 +84,44 @@ class LiveCache(CompressedCache):
         if self._codes is not None:
             return self._codes[place]
         if place not in self._own:
-            made = []
-            for states in (layer.keys, layer.values):
-                basis, curve = own_basis(states[:, :, : states.shape[2] - self.window])
-                made.append(SideCode(basis, allocate(basis.deviation, curve, self.bits), curve, states.shape[1]))
-                self._own_nbytes += basis.nbytes + curve.error.nbytes + curve.step.nbytes
-            self._own[place] = (made[0], made[1])
+            sources = tuple(
+                own_basis(states[:, :, : states.shape[2] - self.window]) for states in (layer.keys, layer.values)
+            )
+            self._learn(place, sources, layer.keys.shape[1])
         return self._own[place]
+
+    def _learn(self, place: int, sources: tuple[tuple[LiveBasis, Curve], ...], heads: int) -> None:
+        made = [SideCode(basis, allocate(basis.deviation, curve, self.bits), curve, heads) for basis, curve in sources]
+        self._own[place], self._own_source[place] = (made[0], made[1]), sources
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Bases made from the sequence itself, by flat name: what has to be kept with its codes."""
+        found: dict[str, Tensor] = {}
+        for place, sources in self._own_source.items():
+            for side, (basis, curve) in zip(SIDES, sources):
+                name = f"own{place}.{side}"
+                found |= {f"{name}.codes": torch.stack([block.codes for block in basis.blocks])}
+                found |= {f"{name}.scale": torch.stack([block.scale for block in basis.blocks])}
+                found |= {f"{name}.deviation": basis.deviation, f"{name}.mean": basis.mean}
+                found |= {f"{name}.error": curve.error, f"{name}.step": curve.step}
+        return found
+
+    def restore_own(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of ``own_tensors``."""
+        for place in range(len(self.compressed_layers)):
+            if f"own{place}.key.codes" not in tensors:
+                continue
+            sources = []
+            for side in SIDES:
+                part = {name: tensors[f"own{place}.{side}.{name}"] for name in _OWN}
+                blocks = tuple(StoredBasis(c, s, *c.shape) for c, s in zip(part["codes"], part["scale"]))
+                sources.append((LiveBasis(blocks, part["deviation"], part["mean"]), Curve(part["error"], part["step"])))
+            self._learn(place, tuple(sources), len(tensors[f"own{place}.key.codes"]))
 
     def reset(self) -> None:
         """Empty the cache; bases made from its sequence go too."""
         super().reset()
-        self._own, self._own_nbytes = {}, 0
+        self._own, self._own_source = {}, {}
 
     def report(self) -> CacheReport:
         """Where the bytes are."""
@@ -104,7 +132,7 @@ class LiveCache(CompressedCache):
             sinks=sum(layer.sink_nbytes for layer in layers),
             tail=sum(layer.held_bytes for layer in layers),
             working=0,
-            basis=self._own_nbytes,
+            basis=sum(tensor.nbytes for tensor in self.own_tensors().values()),
         )
 
 

@@ -114,7 +114,11 @@ class Profile:
                 out |= {f"{side}.live{i}.codes": basis.blocks[0].codes, f"{side}.live{i}.scale": basis.blocks[0].scale}
                 out |= {f"{side}.live{i}.deviation": basis.deviation, f"{side}.live{i}.mean": basis.mean}
         for side, tree in self.trees.items():
-            out |= {f"{side}.mean": tree.mean, f"{side}.metric_root": tree.metric_root, f"{side}.scale": self.scale[side]}
+            out |= {
+                f"{side}.mean": tree.mean,
+                f"{side}.metric_root": tree.metric_root,
+                f"{side}.scale": self.scale[side],
+            }
             bases = {f"{side}.group{i}": basis for i, basis in enumerate(tree.bases)}
             if tree.root is not None:
                 bases[f"{side}.root"] = tree.root
@@ -146,7 +150,9 @@ class Profile:
         except (OSError, SafetensorError, TensorNetError) as error:
             raise CheckpointError(f"no readable cache profile in {str(folder)!r}: {error}") from error
         if spec.version != VERSION:
-            raise CheckpointError(f"the profile in {str(folder)!r} has version {spec.version}; this package reads {VERSION}")
+            raise CheckpointError(
+                f"the profile in {str(folder)!r} has version {spec.version}; this package reads {VERSION}"
+            )
         try:
             trees = {side: _tree(getattr(spec, side), side, stored) for side in SIDES}
             scale = {side: stored[f"{side}.scale"] for side in SIDES}
@@ -157,7 +163,9 @@ class Profile:
             raise CheckpointError(f"the profile in {str(folder)!r} lacks or misshapes a tensor: {error}") from error
         if set(profile.tensors()) != set(stored):
             extra = sorted(set(stored) - set(profile.tensors()))
-            raise CheckpointError(f"the profile in {str(folder)!r} holds tensors its description does not name: {extra[:4]}")
+            raise CheckpointError(
+                f"the profile in {str(folder)!r} holds tensors its description does not name: {extra[:4]}"
+            )
         for side in SIDES:
             if scale[side].shape != (trees[side].components,):
                 raise CheckpointError(f"the profile in {str(folder)!r} has {tuple(scale[side].shape)} {side} scales")

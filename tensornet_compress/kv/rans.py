@@ -62,8 +62,9 @@ def encode(symbols: NDArray[np.uint8], table: NDArray[np.integer], tables: Table
     """
     lanes = lane_count(len(symbols))
     steps = -(-len(symbols) // lanes)
-    frequency, start = _spread(tables.frequency[table, symbols], steps, lanes), _spread(
-        tables.start[table, symbols], steps, lanes
+    frequency, start = (
+        _spread(tables.frequency[table, symbols], steps, lanes),
+        _spread(tables.start[table, symbols], steps, lanes),
     )
     # A padding symbol covers the whole range: coding it changes nothing and emits nothing.
     frequency.reshape(-1)[len(symbols) :] = _TOTAL
@@ -91,13 +92,19 @@ def decode(payload: NDArray[np.uint8], table: NDArray[np.integer], tables: Table
     lanes = lane_count(count)
     steps = -(-count // lanes)
     if len(payload) < 4 * lanes or len(payload) % 2:
-        raise CheckpointError(f"an entropy-coded block of {count} symbols cannot have {len(payload)} bytes; it is damaged")
+        raise CheckpointError(
+            f"an entropy-coded block of {count} symbols cannot have {len(payload)} bytes; it is damaged"
+        )
     state = payload[: 4 * lanes].copy().view("<u4").astype(np.uint32)
     words = payload[4 * lanes :].copy().view("<u2").astype(np.uint32)
     which = _spread(table.astype(np.int64), steps, lanes)
     live = count - (steps - 1) * lanes
     symbols = np.empty((steps, lanes), np.uint8)
-    slots, frequencies, starts = tables.symbol_of_slot.reshape(-1), tables.frequency.reshape(-1), tables.start.reshape(-1)
+    slots, frequencies, starts = (
+        tables.symbol_of_slot.reshape(-1),
+        tables.frequency.reshape(-1),
+        tables.start.reshape(-1),
+    )
     width, mask = tables.frequency.shape[1], np.uint32(_TOTAL - 1)
     position = 0
     for step in range(steps):

@@ -40,6 +40,7 @@ class StorageCache(CompressedCache):
     ):
         """``codec`` overrides what ``bits`` and ``profile`` would choose."""
         self.codec: BlockCodec = codec or (JointCodec(profile, bits) if profile is not None else FreeCodec(bits))
+        self.bits = None if codec is not None else bits
         self.sequences: list[Sequence] = []
         self.sealed_length = 0
         self.frozen = False
@@ -95,11 +96,13 @@ class StorageCache(CompressedCache):
         if low >= high:
             return sequence
         taken = [
-            (layer.keys[row, :, low:high].clone(), layer.values[row, :, low:high].clone()) for layer in self.compressed_layers
+            (layer.keys[row, :, low:high].clone(), layer.values[row, :, low:high].clone())
+            for layer in self.compressed_layers
         ]
         if sequence.sinks:
             taken = [
-                (torch.cat([old[0], new[0]], 1), torch.cat([old[1], new[1]], 1)) for old, new in zip(sequence.sinks, taken)
+                (torch.cat([old[0], new[0]], 1), torch.cat([old[1], new[1]], 1))
+                for old, new in zip(sequence.sinks, taken)
             ]
         return Sequence(sequence.first, tuple(taken), sequence.blocks)
 

@@ -97,7 +97,8 @@ class SideTree:
         centred = (states.float() - self.mean.float()).view(shape)
         whitened = torch.einsum("tuc,ucd->tud", centred, self.metric_root.float()).flatten(1)
         parts = [
-            basis.analyse(whitened[:, unit_channels(group, self.width)]) for group, basis in zip(self.groups, self.bases)
+            basis.analyse(whitened[:, unit_channels(group, self.width)])
+            for group, basis in zip(self.groups, self.bases)
         ]
         if self.root is None:
             return torch.cat(parts, 1)
@@ -147,9 +148,7 @@ def principal_rows(covariance: Tensor) -> Tensor:
     return vectors.flip(1).T.contiguous()
 
 
-def build_tree(
-    covariance: Tensor, mean: Tensor, metric_root: Tensor, groups: list[list[int]], joined: int
-) -> SideTree:
+def build_tree(covariance: Tensor, mean: Tensor, metric_root: Tensor, groups: list[list[int]], joined: int) -> SideTree:
     """Bases of a tree from second moments.
 
     Args:

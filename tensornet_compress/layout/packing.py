@@ -40,7 +40,9 @@ def unpack_permutation(packed: Tensor, n: int) -> tuple[int, ...]:
     """
     expected = packed_permutation_nbytes(n)
     if packed.dtype != torch.uint8 or packed.numel() != expected:
-        raise TensorNetError(f"a packed order of {n} items takes {expected} bytes of uint8, found {packed.numel()} of {packed.dtype}")
+        raise TensorNetError(
+            f"a packed order of {n} items takes {expected} bytes of uint8, found {packed.numel()} of {packed.dtype}"
+        )
     number = int.from_bytes(packed.cpu().numpy().tobytes(), "little")
     ranks: list[int] = []
     for base in range(1, n + 1):

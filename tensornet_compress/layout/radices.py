@@ -8,6 +8,8 @@ from math import log, prod
 
 from tensornet_compress.errors import TensorNetError
 
+_PADDING_SURCHARGE = 1.1
+
 
 @dataclass(frozen=True)
 class RadixChoice:
@@ -28,7 +30,8 @@ def choose_radices(size: int, parts: int, max_padding: float = 0.1) -> RadixChoi
     """At most ``parts`` radices for an axis of ``size``, padded by at most ``max_padding`` of its length.
 
     The cost of a choice is ``sum(radices) * padded / size``: at equal ranks a train stores numbers in proportion to the
-    sum of its mode sizes, and padding dilutes what they describe. Ties go to less padding, then to the smaller lists.
+    sum of its mode sizes, and padding dilutes what they describe. A padded split must be 10 % cheaper than the best one
+    without padding, because it also costs arithmetic. Ties go to less padding, then to the shorter list.
 
     Raises:
         TensorNetError: ``size`` or ``parts`` below 1, or a negative ``max_padding``.
@@ -41,7 +44,8 @@ def choose_radices(size: int, parts: int, max_padding: float = 0.1) -> RadixChoi
             radices = _balanced_factors(padded, count)
             if radices is None:
                 continue
-            candidate = (sum(radices) * padded / size, padded - size, radices)
+            surcharge = 1.0 if padded == size else _PADDING_SURCHARGE
+            candidate = (surcharge * sum(radices) * padded / size, padded - size, radices)
             if best is None or candidate < best:
                 best = candidate
     assert best is not None  # the axis as one whole radix is always a candidate
@@ -57,7 +61,7 @@ def _balanced_factors(number: int, count: int) -> tuple[int, ...] | None:
     if count == 1:
         return (number,)
     best: tuple[int, ...] | None = None
-    limit = int(round(number ** (1 / count))) + 1
+    limit = round(number ** (1 / count)) + 1
     for smallest in range(limit, 1, -1):
         if number % smallest:
             continue

@@ -30,7 +30,9 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     words[:count] = flat
     shifts = torch.arange(8, device=flat.device) * bits
     stream = (words.view(-1, 8) << shifts).sum(1, keepdim=True)
-    return ((stream >> (8 * torch.arange(bits, device=flat.device))) & 255).to(torch.uint8).view(-1)[: packed_nbytes(count, bits)]
+    return (
+        ((stream >> (8 * torch.arange(bits, device=flat.device))) & 255).to(torch.uint8).view(-1)[: packed_nbytes(count, bits)]
+    )
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:

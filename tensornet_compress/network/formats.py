@@ -31,6 +31,7 @@ from tensornet_compress.frozen import Frozen
 from tensornet_compress.network.bitpack import pack_bits, packed_nbytes, unpack_bits
 
 FLOAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CLIPPING = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
 _INT_NAME = re.compile(r"int([2-8])g(\d+)([zo]?)")
 
 
@@ -116,16 +117,14 @@ class IntFormat(Frozen):
 
         A number decodes as ``scale * code + zero``; for integer zero points ``zero`` is a multiple of ``scale``.
         """
-        grouped, width = self._grouped(matrix.float())
+        grouped, _ = self._grouped(matrix.float())
         low, high = grouped.amin(-1), grouped.amax(-1)
         if importance is None:
             return self._grid(low, high)
         weights, _ = self._grouped(importance.float().reshape(1, -1))
         best_scale, best_zero = self._grid(low, high)
         best_error = self._grid_error(grouped, weights, best_scale, best_zero)
-        steps = 20
-        for step in range(1, steps):
-            shrink = 1 - step / steps * (0.6 if self.bits <= 4 else 0.2)
+        for shrink in _CLIPPING if self.bits <= 4 else _CLIPPING[:2]:
             scale, zero = self._grid(low * shrink, high * shrink)
             error = self._grid_error(grouped, weights, scale, zero)
             better = error < best_error
@@ -168,6 +167,18 @@ class IntFormat(Frozen):
         if run % width == 0:
             return torch.addcmul(zero[..., None], codes.view(rows, groups, width), scale[..., None]).view(shape)
         return torch.addcmul(self.spread(zero, run), codes.view(rows, run), self.spread(scale, run)).view(shape)
+
+    def decode_rows(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Slices ``rows`` (int64, (k,)) of the first axis, decoded: shape (k, *shape[1:]).
+
+        Only the wanted rows are unpacked when they start on byte borders; otherwise the core is decoded whole.
+        """
+        matrix_rows, run = grouped_view(shape, self.group)
+        if len(shape) != 2 or matrix_rows != shape[0] or run * self.bits % 8 or self.zero == "int":
+            return self.decode(parts, shape, dtype).index_select(0, rows)
+        picked = {name: part.view(matrix_rows, -1).index_select(0, rows) for name, part in parts.items()}
+        picked["_q"] = picked["_q"].reshape(-1)
+        return self.decode(picked, (len(rows), *shape[1:]), dtype)
 
     def _grouped(self, matrix: Tensor) -> tuple[Tensor, int]:
         """(rows, run) -> (rows, groups, width); a ragged last group is filled with copies of its last number."""

@@ -1,0 +1,64 @@
+"""Quality at equal bytes: every method against round-to-nearest, everything counted.
+
+    python benchmarks/weights_table.py [--bits 4.5 3.5 2.5] [--methods dense svd ...]
+
+One survey of the model serves all rows. Rows are written as they come, so that a stopped run keeps what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+from time import perf_counter
+from typing import Any
+
+from common import LENGTH, MODEL, Lines, language_inputs, original_layers, write_result
+
+import tensornet_compress as tnc
+from tensornet_compress.compression import survey_model
+from tensornet_compress.evaluate import Reference, evaluate_language
+
+METHODS = ("dense", "auto", "svd", "ttm", "tt", "tree")
+ROUND_TO_NEAREST = {4.5: "int4g64o", 3.5: "int3g64o", 2.5: "int2g64o"}
+WINDOWS = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bits", type=float, nargs="+", default=list(ROUND_TO_NEAREST), choices=list(ROUND_TO_NEAREST))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    arguments = parser.parse_args()
+    model, _, batches, heldout = language_inputs(WINDOWS)
+    reference = Reference(model, heldout)
+    dense = evaluate_language(model, heldout, reference)
+    rows: list[dict[str, Any]] = []
+
+    def record(label: str, bits: float, **options: Any) -> None:
+        started = perf_counter()
+        with original_layers(model):
+            report = tnc.compress(model, tnc.Budget(bits_per_weight=bits), progress=Lines(), **options)
+            seconds = perf_counter() - started
+            quality = evaluate_language(model, heldout, reference)
+        row = {"method": label, "budget_bits_per_weight": bits, "seconds": seconds, "notes": list(report.notes)}
+        rows.append(row | {k: v for k, v in report.summary().items() if k != "seconds"} | quality.model_dump())
+        print(
+            f"{label:6} {report.bits_per_weight:.3f} bits: KL {quality.kl:.4f} perplexity {quality.perplexity:.2f}", flush=True
+        )
+        content = {"model": MODEL, "dense": dense.model_dump(), "rows": rows}
+        settings = {"windows": WINDOWS, "length": LENGTH, "calibration_windows": 32, "round_to_nearest": ROUND_TO_NEAREST}
+        write_result("weights_table", content | {"settings": settings})
+
+    for bits in arguments.bits:
+        record("rtn", bits, method="dense", formats=[ROUND_TO_NEAREST[bits]], allocator="uniform")
+    survey = survey_model(model, batches, method="auto", progress=Lines())
+    print(survey.seconds, flush=True)
+    for method in arguments.methods:
+        for bits in arguments.bits:
+            try:
+                record(method, bits, method=method, survey=survey)
+            except tnc.TensorNetError as error:
+                rows.append({"method": method, "budget_bits_per_weight": bits, "failed": str(error)})
+                print(method, bits, "failed:", error, flush=True)
+
+
+if __name__ == "__main__":
+    main()

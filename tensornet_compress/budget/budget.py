@@ -1,0 +1,38 @@
+"""Budget: how many bytes a compression may leave."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from tensornet_compress.frozen import Frozen
+
+
+class Budget(Frozen):
+    """Exactly one of:
+
+    * ``bits_per_weight``: 8 x stored bytes of the targeted modules (bias included) / number of their weights;
+    * ``ratio``: stored bytes of the whole saved model / bytes of the original;
+    * ``nbytes``: stored bytes of the whole saved model.
+
+    The budget is never exceeded, and met within 1 % unless the richest options cost less.
+    """
+
+    bits_per_weight: float | None = None
+    ratio: float | None = None
+    nbytes: int | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = {name: value for name, value in self if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of bits_per_weight, ratio and nbytes; was given {given or 'none'}")
+        if not all(value > 0 for value in given.values()):
+            raise ValueError(f"a budget must be positive, was given {given}")
+        return self
+
+    def __str__(self) -> str:
+        if self.bits_per_weight is not None:
+            return f"{self.bits_per_weight:g} bits per weight"
+        return f"{self.ratio:g} of the model's bytes" if self.ratio is not None else f"{self.nbytes:,} bytes in all"

@@ -1,0 +1,126 @@
+"""Sensitivities of all layers from one backward pass.
+
+To second order, an error ``D`` of a layer ``y = W x`` costs KL = 1/2 E[(g' D x)^2] per token, with ``g`` the gradient of the
+log-likelihood of labels drawn from the model itself (the true Fisher information, 2507.09428) and products of different
+tokens left out. For outputs that are not logits the same holds of one minus the cosine, with Gaussian labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tensornet_compress.budget.sensitivity import kept_output
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import Batch, model_inputs
+from tensornet_compress.nn import module_kind
+
+
+def fisher_sensitivity(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    probes: Mapping[str, Callable[[], tuple[Tensor, float]]],
+    advance: Callable[[], None] = lambda: None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Output divergence per unit of squared metric error, for each probed layer; see ``measure_sensitivity`` for ``probes``.
+
+    The model's mode, parameters, ``requires_grad`` flags, gradients and hooks are left as found, and torch's global generator
+    is not used.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    divergence = dict.fromkeys(probes, 0.0)
+    tokens = 0
+    with _frozen_evaluation(model), _listening(model, probes, divergence), torch.enable_grad():
+        for batch in batches:
+            output, is_logits = kept_output(model, model_inputs(batch, device))
+            if not output.requires_grad:
+                raise TensorNetError(
+                    f"no gradient reaches the output of {type(model).__name__}; choose sensitivity='probe' instead"
+                )
+            _sampled_loss(output, is_logits, generator).backward()
+            tokens += len(output)
+            advance()
+    return {name: value / tokens / max(probes[name]()[1], 1e-300) for name, value in divergence.items()}
+
+
+def _sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) -> Tensor:
+    """Minus the log-likelihood of labels drawn from the model, summed over tokens."""
+    output = output.float()
+    if is_logits:
+        labels = torch.multinomial(output.detach().softmax(-1), 1, generator=generator)[:, 0]
+        return F.cross_entropy(output, labels, reduction="sum")
+    noise = torch.randn(output.shape, generator=generator, device=output.device)
+    return (F.normalize(output, dim=-1) * noise).sum()
+
+
+@contextmanager
+def _frozen_evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without parameter gradients; embeddings start the graph instead."""
+    training = model.training
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_(torch.is_grad_enabled()))
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    ]
+    try:
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        model.train(training)
+
+
+@contextmanager
+def _listening(
+    model: nn.Module, probes: Mapping[str, Callable[[], tuple[Tensor, float]]], divergence: dict[str, float]
+) -> Iterator[None]:
+    """Hooks that add 1/2 (g' D x)^2 over tokens to ``divergence`` during the backward pass."""
+
+    def listen(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def forward(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                return
+            given = inputs[0].detach()
+
+            def backward(gradient: Tensor) -> None:
+                with torch.no_grad():
+                    weight: Any = module.weight
+                    change = probes[name]()[0].to(weight) - weight
+                    response = _response(module, given, change)
+                    axis = 1 if isinstance(module, nn.Conv2d) else -1
+                    divergence[name] += 0.5 * float((response * gradient).sum(axis).double().square().sum())
+
+            output.register_hook(backward)
+
+        return forward
+
+    handles = [model.get_submodule(name).register_forward_hook(listen(name)) for name in probes]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _response(module: nn.Module, given: Tensor, change: Tensor) -> Tensor:
+    """Change of a module's output when its weight changes."""
+    kind = module_kind(module)
+    if kind == "embedding":
+        return F.embedding(given, change)
+    if isinstance(module, nn.Conv2d):
+        convolve: Any = module._conv_forward
+        return convolve(given, change, None)
+    return given @ change if kind == "conv1d" else F.linear(given, change)

@@ -1,0 +1,263 @@
+"""What a layer may become: options with exact bytes and predicted error, from statistics computed once per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Literal
+
+from torch import Tensor
+
+from tensornet_compress.decompose import (
+    ErrorFeedback,
+    MatrixSpectrum,
+    bond_spectra,
+    feasible_ranks,
+    matrix_spectrum,
+    ranks_for_bytes,
+    tails,
+)
+from tensornet_compress.decompose.realise import column_feedback
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.layout import Layout, choose_radices
+from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.network import (
+    FloatFormat,
+    IntFormat,
+    NetworkSpec,
+    NumberFormat,
+    TermSpec,
+    Topology,
+    parse_format,
+)
+from tensornet_compress.network.network import DTYPES
+
+Family = Literal["dense", "svd", "tt", "ttm", "tree"]
+FAMILIES: tuple[Family, ...] = ("dense", "svd", "tt", "ttm", "tree")
+DENSE_FORMATS = (
+    "int2g64z",
+    "int2g32o",
+    "int3g64z",
+    "int3g32o",
+    "int4g64z",
+    "int4g32o",
+    "int5g64z",
+    "int6g64z",
+    "int8g64",
+    "bf16",
+    "fp32",
+)
+CORE_FORMATS = ("int4g64z", "int8g64", "bf16")
+# Stored bytes of the network options, as shares of what the dense weight takes in bf16.
+SIZE_SHARES = tuple(round(0.1 * 1.16**step, 4) for step in range(17))
+_NATIVE_PARTS = 2
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to store a layer: the spec, its exact bytes and its squared error in the metric (predicted until realised)."""
+
+    family: Family
+    spec: NetworkSpec
+    nbytes: int
+    error: float
+
+    @property
+    def is_float(self) -> bool:
+        """Whether all cores are floating point."""
+        return all(isinstance(fmt, FloatFormat) for term in self.spec.terms for fmt in term.formats)
+
+
+class LayerStatistics:
+    """A weight and a metric, with everything that predictions and realisation share computed at most once."""
+
+    def __init__(self, weight: Tensor, metric: KroneckerMetric):
+        self.weight = weight
+        self.matrix = weight.float().reshape(weight.shape[0], -1)
+        self.metric = metric
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the weight's dtype."""
+        return next(name for name, value in DTYPES.items() if value == self.weight.dtype)
+
+    @cached_property
+    def spectrum(self) -> MatrixSpectrum:
+        """Two-core factorisation in the metric."""
+        return matrix_spectrum(self.matrix, self.metric)
+
+    @cached_property
+    def feedback(self) -> ErrorFeedback | None:
+        """Error feedback along the inputs."""
+        return column_feedback(self.metric)
+
+    @cached_property
+    def energy(self) -> float:
+        """Squared norm of the weight in the metric."""
+        return self.metric.norm2(self.matrix)
+
+    @cached_property
+    def mean_price(self) -> float:
+        """Metric price of a unit of squared Euclidean error that points nowhere in particular."""
+        importance = self.metric.importance()
+        return 1.0 if importance is None else float(importance.double().mean())
+
+    def spec(self, layout: Layout, topology: Topology, ranks: Sequence[int], formats: Sequence[NumberFormat]) -> NetworkSpec:
+        """A one-term spec for this weight."""
+        term = TermSpec(layout=layout, topology=topology, ranks=tuple(ranks), formats=tuple(formats))
+        return NetworkSpec.model_validate({"shape": tuple(self.weight.shape), "dtype": self.dtype_name, "terms": (term,)})
+
+
+def layer_options(
+    statistics: LayerStatistics,
+    families: Sequence[Family],
+    formats: Sequence[str] | None = None,
+    shares: Sequence[float] = SIZE_SHARES,
+) -> list[Option]:
+    """All options of a layer (see ``pareto`` for those worth choosing).
+
+    ``formats`` restricts the number formats of every family. Dense floating point is always an option; dense integers only
+    in the family ``dense``.
+
+    Raises:
+        TensorNetError: a format or family that does not exist.
+    """
+    unknown = [family for family in families if family not in FAMILIES]
+    if unknown:
+        raise TensorNetError(f"unknown families {unknown}; choose from {FAMILIES}")
+    options = list(_dense_options(statistics, formats, integers="dense" in families))
+    core_formats = [parse_format(name) for name in formats or CORE_FORMATS]
+    if "svd" in families:
+        options += _matrix_options(statistics, core_formats, shares)
+    for family in families:
+        if family in ("tt", "ttm", "tree"):
+            options += _tree_options(statistics, family, core_formats, shares)
+    return options
+
+
+def pareto(options: Sequence[Option]) -> list[Option]:
+    """Options not beaten in both bytes and error, by ascending bytes."""
+    front: list[Option] = []
+    for option in sorted(options, key=lambda o: (o.nbytes, o.error, FAMILIES.index(o.family))):
+        if not front or option.error < front[-1].error:
+            front.append(option)
+    return front
+
+
+def _dense_options(statistics: LayerStatistics, formats: Sequence[str] | None, integers: bool) -> Iterator[Option]:
+    shape = tuple(statistics.weight.shape)
+    layout, topology = Layout.native(shape), Topology.one_core(len(shape))
+    for name in formats or DENSE_FORMATS:
+        fmt = parse_format(name)
+        if isinstance(fmt, IntFormat) and not integers:
+            continue
+        if isinstance(fmt, FloatFormat) and _itemsize(fmt) > statistics.weight.element_size():
+            continue
+        spec = statistics.spec(layout, topology, (), (fmt,))
+        yield Option("dense", spec, spec.nbytes, _dense_error(statistics, fmt))
+
+
+def _itemsize(fmt: FloatFormat) -> int:
+    return 4 if fmt.dtype == "fp32" else 2
+
+
+def _dense_error(statistics: LayerStatistics, fmt: NumberFormat) -> float:
+    """Predicted where error feedback will be used, else measured after rounding to nearest, which is cheap."""
+    matrix, feedback = statistics.matrix, statistics.feedback
+    if feedback is not None and isinstance(fmt, IntFormat) and feedback.applies(matrix, fmt):
+        return float(feedback.predicted_error(matrix, fmt).sum())
+    parts = fmt.encode(matrix)
+    return statistics.metric.norm2(matrix - fmt.decode(parts, tuple(matrix.shape), matrix.dtype))
+
+
+def _matrix_options(statistics: LayerStatistics, formats: Sequence[NumberFormat], shares: Sequence[float]) -> Iterator[Option]:
+    """Two cores: the tail of the spectrum, plus what rounding each core adds (right: error feedback; left: its columns are
+    weighted by the spectrum, because ``V C V' = diag(sigma^2)``)."""
+    spectrum, shape = statistics.spectrum, tuple(statistics.weight.shape)
+    rows, columns = statistics.matrix.shape
+    layout, topology = Layout.native(shape), Topology.two_cores(len(shape), (0,))
+    dropped = tails(spectrum.squares.sqrt())
+    full = len(spectrum.squares)
+    left, right = spectrum.cores(full)
+    for fmt in formats:
+        added = [0.0] * (full + 1)
+        if isinstance(fmt, IntFormat):
+            added = _rounding_by_rank(statistics, fmt, left, right)
+        for rank in _ranks_at(shares, rows, columns, fmt, full):
+            spec = statistics.spec(layout, topology, (rank,), (fmt, fmt))
+            yield Option("svd", spec, spec.nbytes, float(dropped[rank]) + added[rank])
+
+
+def _rounding_by_rank(statistics: LayerStatistics, fmt: IntFormat, left: Tensor, right: Tensor) -> list[float]:
+    if statistics.feedback is None:
+        right_errors = (fmt.fit_grid(right)[0].double().square() / 12).sum(1) * right.shape[1]
+    elif statistics.feedback.applies(right, fmt):
+        right_errors = statistics.feedback.predicted_error(right, fmt)
+    else:
+        right_errors = right.double().square().sum(1) * statistics.mean_price
+    steps = fmt.spread(fmt.fit_grid(left)[0], left.shape[1]).double().square().sum(0) / 12
+    per_rank = right_errors + steps * statistics.spectrum.squares
+    return [0.0, *per_rank.cumsum(0).tolist()]
+
+
+def _ranks_at(shares: Sequence[float], rows: int, columns: int, fmt: NumberFormat, full: int) -> list[int]:
+    """Ranks whose cores take about the given shares of the dense bf16 bytes in ``fmt``."""
+    bits = 32 if fmt.name == "fp32" else 16 if isinstance(fmt, FloatFormat) else fmt.bits + 16 / max(fmt.group, 1)
+    ranks = {int(share * rows * columns * 16 / (bits * (rows + columns))) for share in shares}
+    return sorted(rank for rank in ranks if 1 <= rank <= full)
+
+
+def native_layout(shape: tuple[int, ...], family: Family) -> tuple[Layout, Topology] | None:
+    """The unsearched layout and topology of a tensor format: digits in native order; None where it makes no sense.
+
+    ``tt``: a train over row digits then column digits; ``ttm``: a train of (row digit, column digit) pairs; ``tree``: the
+    balanced binary tree over the digits of ``tt``.
+    """
+    if len(shape) != 2:
+        if family == "ttm":
+            return None
+        layout = Layout.native(shape)
+    else:
+        layout = Layout.of(tuple(choose_radices(size, _NATIVE_PARTS).radices for size in shape), shape=shape)
+    count = len(layout.dims)
+    if family == "ttm":
+        rows, columns = layout.axis_positions(0), layout.axis_positions(1)
+        if len(rows) != len(columns) or len(rows) < 2:
+            return None
+        return layout, Topology.train(list(zip(rows, columns)))
+    return layout, Topology.train(count) if family == "tt" else Topology.balanced_tree(range(count))
+
+
+def _tree_options(
+    statistics: LayerStatistics, family: Family, formats: Sequence[NumberFormat], shares: Sequence[float]
+) -> Iterator[Option]:
+    """Trains and trees in native order; the error is predicted from the tails of the unfoldings at the metric's mean price."""
+    shape = tuple(statistics.weight.shape)
+    native = native_layout(shape, family)
+    if native is None:
+        return
+    layout, topology = native
+    spectra = bond_spectra(layout.apply(statistics.weight.float()), topology)
+    dropped = [tails(spectrum) for spectrum in spectra]
+    for fmt in formats:
+        seen: set[tuple[int, ...]] = set()
+        for share in shares[::2]:
+            try:
+                ranks = ranks_for_bytes(spectra, int(share * 2 * prod(shape)), layout, topology, fmt)
+            except TensorNetError:
+                continue
+            ranks = tuple(feasible_ranks(ranks, layout, topology))
+            if ranks in seen:
+                continue
+            seen.add(ranks)
+            truncated = float(sum(float(drop[rank]) for drop, rank in zip(dropped, ranks)))
+            spec = statistics.spec(layout, topology, ranks, (fmt,) * len(topology.legs))
+            rounded = _relative_step(fmt) * float(statistics.matrix.double().square().sum()) * len(topology.legs)
+            yield Option(family, spec, spec.nbytes, (truncated + rounded) * statistics.mean_price)
+
+
+def _relative_step(fmt: NumberFormat) -> float:
+    """Squared rounding error relative to the squared numbers, for normal numbers in groups of 64."""
+    return 2.0**-17 if isinstance(fmt, FloatFormat) else (5.0 / fmt.levels) ** 2 / 12

@@ -1,0 +1,149 @@
+"""Measured sensitivity: what one layer's error costs at the model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensornet_compress.metric import Batch, model_inputs
+
+
+def output_divergence(reference: Tensor, output: Tensor, logits: bool) -> float:
+    """Mean over positions (tokens, n): KL(reference || output) of logits in nats, else one minus the cosine."""
+    if logits:
+        log_p, log_q = reference.float().log_softmax(-1), output.float().log_softmax(-1)
+        return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    return float(1 - torch.nn.functional.cosine_similarity(reference.float(), output.float(), dim=-1).mean())
+
+
+def first_tokens(batches: Sequence[Batch], tokens: int, longest: int) -> list[Batch]:
+    """The first sequences of the first batches, up to about ``tokens`` tokens, each cut to at most ``longest``."""
+    kept: list[Batch] = []
+    left = tokens
+    for batch in batches:
+        ids = batch if isinstance(batch, Tensor) else batch["input_ids"]
+        length = min(ids.shape[1], max(left, 1), longest)
+        rows = max(1, min(len(ids), left // length))
+        cut = (slice(rows), slice(length))
+        kept.append(ids[cut] if isinstance(batch, Tensor) else {name: value[cut] for name, value in batch.items()})
+        left -= rows * length
+        if left <= 0:
+            break
+    return kept
+
+
+def measure_sensitivity(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    probes: Mapping[str, Callable[[], tuple[Tensor, float]]],
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Output divergence per unit of squared metric error, for each probed layer.
+
+    ``probes[name]()`` gives a compressed weight, as the module stores it, and its squared error; the layer runs with it alone
+    while everything else stays exact. Blocks before the probed one replay their recorded outputs, which halves the work.
+    """
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    inputs = [model_inputs(batch, device) for batch in batches]
+    blocks = _blocks(model, list(probes))
+    try:
+        with torch.no_grad():
+            recorded: list[list[Any]] = []
+            references = []
+            for batch in inputs:
+                with _recording(blocks) as outputs:
+                    references.append(kept_output(model, batch))
+                recorded.append(list(outputs))
+            return {
+                name: _probe(model, name, probe, inputs, references, blocks, recorded, advance)
+                for name, probe in probes.items()
+            }
+    finally:
+        model.train(training)
+
+
+def _probe(
+    model: nn.Module,
+    name: str,
+    probe: Callable[[], tuple[Tensor, float]],
+    inputs: Sequence[dict[str, Tensor]],
+    references: Sequence[tuple[Tensor, bool]],
+    blocks: Sequence[tuple[str, nn.Module]],
+    recorded: Sequence[Sequence[Any]],
+    advance: Callable[[], None],
+) -> float:
+    module = model.get_submodule(name)
+    weight, error = probe()
+    exact = module.weight
+    assert isinstance(exact, nn.Parameter)
+    kept = exact.data
+    depth = next((i for i, (prefix, _) in enumerate(blocks) if name.startswith(f"{prefix}.")), 0)
+    damage = 0.0
+    try:
+        exact.data = weight.to(kept)
+        for batch, (reference, logits), outputs in zip(inputs, references, recorded):
+            with _replaying(blocks[:depth], outputs):
+                damage += output_divergence(reference, kept_output(model, batch)[0], logits)
+    finally:
+        exact.data = kept
+    advance()
+    return max(damage / len(inputs), 0.0) / max(error, 1e-300)
+
+
+def kept_output(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
+    """Outputs at positions that are not padding, (tokens, n), and whether they are logits."""
+    result = model(**batch)
+    logits = getattr(result, "logits", None)
+    output = logits if logits is not None else getattr(result, "last_hidden_state", result)
+    if isinstance(output, tuple):
+        output = output[0]
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.shape == output.shape[:-1]:
+        return output[mask.bool()], logits is not None
+    return output.reshape(-1, output.shape[-1]), logits is not None
+
+
+def _blocks(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    """The entries of the ModuleList that holds most of the named layers; empty when there is none."""
+    best: list[tuple[str, nn.Module]] = []
+    most = 0
+    for prefix, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            held = sum(name.startswith(f"{prefix}.") for name in names)
+            if held > most:
+                most, best = held, [(f"{prefix}.{i}", block) for i, block in enumerate(module)]
+    return best
+
+
+@contextmanager
+def _recording(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[list[Any]]:
+    outputs: list[Any] = []
+    handles = [block.register_forward_hook(lambda _m, _i, output: outputs.append(output)) for _, block in blocks]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _replaying(blocks: Sequence[tuple[str, nn.Module]], outputs: Sequence[Any]) -> Iterator[None]:
+    """Blocks give back what they gave before, without computing."""
+    changed = []
+    try:
+        for (_, block), output in zip(blocks, outputs):
+            changed.append((block, block.__dict__.get("forward")))
+            block.__dict__["forward"] = lambda *_args, _output=output, **_kwargs: _output
+        yield
+    finally:
+        for block, before in changed:
+            if before is None:
+                del block.__dict__["forward"]
+            else:
+                block.__dict__["forward"] = before

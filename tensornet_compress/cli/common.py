@@ -1,0 +1,81 @@
+"""What every command shares: inputs, JSON output and errors as one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor
+
+from tensornet_compress.checkpoint import MANIFEST, load
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.inputs import load_causal_lm, load_tokenizer
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Bad input ends a command with exit code 2 and one line, not with a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (TensorNetError, OSError) as error:
+            message = " ".join(str(error).split())
+            typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Write JSON to a temporary name, then rename; nothing for ``None``."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def load_any(folder: str, dtype: str = "auto") -> Any:
+    """A folder written by this tool, or any transformers model."""
+    if dtype not in DTYPES:
+        raise TensorNetError(f"unknown dtype {dtype!r}; choose from {sorted(DTYPES)}")
+    if (Path(folder) / MANIFEST).is_file():
+        return load(folder)
+    return load_causal_lm(folder, DTYPES[dtype])
+
+
+def load_any_tokenizer(folder: str) -> Any:
+    """The tokenizer saved with a model."""
+    try:
+        return load_tokenizer(folder)
+    except (OSError, ValueError) as error:
+        raise TensorNetError(f"no tokenizer in {folder!r}; save the model with its tokenizer ({error})") from error
+
+
+def text_windows(tokenizer: Any, file: Path, length: int, count: int | None) -> Tensor:
+    """Windows of a text file: int64 (count, length), in order."""
+    if not file.is_file():
+        raise TensorNetError(f"no text file at {str(file)!r}")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    ids = tokenizer(text, return_tensors="pt", truncation=False)["input_ids"][0]
+    available = len(ids) // length
+    if available == 0:
+        raise TensorNetError(
+            f"{str(file)!r} holds {len(ids)} tokens, fewer than one window of {length}; give more text or a smaller --length"
+        )
+    wanted = min(available, count) if count else available
+    return ids[: wanted * length].reshape(wanted, length)

@@ -1,0 +1,219 @@
+"""``tensornet-compress``: weights, eval, generate, inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tensornet_compress.cli.common import (
+    load_any,
+    load_any_tokenizer,
+    plain_errors,
+    text_windows,
+    write_json,
+)
+from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.version import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Compress neural networks as tensor networks, and count every byte.",
+)
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
+Dtype = Annotated[str, typer.Option(help="Dtype to load a plain model in: auto, float32, bfloat16 or float16.")]
+Length = Annotated[int, typer.Option(help="Tokens per window.", min=2)]
+
+
+def run() -> None:
+    """Entry point of the ``tensornet-compress`` script."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Compress neural networks as tensor networks, and count every byte."""
+
+
+@app.command()
+@plain_errors
+def weights(
+    model: Annotated[str, typer.Argument(help="Model folder, hub id, or smollm2-135m / all-minilm-l6-v2.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    bits_per_weight: Annotated[float | None, typer.Option(help="Stored bits per weight of the targeted modules.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Stored bytes of the whole model / original bytes.")] = None,
+    size: Annotated[str | None, typer.Option(help="Stored bytes of the whole model, e.g. 90MB or 120000000.")] = None,
+    targets: Annotated[list[str] | None, typer.Option(help="Patterns of modules to compress (repeatable).")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Patterns of modules to leave alone (repeatable).")] = None,
+    method: Annotated[str, typer.Option(help="auto, dense, svd, tt, ttm or tree.")] = "auto",
+    format: Annotated[list[str] | None, typer.Option(help="Number formats allowed, e.g. bf16, int4g64z (repeatable).")] = None,  # noqa: A002
+    allocator: Annotated[str, typer.Option(help="sensitivity, energy or uniform.")] = "sensitivity",
+    calibration: Annotated[Path | None, typer.Option(help="Text file; the bundled Wikipedia sample by default.")] = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = 32,
+    length: Length = 512,
+    encoder: Annotated[bool, typer.Option(help="Load an encoder without a head instead of a language model.")] = False,
+    dtype: Dtype = "auto",
+    workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """Compress the weights of MODEL into the folder OUT."""
+    from tensornet_compress.budget import Budget
+    from tensornet_compress.checkpoint import save
+    from tensornet_compress.cli.common import DTYPES
+    from tensornet_compress.compression import compress
+    from tensornet_compress.frozen import validated
+    from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, resolve_model
+
+    budget = validated(Budget, bits_per_weight=bits_per_weight, ratio=ratio, nbytes=parse_size(size))
+    if out.exists() and not overwrite:
+        raise TensorNetError(f"{str(out)!r} exists; choose another folder, or pass --overwrite")
+    if dtype not in DTYPES:
+        raise TensorNetError(f"unknown dtype {dtype!r}; choose from {sorted(DTYPES)}")
+    tokenizer = load_any_tokenizer(model)
+    loaded = (load_encoder if encoder else load_causal_lm)(model, DTYPES[dtype])
+    if calibration is None:
+        windows = calibration_windows(tokenizer, length, samples)
+    else:
+        windows = text_windows(tokenizer, calibration, length, samples)
+    folder = Path(resolve_model(model))
+    report = compress(
+        loaded,
+        budget,
+        list(windows.split(4)),
+        targets=targets,
+        ignore=ignore or (),
+        method=method,  # type: ignore[arg-type]
+        formats=format,
+        allocator=allocator,  # type: ignore[arg-type]
+        workers=workers,
+        source=folder if folder.is_dir() and dtype == "auto" else None,
+        progress=RichProgress(),
+    )
+    save(loaded, out, tokenizer, report, overwrite=overwrite)
+    typer.echo(str(report))
+    typer.echo(f"saved to {out} ({folder_nbytes(out):,} bytes on disk)")
+    write_json(json, report.model_dump(mode="json") | {"summary": report.summary(), "folder_nbytes": folder_nbytes(out)})
+
+
+@app.command(name="eval")
+@plain_errors
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder (compressed or not), hub id or embedded name.")],
+    reference: Annotated[str | None, typer.Option(help="Model to compare with.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text file; held-out articles of the bundled sample by default.")] = None,
+    windows: Annotated[int, typer.Option(help="Number of windows.", min=1)] = 16,
+    length: Length = 512,
+    dtype: Dtype = "auto",
+    json: JsonFile = None,
+) -> None:
+    """Perplexity of MODEL, and divergence from --reference, on held-out text."""
+    from tensornet_compress.compression import model_nbytes
+    from tensornet_compress.evaluate import Reference, evaluate_language
+    from tensornet_compress.inputs import heldout_windows
+
+    tokenizer = load_any_tokenizer(model)
+    ids = heldout_windows(tokenizer, length, windows) if text is None else text_windows(tokenizer, text, length, windows)
+    progress = RichProgress()
+    steps = -(-len(ids) // 4)
+    known = None
+    if reference is not None:
+        original = load_any(reference, dtype)
+        with progress.stage("reference", steps) as advance:
+            known = Reference(original, ids, advance=advance)
+        del original
+    loaded = load_any(model, dtype)
+    with progress.stage("evaluate", steps) as advance:
+        quality = evaluate_language(loaded, ids, known, advance=advance)
+    result = {"model": model, "reference": reference, "nbytes": model_nbytes(loaded)} | quality.model_dump()
+    table = Table("figure", "value")
+    for name, value in result.items():
+        table.add_row(
+            name,
+            f"{value:,.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value),
+        )
+    Console().print(table)
+    write_json(json, result)
+
+
+@app.command()
+@plain_errors
+def generate(
+    model: Annotated[str, typer.Argument(help="Model folder (compressed or not), hub id or embedded name.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 40,
+    dtype: Dtype = "auto",
+    json: JsonFile = None,
+) -> None:
+    """Continue a prompt greedily."""
+    text = continue_text(load_any(model, dtype), load_any_tokenizer(model), prompt, max_new_tokens)
+    typer.echo(text)
+    write_json(json, {"model": model, "prompt": prompt, "text": text})
+
+
+@app.command()
+@plain_errors
+def inspect(
+    out: Annotated[Path, typer.Argument(help="A folder written by this tool.")],
+    all_layers: Annotated[bool, typer.Option("--all", help="Every layer, not only totals per kind of layer.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """Per layer: network, bytes, error and share of the budget; the ledger adds up to the file."""
+    from tensornet_compress.evaluate.ledger import folder_ledger
+
+    ledger = folder_ledger(out)
+    console = Console()
+    table = Table("layer", "network", "bytes", "bits/weight", "error", "share", title=str(out))
+    for row in ledger.layers if all_layers else ledger.by_kind():
+        error = "" if row.error is None else f"{row.error:.4f}"
+        table.add_row(row.name, row.network, f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}", error, f"{row.share:.1%}")
+    console.print(table)
+    totals = Table("part of the folder", "bytes")
+    for name, value in ledger.totals().items():
+        totals.add_row(name, f"{value:,}")
+    console.print(totals)
+    write_json(json, ledger.model_dump(mode="json") | {"totals": ledger.totals()})
+
+
+def parse_size(text: str | None) -> int | None:
+    """``90MB``, ``1.2GB``, ``512KiB`` or plain bytes -> bytes."""
+    if text is None:
+        return None
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    number = text.strip().upper()
+    unit = next((unit for unit in sorted(units, key=len, reverse=True) if number.endswith(unit)), "")
+    try:
+        return int(float(number.removesuffix(unit)) * units.get(unit, 1))
+    except ValueError:
+        raise TensorNetError(f"--size {text!r} is not a size; use bytes or a number with KB, MB, GB, KiB, MiB or GiB") from None
+
+
+def continue_text(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
+    """Greedy continuation, prompt included."""
+    import torch
+
+    from tensornet_compress.nn import decoded
+
+    ids = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
+    with torch.no_grad(), decoded(model):
+        out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    text: str = tokenizer.decode(out[0], skip_special_tokens=True)
+    return text
+
+
+def folder_nbytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,31 @@
+"""Dense tensor + spec + metric -> cores."""
+
+from tensornet_compress.decompose.als import refine_cores
+from tensornet_compress.decompose.linalg import singular_values, svd
+from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
+from tensornet_compress.decompose.quantise import ErrorFeedback
+from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
+from tensornet_compress.decompose.realise import realise
+from tensornet_compress.decompose.rounding import round_cores
+from tensornet_compress.decompose.spectra import bond_spectra, tails, unfolding
+from tensornet_compress.decompose.to_network import feasible_ranks, to_network
+from tensornet_compress.decompose.tree import decompose_tree
+
+__all__ = [
+    "ErrorFeedback",
+    "MatrixSpectrum",
+    "bond_spectra",
+    "decompose_tree",
+    "feasible_ranks",
+    "matrix_spectrum",
+    "ranks_for_bytes",
+    "ranks_for_error",
+    "realise",
+    "refine_cores",
+    "round_cores",
+    "singular_values",
+    "svd",
+    "tails",
+    "to_network",
+    "unfolding",
+]

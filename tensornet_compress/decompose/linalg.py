@@ -1,0 +1,98 @@
+"""Singular value decompositions that do not fail: clear errors on bad input, and a chain of solvers."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from tensornet_compress.errors import TensorNetError
+
+_TALL = 8
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that factorisations of a tensor run in: float64 stays, everything else is upcast to float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def require_finite(tensor: Tensor, what: str) -> None:
+    """Raise TensorNetError when ``tensor`` is empty or holds a NaN or an infinity."""
+    if tensor.numel() == 0:
+        raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} is empty; there is nothing to decompose")
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} holds {bad} NaN or infinite entries; clean it first")
+
+
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD of an (m, n) matrix: U (m, k), S (k,) descending, Vh (k, n), k = min(m, n).
+
+    Half precision is upcast. LAPACK's divide-and-conquer runs first; where it does not converge, the QR iteration (gesvd),
+    then the eigenvectors of the Gram matrix in float64. Very tall or wide matrices are reduced by QR first.
+
+    Raises:
+        TensorNetError: empty or non-finite input, or no solver converged.
+    """
+    require_finite(matrix, "matrix")
+    matrix = matrix.to(working_dtype(matrix.dtype))
+    rows, columns = matrix.shape
+    if rows < columns:
+        U, S, Vh = svd(matrix.T)
+        return Vh.T, S, U.T
+    if rows > _TALL * columns:
+        Q, R = torch.linalg.qr(matrix)
+        U, S, Vh = _solve(R)
+        return Q @ U, S, Vh
+    return _solve(matrix)
+
+
+def _solve(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    failures = []
+    for solver in (_divide_and_conquer, _qr_iteration, _gram_float64):
+        try:
+            U, S, Vh = solver(matrix)
+        except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:
+            failures.append(f"{solver.__name__}: {error}")
+            continue
+        if torch.isfinite(S).all():
+            return U, S, Vh
+        failures.append(f"{solver.__name__}: non-finite singular values")
+    raise TensorNetError(f"no SVD solver converged on a {tuple(matrix.shape)} matrix: {'; '.join(failures)}")
+
+
+def _divide_and_conquer(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.linalg.svd(matrix, full_matrices=False)
+
+
+def _qr_iteration(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    parts = scipy.linalg.svd(matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
+    U, S, Vh = (torch.from_numpy(np.ascontiguousarray(part)).to(matrix) for part in parts)
+    return U, S, Vh
+
+
+def _gram_float64(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wide = matrix.double()
+    squares, V = torch.linalg.eigh(wide.T @ wide)
+    S, V = squares.flip(0).clamp_min(0).sqrt(), V.flip(1)
+    U = torch.linalg.qr(wide @ V / S.clamp_min(torch.finfo(torch.float64).tiny)).Q
+    return U.to(matrix), S.to(matrix), V.T.to(matrix)
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values, descending, float64, from the float64 Gram matrix of the smaller side.
+
+    Values below about 1e-8 of the largest are rounding noise.
+    """
+    require_finite(matrix, "unfolding")
+    wide = matrix.double()
+    gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
+
+
+def fix_signs(U: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
+    """Make the largest entry of each column of U positive, so that equal input gives equal bytes."""
+    largest = U.gather(0, U.abs().argmax(0, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0).to(U)
+    return U * signs, Vh * signs.T

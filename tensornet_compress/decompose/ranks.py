@@ -1,0 +1,121 @@
+"""Choice of ranks from spectra: by tolerance or by bytes.
+
+A bond's singular value is kept while its square exceeds the price of one more rank there; one price per byte holds for
+all bonds and is bisected (the threshold of iterative singular value thresholding, 2507.09428, with byte costs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import log2, prod
+
+import numpy as np
+from torch import Tensor
+
+from tensornet_compress.decompose.spectra import tails
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.layout import Layout
+from tensornet_compress.network import FloatFormat, NumberFormat, Topology, format_nbytes
+
+_BISECTIONS = 60
+
+
+def ranks_for_error(spectra: Sequence[Tensor], max_squared_error: float, layout: Layout, topology: Topology) -> tuple[int, ...]:
+    """The cheapest priced ranks whose dropped squares sum to at most ``max_squared_error`` over all bonds, so that the
+    squared error of the decomposition is at most that (Oseledets 2011, theorem 2.2; Grasedyck 2010)."""
+    dropped = [tails(spectrum) for spectrum in spectra]
+
+    def allowed(ranks: tuple[int, ...]) -> bool:
+        return float(sum(float(drop[rank]) for drop, rank in zip(dropped, ranks))) <= max_squared_error
+
+    full = tuple(len(spectrum) for spectrum in spectra)
+    ranks = _bisect(spectra, _Costs(layout, topology, None), allowed, cheapest=True) or full
+    improved = True
+    while improved:
+        improved = False
+        for bond, rank in enumerate(ranks):
+            lower = (*ranks[:bond], rank - 1, *ranks[bond + 1 :])
+            if rank > 1 and allowed(lower):
+                ranks, improved = lower, True
+    return ranks
+
+
+def ranks_for_bytes(
+    spectra: Sequence[Tensor], max_bytes: int, layout: Layout, topology: Topology, fmt: NumberFormat | None = None
+) -> tuple[int, ...]:
+    """The ranks that drop least, by priced thresholds, within ``max_bytes`` of stored cores and orders.
+
+    Raises:
+        TensorNetError: not even rank 1 everywhere fits.
+    """
+    costs = _Costs(layout, topology, fmt)
+
+    def fits(ranks: tuple[int, ...]) -> bool:
+        return costs.nbytes(ranks) <= max_bytes
+
+    ones = (1,) * len(spectra)
+    if not fits(ones):
+        needed = costs.nbytes(ones)
+        raise TensorNetError(f"{max_bytes} bytes cannot hold this network: rank 1 on every bond already takes {needed} bytes")
+    ranks = _bisect(spectra, costs, fits, cheapest=False) or ones
+    while True:
+        gains = []
+        for bond, rank in enumerate(ranks):
+            higher = (*ranks[:bond], rank + 1, *ranks[bond + 1 :])
+            if rank < len(spectra[bond]) and fits(higher):
+                gains.append((float(spectra[bond][rank]), higher))
+        if not gains or max(gains)[0] <= 0:
+            return ranks
+        ranks = max(gains)[1]
+
+
+class _Costs:
+    """Stored bytes of a network as a function of its ranks, without building a spec each time."""
+
+    def __init__(self, layout: Layout, topology: Topology, fmt: NumberFormat | None):
+        self.fmt = fmt or FloatFormat(dtype="fp32")
+        self.order_nbytes = layout.order_nbytes
+        self.edges = topology.edges
+        labels = [topology.core_labels(core) for core in range(len(topology.legs))]
+        # An axis is either a fixed size or, written as ~bond, the rank of a bond.
+        self.axes = [[~int(x[1:]) if x[0] == "b" else layout.dims[int(x[1:])] for x in names] for names in labels]
+
+    def shapes(self, ranks: Sequence[int]) -> list[tuple[int, ...]]:
+        return [tuple(ranks[~axis] if axis < 0 else axis for axis in axes) for axes in self.axes]
+
+    def nbytes(self, ranks: Sequence[int]) -> int:
+        return self.order_nbytes + sum(format_nbytes(self.fmt, shape) for shape in self.shapes(ranks))
+
+
+def _bisect(
+    spectra: Sequence[Tensor], costs: _Costs, allowed: Callable[[tuple[int, ...]], bool], cheapest: bool
+) -> tuple[int, ...] | None:
+    """Bisect the price: the cheapest allowed ranks (largest price), or the richest allowed ones (smallest price)."""
+    squares = [spectrum.square().flip(0).numpy() for spectrum in spectra]
+    largest = max((float(square[-1]) for square in squares), default=0.0)
+    if largest == 0.0:
+        return (1,) * len(spectra)
+    best: tuple[int, ...] | None = None
+    low, high = -60.0, log2(largest)
+    ranks = tuple(max(1, len(spectrum) // 2) for spectrum in spectra)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        for _ in range(3):
+            ranks = _threshold(squares, costs, ranks, 2.0**middle)
+        if allowed(ranks):
+            best = ranks
+        if allowed(ranks) == cheapest:
+            low = middle
+        else:
+            high = middle
+    return best
+
+
+def _threshold(squares: Sequence[np.ndarray], costs: _Costs, ranks: tuple[int, ...], price: float) -> tuple[int, ...]:
+    """Ranks kept at a price per number, with the numbers per unit of rank as they are at ``ranks``."""
+    sizes = [prod(shape) for shape in costs.shapes(ranks)]
+    kept = []
+    for bond, (a, b) in enumerate(costs.edges):
+        worth = price * (sizes[a] + sizes[b]) / ranks[bond]
+        kept.append(max(1, len(squares[bond]) - int(np.searchsorted(squares[bond], worth, side="right"))))
+    return tuple(kept)

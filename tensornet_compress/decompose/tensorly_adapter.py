@@ -1,0 +1,57 @@
+"""The one place that calls tensorly: PyTorch backend for the call only, our own SVD injected.
+
+``tensorly.set_backend`` is process-wide and its context manager leaks into the process default, so the thread-local
+entry is set and put back by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tensorly
+from tensorly.decomposition import tensor_train
+from tensorly.tenalg.svd import svd_interface
+from torch import Tensor
+
+from tensornet_compress.decompose.linalg import fix_signs, svd
+
+
+@contextmanager
+def pytorch_backend() -> Iterator[None]:
+    """tensorly on PyTorch in this thread only, the user's choice restored afterwards."""
+    local = tensorly.backend.BackendManager._THREAD_LOCAL_DATA.__dict__
+    before = local.get("backend")
+    tensorly.set_backend("pytorch", local_threadsafe=True)
+    try:
+        yield
+    finally:
+        if before is None:
+            local.pop("backend", None)
+        else:
+            local["backend"] = before
+
+
+def _own_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    U, S, Vh = svd(matrix)
+    U, Vh = fix_signs(U, Vh)
+    return U[:, :n_eigenvecs], S[:n_eigenvecs], Vh[:n_eigenvecs]
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m, r), S (r,), Vh (r, n) through ``tensorly.tenalg.svd_interface`` with our SVD and our signs."""
+    with pytorch_backend():
+        U, S, Vh = svd_interface(matrix, method=_own_svd, n_eigenvecs=rank, flip_sign=False)
+    return U, S, Vh
+
+
+def train_cores(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    """TT-SVD by ``tensorly.decomposition.tensor_train``: cores (r_k, n_k, r_k+1), boundary ranks 1.
+
+    ``ranks`` are the inner ranks; tensorly lowers one that its unfolding cannot support.
+    """
+    if tensor.ndim == 1:
+        return [tensor.reshape(1, -1, 1)]
+    with pytorch_backend():
+        return list(tensor_train(tensor, rank=[1, *ranks, 1], svd=_own_svd).factors)

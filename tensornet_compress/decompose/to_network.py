@@ -1,0 +1,89 @@
+"""The front door of the room: a tensor, a layout and a topology -> a network, by ranks, by tolerance or by bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tensornet_compress.decompose.linalg import require_finite, working_dtype
+from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
+from tensornet_compress.decompose.realise import realise
+from tensornet_compress.decompose.spectra import bond_spectra
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.layout import Layout
+from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.network import FloatFormat, NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology
+from tensornet_compress.network.network import DTYPES
+
+
+def to_network(
+    tensor: Tensor,
+    topology: Topology | None = None,
+    layout: Layout | None = None,
+    *,
+    ranks: int | Sequence[int] | None = None,
+    max_error: float | None = None,
+    max_bytes: int | None = None,
+    fmt: NumberFormat | None = None,
+    metric: KroneckerMetric | None = None,
+    sweeps: int = 1,
+) -> TensorNetwork:
+    """Decompose ``tensor`` over a topology (a tensor train over its axes by default).
+
+    Give exactly one of ``ranks`` (an int caps every bond; too high ranks are lowered), ``max_error`` (relative Frobenius error
+    of the truncation, guaranteed in the Euclidean metric before rounding to ``fmt``) and ``max_bytes`` (stored bytes). ``fmt``
+    is fp32 by default.
+
+    Raises:
+        TensorNetError: not exactly one limit, an impossible limit, or an empty or non-finite tensor.
+    """
+    given = [
+        name for name, value in (("ranks", ranks), ("max_error", max_error), ("max_bytes", max_bytes)) if value is not None
+    ]
+    if len(given) != 1:
+        raise TensorNetError(f"give exactly one of ranks, max_error and max_bytes; was given {given or 'none'}")
+    require_finite(tensor, "tensor")
+    tensor = tensor.detach()
+    layout = layout or Layout.native(tuple(tensor.shape))
+    topology = topology or Topology.train(len(layout.dims))
+    fmt = fmt or FloatFormat(dtype="fp32")
+    laid_out = layout.apply(tensor.to(working_dtype(tensor.dtype)))
+    if ranks is not None:
+        wanted = [ranks] * len(topology.edges) if isinstance(ranks, int) else list(ranks)
+        if len(wanted) != len(topology.edges) or (wanted and min(wanted) < 1):
+            raise TensorNetError(f"ranks {wanted} do not fit {len(topology.edges)} bonds; give one rank of at least 1 for each")
+    else:
+        spectra = bond_spectra(laid_out, topology)
+        if max_error is not None:
+            if not max_error >= 0:
+                raise TensorNetError(f"max_error must not be negative, was given {max_error}")
+            wanted = list(ranks_for_error(spectra, (max_error * float(laid_out.double().norm())) ** 2, layout, topology))
+        else:
+            assert max_bytes is not None
+            wanted = list(ranks_for_bytes(spectra, max_bytes, layout, topology, fmt))
+    wanted = feasible_ranks(wanted, layout, topology)
+    term = TermSpec(layout=layout, topology=topology, ranks=tuple(wanted), formats=(fmt,) * len(topology.legs))
+    dtype = next((name for name, value in DTYPES.items() if value == tensor.dtype), "float32")
+    spec = NetworkSpec.model_validate({"shape": tuple(tensor.shape), "dtype": dtype, "terms": (term,)})
+    return realise(tensor, spec, metric, sweeps)
+
+
+def feasible_ranks(ranks: Sequence[int], layout: Layout, topology: Topology) -> list[int]:
+    """Ranks lowered until no bond of a core exceeds the product of the core's other axes."""
+    lowered = list(ranks)
+    changed = True
+    while changed:
+        changed = False
+        for core, legs in enumerate(topology.legs):
+            own = 1
+            for position in legs:
+                own *= layout.dims[position]
+            bonds = topology.bonds_of(core)
+            for bond in bonds:
+                limit = own
+                for other in bonds:
+                    limit *= lowered[other] if other != bond else 1
+                if lowered[bond] > limit:
+                    lowered[bond], changed = limit, True
+    return lowered

@@ -1,0 +1,107 @@
+"""The byte ledger of a saved folder: every byte on disk belongs to a row."""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+from pathlib import Path
+
+from safetensors import safe_open
+
+from tensornet_compress.checkpoint import TENSORS, read_manifest
+from tensornet_compress.frozen import Frozen
+from tensornet_compress.network import expected_tensors
+
+
+class LedgerRow(Frozen):
+    """One layer, or all layers of a kind: stored bytes (bias included), weights, squared relative error in the metric."""
+
+    name: str
+    network: str
+    nbytes: int
+    weights: int
+    error: float | None
+    share: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 x stored bytes / weights."""
+        return 8 * self.nbytes / self.weights
+
+
+class Ledger(Frozen):
+    """Bytes of a folder. ``other_tensors`` are tensors outside the compressed layers; ``header`` is the safetensors header."""
+
+    layers: tuple[LedgerRow, ...]
+    other_tensors: dict[str, int]
+    header: int
+    files: dict[str, int]
+
+    def totals(self) -> dict[str, int]:
+        """Rows that add up to ``folder``."""
+        return {
+            "compressed layers": sum(row.nbytes for row in self.layers),
+            "other tensors": sum(self.other_tensors.values()),
+            "safetensors header": self.header,
+            **{f"file {name}": size for name, size in self.files.items()},
+            "folder": sum(row.nbytes for row in self.layers)
+            + sum(self.other_tensors.values())
+            + self.header
+            + sum(self.files.values()),
+        }
+
+    def by_kind(self) -> list[LedgerRow]:
+        """Layers summed by the last part of their names."""
+        groups: dict[str, list[LedgerRow]] = {}
+        for row in self.layers:
+            groups.setdefault(row.name.rsplit(".", 1)[-1], []).append(row)
+        return [
+            LedgerRow(
+                name=f"{name} x {len(rows)}",
+                network=", ".join(sorted({row.network.split(" ")[-1] for row in rows})),
+                nbytes=sum(row.nbytes for row in rows),
+                weights=sum(row.weights for row in rows),
+                error=sum(row.error or 0.0 for row in rows) / len(rows) if rows[0].error is not None else None,
+                share=sum(row.share for row in rows),
+            )
+            for name, rows in groups.items()
+        ]
+
+
+def folder_ledger(folder: str | Path) -> Ledger:
+    """Read the ledger of a saved folder from its files (tensor bytes from the safetensors header, not from the manifest)."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    stored = tensor_nbytes(folder / TENSORS)
+    total = sum(stored.values())
+    rows = []
+    for name, layer in manifest.plan.layers.items():
+        names = [f"{name}.{part}" for part in (*expected_tensors(layer.spec), *(["bias"] if layer.bias else []))]
+        nbytes = sum(stored.pop(part) for part in names)
+        entry = manifest.layers.get(name, {})
+        rows.append(
+            LedgerRow(
+                name=name,
+                network=layer.spec.describe(),
+                nbytes=nbytes,
+                weights=prod(layer.spec.shape),
+                error=entry.get("error"),
+                share=nbytes / total,
+            )
+        )
+    header = (folder / TENSORS).stat().st_size - total
+    files = {
+        str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file() and p.name != TENSORS
+    }
+    return Ledger(layers=tuple(rows), other_tensors=stored, header=header, files=files)
+
+
+def tensor_nbytes(path: Path) -> dict[str, int]:
+    """Bytes of each tensor of a safetensors file, read from its header."""
+    with safe_open(str(path), framework="pt") as file:
+        names = set(file.keys())
+    with path.open("rb") as raw:
+        (length,) = struct.unpack("<Q", raw.read(8))
+        header = json.loads(raw.read(length))
+    return {name: header[name]["data_offsets"][1] - header[name]["data_offsets"][0] for name in sorted(names)}

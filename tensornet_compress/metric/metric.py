@@ -1,0 +1,119 @@
+"""Metrics: the inner product in which the error of a weight matrix is measured.
+
+A weight ``W`` is (m, n), rows are outputs. An error ``E`` costs ``norm2(E)``:
+
+====================  =============================  =========================
+metric                rows                           columns
+====================  =============================  =========================
+Euclidean             identity                       identity
+input second moment   identity                       ``C_x = E[x x']``
+row Fisher            diagonal                       identity
+Kronecker (KFAC)      ``C_g = E[g g']``              ``C_x``
+====================  =============================  =========================
+
+All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. A metric without that structure needs only
+``norm2`` and ``apply`` to be used by ALS refinement.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tensornet_compress.errors import TensorNetError
+
+
+class Metric(Protocol):
+    """What ALS refinement needs of a metric on (m, n) matrices."""
+
+    def norm2(self, error: Tensor) -> float:
+        """Squared norm of an (m, n) error."""
+        ...
+
+    def apply(self, error: Tensor) -> Tensor:
+        """Half the gradient of ``norm2`` at an (m, n) error."""
+        ...
+
+
+class KroneckerMetric:
+    """``norm2(E) = tr(R E C E')`` with ``rows`` R and ``columns`` C each None (identity), a diagonal (k,) or SPD (k, k)."""
+
+    def __init__(self, rows: Tensor | None = None, columns: Tensor | None = None):
+        self.rows = _checked(rows, "row")
+        self.columns = _checked(columns, "column")
+
+    def apply(self, error: Tensor) -> Tensor:
+        """``R E C``, shape (m, n)."""
+        return _left(self.rows, _left(self.columns, error.T).T)
+
+    def norm2(self, error: Tensor) -> float:
+        """Squared norm of an (m, n) error."""
+        return float((self.apply(error).double() * error.double()).sum())
+
+    def left_whiten(self, matrix: Tensor) -> Tensor:
+        """``L' W`` with ``R = L L'``."""
+        return matrix if self.rows is None else _left(_root(self.rows), matrix)
+
+    def left_unwhiten(self, matrix: Tensor) -> Tensor:
+        """``L'^-1 Z``: the inverse of ``left_whiten``."""
+        return matrix if self.rows is None else _left(_inverse_root(self.rows), matrix)
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        """``L' W C W' L``, float64 (m, m): its eigenvalues are the squared singular values of the whitened matrix."""
+        whitened = self.left_whiten(matrix.double())
+        return whitened @ _left(self.columns, whitened.T)
+
+    def importance(self) -> Tensor | None:
+        """Diagonal of the column factor (n,), the weight of each input in an error; None when Euclidean."""
+        if self.columns is None:
+            return None
+        return self.columns if self.columns.ndim == 1 else self.columns.diagonal()
+
+
+def euclidean() -> KroneckerMetric:
+    """The Frobenius metric."""
+    return KroneckerMetric()
+
+
+def input_second_moment(moment: Tensor, ridge: float = 1e-4) -> KroneckerMetric:
+    """The activation-aware metric ``C_x = E[x x']`` (SVD-LLM, 2403.07378), with ``ridge * mean(diag)`` added to the diagonal
+    so that directions that calibration never saw keep a small price."""
+    level = float(moment.diagonal().mean())
+    if not level > 0:
+        raise TensorNetError(f"an input second moment of shape {tuple(moment.shape)} has trace {level}; the layer saw no input")
+    return KroneckerMetric(columns=moment + ridge * level * torch.eye(len(moment), dtype=moment.dtype, device=moment.device))
+
+
+def _checked(factor: Tensor | None, side: str) -> Tensor | None:
+    if factor is None:
+        return None
+    if factor.ndim not in (1, 2) or (factor.ndim == 2 and factor.shape[0] != factor.shape[1]):
+        raise TensorNetError(f"the {side} factor of a metric must be (k,) or (k, k), was given {tuple(factor.shape)}")
+    if not torch.isfinite(factor).all():
+        raise TensorNetError(f"the {side} factor of a metric holds NaN or infinite entries; check the calibration batches")
+    return factor
+
+
+def _left(factor: Tensor | None, matrix: Tensor) -> Tensor:
+    if factor is None:
+        return matrix
+    factor = factor.to(matrix.dtype)
+    return factor[:, None] * matrix if factor.ndim == 1 else factor @ matrix
+
+
+def _root(factor: Tensor) -> Tensor:
+    return _power(factor, 0.5)
+
+
+def _inverse_root(factor: Tensor) -> Tensor:
+    return _power(factor, -0.5)
+
+
+def _power(factor: Tensor, exponent: float) -> Tensor:
+    wide = factor.double()
+    if wide.ndim == 1:
+        return wide.clamp_min(float(wide.max()) * 1e-12) ** exponent
+    values, vectors = torch.linalg.eigh(wide)
+    return (vectors * values.clamp_min(float(values[-1]) * 1e-12) ** exponent) @ vectors.T

@@ -1,0 +1,109 @@
+"""Second moments of layer inputs, streamed over calibration batches in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensornet_compress.errors import TensorNetError
+
+Batch = Tensor | Mapping[str, Tensor]
+
+
+class InputMoment:
+    """Running sum of ``x x'`` and count of the vectors ``x`` that a layer was given; float64 sums, float32 products."""
+
+    def __init__(self) -> None:
+        self.sum: Tensor | None = None
+        self.count = 0
+
+    def add(self, vectors: Tensor) -> None:
+        """Add (tokens, n) vectors."""
+        vectors = vectors.float()
+        product = (vectors.T @ vectors).double()
+        self.sum = product if self.sum is None else self.sum.add_(product)
+        self.count += len(vectors)
+
+    @property
+    def mean(self) -> Tensor:
+        """``E[x x']``, float64 (n, n)."""
+        if self.sum is None:
+            raise TensorNetError("a layer received no input during calibration; give batches that reach it, or ignore it")
+        return self.sum / self.count
+
+
+def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """A batch (ids, or a dict with ``input_ids`` and perhaps ``attention_mask``) -> keyword arguments of the model."""
+    if isinstance(batch, Tensor):
+        batch = {"input_ids": batch}
+    if "input_ids" not in batch or batch["input_ids"].ndim != 2 or batch["input_ids"].is_floating_point():
+        found = {name: tuple(value.shape) for name, value in batch.items()}
+        raise TensorNetError(f"a batch must hold integer input_ids of shape (batch, length), was given {found}")
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def collect_input_moments(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    names: Iterable[str],
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, InputMoment]:
+    """Input second moments of the named modules (inputs (..., n)); modules that are fed the same tensor share one moment.
+
+    Padding marked by ``attention_mask`` is left out. The model's mode and hooks are left as found.
+    """
+    collector = _Collector()
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_pre_hook(collector.hook(name)) for name in names]
+    training = model.training
+    device = next(model.parameters()).device
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                inputs = model_inputs(batch, device)
+                collector.begin(inputs.get("attention_mask"))
+                model(**inputs)
+                advance()
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(training)
+    if not collector.batches:
+        raise TensorNetError("calibration was given no batches")
+    return collector.moments
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.moments: dict[str, InputMoment] = {}
+        self.batches = 0
+        self._mask: Tensor | None = None
+        self._added: dict[int, tuple[Tensor, InputMoment]] = {}
+
+    def begin(self, mask: Tensor | None) -> None:
+        self.batches += 1
+        self._mask = mask
+        self._added.clear()
+
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def add(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            given: Tensor = arguments[0]
+            earlier = self._added.get(id(given))
+            # Only tensors still alive are compared: holding the reference keeps the id from being used again.
+            if earlier is not None and self.moments.get(name, earlier[1]) is earlier[1]:
+                self.moments[name] = earlier[1]
+                return
+            moment = self.moments.setdefault(name, InputMoment())
+            moment.add(self._kept(given))
+            self._added = {id(given): (given, moment)}
+
+        return add
+
+    def _kept(self, given: Tensor) -> Tensor:
+        if self._mask is not None and self._mask.shape == given.shape[:-1]:
+            return given[self._mask.bool()]
+        return given.reshape(-1, given.shape[-1])

@@ -1,0 +1,140 @@
+"""Topologies: which legs sit on which core, and which cores share a bond. Always a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import networkx as nx
+from pydantic import model_validator
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.frozen import Frozen
+
+Nested = int | Sequence["Nested"]
+
+
+class Topology(Frozen):
+    """A tree of cores: ``legs[c]`` are the positions of the laid-out tensor on core ``c``, ``edges`` the bonds (a < b).
+
+    A core may have no leg (a transfer core of a tree network). Every position sits on exactly one core.
+    """
+
+    legs: tuple[tuple[int, ...], ...]
+    edges: tuple[tuple[int, int], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        positions = sorted(position for legs in self.legs for position in legs)
+        if positions != list(range(len(positions))):
+            raise ValueError(f"legs {self.legs} must hold each position 0..{len(positions) - 1} exactly once")
+        for a, b in self.edges:
+            if not 0 <= a < b < len(self.legs):
+                raise ValueError(f"edge {(a, b)} must join cores a < b of {len(self.legs)} cores")
+        if not nx.is_tree(self._bare_graph()):
+            raise ValueError(f"edges {self.edges} do not make a tree of {len(self.legs)} cores")
+        for core in range(len(self.legs)):
+            if not self.legs[core] and sum(core in edge for edge in self.edges) < 2:
+                raise ValueError(f"core {core} has neither a leg nor two bonds")
+        return self
+
+    def _bare_graph(self) -> nx.Graph:
+        graph: nx.Graph = nx.Graph()
+        graph.add_nodes_from(range(len(self.legs)))
+        graph.add_edges_from(self.edges)
+        return graph
+
+    @classmethod
+    def one_core(cls, positions: int) -> Topology:
+        """The dense tensor."""
+        return cls(legs=(tuple(range(positions)),))
+
+    @classmethod
+    def two_cores(cls, positions: int, left: Sequence[int]) -> Topology:
+        """A cut of the positions in ``left`` and the rest: row|col of a matrix is its truncated SVD."""
+        rest = tuple(position for position in range(positions) if position not in set(left))
+        if not left or not rest:
+            raise TensorNetError(f"a cut of {positions} positions needs both sides non-empty, was given left={tuple(left)}")
+        return cls(legs=(tuple(left), rest), edges=((0, 1),))
+
+    @classmethod
+    def train(cls, groups: int | Sequence[Sequence[int]]) -> Topology:
+        """A chain: one position per core for an int (tensor train), else the given groups (pairs give a TT-matrix)."""
+        legs = tuple((p,) for p in range(groups)) if isinstance(groups, int) else tuple(tuple(group) for group in groups)
+        return cls(legs=legs, edges=tuple((i, i + 1) for i in range(len(legs) - 1)))
+
+    @classmethod
+    def tree(cls, nested: Nested) -> Topology:
+        """A tree from nested sequences of positions, e.g. ``((0, 1), (2, (3, 4)))``.
+
+        Each position gets a leaf core and each pair of brackets a transfer core; the outermost pair, when it has two
+        members, is a bond rather than a core, so ``(0, 1)`` is two cores.
+        """
+        legs: list[tuple[int, ...]] = []
+        edges: list[tuple[int, int]] = []
+
+        def build(part: Nested) -> int:
+            core = len(legs)
+            legs.append((part,) if isinstance(part, int) else ())
+            if not isinstance(part, int):
+                edges.extend((core, build(child)) for child in part)
+            return core
+
+        if isinstance(nested, int) or len(nested) == 1:
+            build(nested if isinstance(nested, int) else nested[0])
+        elif len(nested) == 2:
+            left = build(nested[0])
+            edges.append((left, build(nested[1])))
+        else:
+            build(nested)
+        return cls(legs=tuple(legs), edges=tuple(sorted(edges)))
+
+    @classmethod
+    def balanced_tree(cls, positions: Sequence[int]) -> Topology:
+        """The balanced binary tree over positions in the given order (hierarchical Tucker)."""
+
+        def halve(part: Sequence[int]) -> Nested:
+            return part[0] if len(part) == 1 else (halve(part[: len(part) // 2]), halve(part[len(part) // 2 :]))
+
+        return cls.tree(halve(list(positions)))
+
+    @property
+    def positions(self) -> int:
+        """Number of open legs."""
+        return sum(len(legs) for legs in self.legs)
+
+    @property
+    def is_chain(self) -> bool:
+        """True when the cores form the path 0 - 1 - ... and every core has a leg."""
+        return all(self.legs) and self.edges == tuple((i, i + 1) for i in range(len(self.legs) - 1))
+
+    def graph(self) -> nx.Graph:
+        """The networkx graph; nodes carry ``legs``, edges carry ``bond`` (their number)."""
+        graph = self._bare_graph()
+        for core, legs in enumerate(self.legs):
+            graph.nodes[core]["legs"] = legs
+        for bond, (a, b) in enumerate(self.edges):
+            graph.edges[a, b]["bond"] = bond
+        return graph
+
+    def bonds_of(self, core: int) -> tuple[int, ...]:
+        """Numbers of the bonds of a core, by ascending neighbour."""
+        touching = [(a + b - core, bond) for bond, (a, b) in enumerate(self.edges) if core in (a, b)]
+        return tuple(bond for _, bond in sorted(touching))
+
+    def core_labels(self, core: int) -> tuple[str, ...]:
+        """Labels of a core's axes: bonds to lower cores, legs, bonds to higher cores (``p3``: position 3, ``b1``: bond 1)."""
+        lower = [bond for bond in self.bonds_of(core) if self.edges[bond][1] == core]
+        higher = [bond for bond in self.bonds_of(core) if self.edges[bond][0] == core]
+        return (
+            *(f"b{bond}" for bond in lower),
+            *(f"p{position}" for position in self.legs[core]),
+            *(f"b{bond}" for bond in higher),
+        )
+
+    def side(self, bond: int) -> tuple[int, ...]:
+        """Positions on the lower core's side of a bond, ascending."""
+        graph = self._bare_graph()
+        a, b = self.edges[bond]
+        graph.remove_edge(a, b)
+        return tuple(sorted(p for core in nx.node_connected_component(graph, a) for p in self.legs[core]))

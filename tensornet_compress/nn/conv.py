@@ -1,0 +1,91 @@
+"""TNConv2d: a convolution whose kernel (out, in/groups, height, width) is a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.network import NetworkSpec, TensorNetwork, TermSpec
+from tensornet_compress.nn.module import NetworkModule
+
+
+class TNConv2d(NetworkModule):
+    """A 2-d convolution; a network cut as (out)|(in, height, width) runs as a narrow convolution and a 1x1 one, any other
+    network is contracted to its kernel first."""
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        geometry: dict[str, Any],
+        stored: dict[str, Tensor] | None = None,
+        bias: Tensor | None = None,
+        device: torch.device | str | None = None,
+    ):
+        """``geometry``: stride, padding, dilation, groups and padding_mode as in ``nn.Conv2d``."""
+        if len(spec.shape) != 4:
+            raise TensorNetError(
+                f"TNConv2d needs a kernel of shape (out, in/groups, height, width), the network has {spec.shape}"
+            )
+        super().__init__(spec, stored, device)
+        self.geometry = geometry
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d, network: TensorNetwork) -> TNConv2d:
+        """Replace an ``nn.Conv2d`` by a network of its kernel; bias and geometry are kept exactly."""
+        if network.spec.shape != tuple(conv.weight.shape):
+            raise TensorNetError(
+                f"a kernel of shape {tuple(conv.weight.shape)} cannot take a network of shape {network.spec.shape}"
+            )
+        layer = cls(
+            network.spec,
+            conv_geometry(conv),
+            dict(network.stored),
+            None if conv.bias is None else conv.bias.detach().clone(),
+        )
+        return layer.train(conv.training).to(conv.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in, height, width) -> (batch, out, height', width')."""
+        geometry = dict(self.geometry)
+        if geometry.pop("padding_mode") != "zeros":
+            raise TensorNetError(f"padding_mode {self.geometry['padding_mode']!r} is not supported; use 'zeros'")
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if all(_splits_out(term) for term in self.spec.terms) and geometry["groups"] == 1:
+            parts = []
+            for term, (out, rest) in zip(self.spec.terms, self.cores(x.dtype)):
+                narrow = F.conv2d(x, rest.reshape(term.ranks[0], *self.spec.shape[1:]), **geometry)
+                parts.append(F.conv2d(narrow, out[:, :, None, None]))
+            y = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+            return y if bias is None else y + bias[:, None, None]
+        return F.conv2d(x, self.dense_weight(x.dtype), bias, **geometry)
+
+    def materialize(self) -> nn.Conv2d:
+        """The dense ``nn.Conv2d`` in the original dtype."""
+        out, per_group, height, width = self.spec.shape
+        groups = int(self.geometry["groups"])
+        conv = nn.Conv2d(per_group * groups, out, (height, width), bias=self.bias is not None, device="meta", **self.geometry)
+        conv.weight = nn.Parameter(self.weight.detach())
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias.detach().clone())
+        return conv.train(self.training)
+
+
+def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    """What ``TNConv2d`` needs to know of a convolution beside its kernel; JSON-ready."""
+    padding: Any = conv.padding if isinstance(conv.padding, str) else list(conv.padding)
+    return {
+        "stride": list(conv.stride),
+        "padding": padding,
+        "dilation": list(conv.dilation),
+        "groups": conv.groups,
+        "padding_mode": conv.padding_mode,
+    }
+
+
+def _splits_out(term: TermSpec) -> bool:
+    return term.layout.is_native and term.topology.legs == ((0,), (1, 2, 3))

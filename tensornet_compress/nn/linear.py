@@ -1,0 +1,166 @@
+"""TNLinear: ``y = W x + b`` with W a network, contracted by a program planned for the batch size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.network import FloatFormat, NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
+from tensornet_compress.nn.module import NetworkModule
+
+BATCH_BUCKETS = (1, 16, 128, 1024)
+
+
+class TNLinear(NetworkModule):
+    """A linear layer (..., in) -> (..., out) whose weight (out, in) is a network.
+
+    It stands for ``nn.Linear`` and for transformers' ``Conv1D`` (whose weight is kept transposed; ``materialize`` gives the
+    original class back).
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        stored: dict[str, Tensor] | None = None,
+        bias: Tensor | None = None,
+        device: torch.device | str | None = None,
+        conv1d: bool = False,
+        max_intermediate: int | None = None,
+    ):
+        """``max_intermediate`` bounds the numbers in any intermediate of the contraction; by default the larger of the dense
+        weight and twice the larger of input and output."""
+        if len(spec.shape) != 2:
+            raise TensorNetError(f"TNLinear needs a weight of shape (out, in), the network has {spec.shape}")
+        super().__init__(spec, stored, device)
+        self.out_features, self.in_features = spec.shape
+        self.conv1d = conv1d
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self._max_intermediate = max_intermediate
+        self._chains = [_is_matrix_chain(term) for term in spec.terms]
+        self._plain = _is_plain(spec)
+        self._programs = [
+            [] if chain else [(bucket, self._plan(term, bucket)) for bucket in BATCH_BUCKETS]
+            for term, chain in zip(spec.terms, self._chains)
+        ]
+        self._orders = [
+            [_order_index(term, axis, inverse=axis == 0) for axis in (0, 1)] if not chain else [None, None]
+            for term, chain in zip(spec.terms, self._chains)
+        ]
+
+    @classmethod
+    def from_network(cls, network: TensorNetwork, bias: Tensor | None = None, conv1d: bool = False) -> TNLinear:
+        """A layer from a network of shape (out, in)."""
+        return cls(network.spec, dict(network.stored), bias, conv1d=conv1d)
+
+    @classmethod
+    def from_linear(cls, linear: Any, network: TensorNetwork) -> TNLinear:
+        """Replace an ``nn.Linear`` or ``Conv1D`` by a network for its (out, in) weight; bias and device are kept."""
+        weight, bias = linear.weight, getattr(linear, "bias", None)
+        conv1d = type(linear).__name__ == "Conv1D"
+        shape = tuple(weight.shape[::-1]) if conv1d else tuple(weight.shape)
+        if network.spec.shape != shape:
+            raise TensorNetError(f"a layer with weight (out, in) = {shape} cannot take a network of shape {network.spec.shape}")
+        layer = cls.from_network(network, None if bias is None else bias.detach().clone(), conv1d)
+        layer.train(linear.training)
+        return layer.to(weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if self._plain and self._held is None:
+            parameters: Any = self._parameters
+            right, bias = parameters["core1"], parameters["bias"]
+            if right.dtype == x.dtype and (bias is None or bias.dtype == x.dtype):
+                return F.linear(F.linear(x, right), parameters["core0"], bias)
+        y: Tensor | None = None
+        for number, cores in enumerate(self.cores(x.dtype)):
+            part = self._contract(number, cores, x)
+            y = part if y is None else y + part
+        assert y is not None
+        bias = self._parameters["bias"]
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def _contract(self, number: int, cores: list[Tensor], x: Tensor) -> Tensor:
+        if self._chains[number]:
+            for core in reversed(cores):
+                x = F.linear(x, core)
+            return x
+        term = self.spec.terms[number]
+        tensorization = term.layout.tensorization
+        row_order, column_order = self._orders[number]
+        batch = x.shape[:-1]
+        flat = x.reshape(-1, self.in_features)
+        if column_order is not None:
+            flat = flat.index_select(1, column_order.to(flat.device))
+        padded_out, padded_in = tensorization.padded_shape
+        if padded_in != self.in_features:
+            flat = F.pad(flat, (0, padded_in - self.in_features))
+        program = self._program(number, flat.shape[0])
+        y = program.run([flat.reshape(-1, *tensorization.radices[1]), *cores]).reshape(-1, padded_out)[:, : self.out_features]
+        if row_order is not None:
+            y = y.index_select(1, row_order.to(y.device))
+        return y.reshape(*batch, self.out_features)
+
+    def _program(self, number: int, batch: int) -> Program:
+        for bucket, program in self._programs[number]:
+            if batch <= bucket:
+                return program
+        return self._programs[number][-1][1]
+
+    def _plan(self, term: TermSpec, batch: int) -> Program:
+        rows, columns = (tuple(f"p{p}" for p in term.layout.axis_positions(axis)) for axis in (0, 1))
+        inputs = [("n", *columns), *(term.topology.core_labels(core) for core in range(len(term.formats)))]
+        bound = self._max_intermediate or max(
+            self.out_features * self.in_features, 2 * batch * max(self.out_features, self.in_features)
+        )
+        return plan_contraction(inputs, ("n", *rows), term.sizes() | {"n": batch}, bound, last=0)
+
+    def cost(self, batch: int) -> dict[str, int]:
+        """Multiply-adds and largest intermediate of one forward of ``batch`` vectors, beside the dense layer's."""
+        programs = [self._plan(term, batch) for term in self.spec.terms]
+        return {
+            "multiply_adds": sum(program.multiply_adds for program in programs),
+            "largest_intermediate": max(program.largest_intermediate for program in programs),
+            "dense_multiply_adds": batch * self.in_features * self.out_features,
+        }
+
+    def materialize(self) -> nn.Module:
+        """The dense layer of the original class (``nn.Linear`` or ``Conv1D``), in the original dtype."""
+        weight = self.weight.detach()
+        layer: Any
+        if self.conv1d:
+            from transformers.pytorch_utils import Conv1D
+
+            layer, weight = Conv1D(self.out_features, self.in_features), weight.T.contiguous()
+        else:
+            layer = nn.Linear(self.in_features, self.out_features, self._parameters["bias"] is not None, device="meta")
+        layer.weight = nn.Parameter(weight)
+        bias = self._parameters["bias"]
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone())
+        return layer.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.out_features}, {self.spec.describe()}, bias={self._parameters['bias'] is not None}"
+
+
+def _is_matrix_chain(term: TermSpec) -> bool:
+    """True when the cores are plain matrices to apply one after the other: dense (out, in), or (out, r) and (r, in)."""
+    return term.layout.is_native and term.topology.legs in (((0, 1),), ((0,), (1,)))
+
+
+def _is_plain(spec: NetworkSpec) -> bool:
+    """True for two float matrices of one format: the common case, which runs without any look-up."""
+    term = spec.terms[0]
+    same_float = isinstance(term.formats[0], FloatFormat) and len(set(term.formats)) == 1
+    return len(spec.terms) == 1 and same_float and _is_matrix_chain(term) and len(term.formats) == 2
+
+
+def _order_index(term: TermSpec, axis: int, inverse: bool) -> Tensor | None:
+    order = term.layout.fibre_order(axis)
+    if order is None:
+        return None
+    return (order.inverse() if inverse else order).index()

@@ -1,0 +1,109 @@
+"""What every replacement module shares: a network kept as plain parameters and buffers under flat names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from tensornet_compress.network import NetworkSpec, TensorNetwork, contract_term, expected_tensors
+from tensornet_compress.network.network import decode_core
+
+
+class NetworkModule(nn.Module):
+    """Holds a network: float parts are parameters (trainable), packed integers are buffers.
+
+    Cores stay in their stored number format and are decoded to the input's dtype at each call; ``decoded`` keeps them
+    decoded for a while, which trades memory for speed.
+    """
+
+    def __init__(self, spec: NetworkSpec, stored: dict[str, Tensor] | None = None, device: torch.device | str | None = None):
+        super().__init__()
+        self.spec = spec
+        self._held: dict[torch.dtype, list[list[Tensor]]] | None = None
+        for name, (shape, dtype) in expected_tensors(spec).items():
+            if "order" in name:
+                continue
+            tensor = stored[name] if stored is not None else torch.empty(shape, dtype=dtype, device=device)
+            if tensor.is_floating_point():
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The stored parts under their flat names."""
+        parts = {name: getattr(self, name) for name in expected_tensors(self.spec) if "order" not in name}
+        return {name: part.detach() for name, part in parts.items()}
+
+    def network(self) -> TensorNetwork:
+        """The module's weight as a ``TensorNetwork`` (sharing memory)."""
+        return TensorNetwork(self.spec, self.stored())
+
+    def share_network(self, other: NetworkModule) -> Self:
+        """Use the very parameters of ``other``, so that a tied head stays tied."""
+        for name in self.stored():
+            delattr(self, name)
+            part = getattr(other, name)
+            if isinstance(part, nn.Parameter):
+                self.register_parameter(name, part)
+            else:
+                self.register_buffer(name, part)
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the network takes now, in the dtypes the module holds."""
+        return self.network().nbytes
+
+    def cores(self, dtype: torch.dtype) -> list[list[Tensor]]:
+        """Decoded cores, one list per term; differentiable with respect to float parts."""
+        if self._held is not None:
+            if dtype not in self._held:
+                with torch.no_grad():
+                    self._held[dtype] = self._decode(dtype)
+            return self._held[dtype]
+        return self._decode(dtype)
+
+    def _decode(self, dtype: torch.dtype) -> list[list[Tensor]]:
+        parts = {name: getattr(self, name) for name in expected_tensors(self.spec) if "order" not in name}
+        return [
+            [decode_core(term, t, core, parts, dtype) for core in range(len(term.formats))]
+            for t, term in enumerate(self.spec.terms)
+        ]
+
+    def dense_weight(self, dtype: torch.dtype) -> Tensor:
+        """The contracted weight of shape ``spec.shape``; differentiable."""
+        dense = [contract_term(term, cores) for term, cores in zip(self.spec.terms, self.cores(dtype))]
+        return dense[0] if len(dense) == 1 else torch.stack(dense).sum(0)
+
+    @property
+    def weight(self) -> Tensor:
+        """The contracted weight; computed at each access."""
+        return self.dense_weight(self.compute_dtype)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the module that was replaced."""
+        return getattr(torch, self.spec.dtype)
+
+    def extra_repr(self) -> str:
+        return self.spec.describe()
+
+
+@contextmanager
+def decoded(model: nn.Module) -> Iterator[None]:
+    """Keep decoded cores of every network module in memory: faster decoding of many short steps, no longer small.
+
+    Inside the context the cores do not follow changes of the parameters.
+    """
+    modules = [module for module in model.modules() if isinstance(module, NetworkModule)]
+    for module in modules:
+        module._held = {}
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._held = None

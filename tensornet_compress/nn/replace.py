@@ -1,0 +1,60 @@
+"""Putting networks in the place of layers, and dense layers back."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tensornet_compress.errors import TargetError
+from tensornet_compress.network import TensorNetwork
+from tensornet_compress.nn.conv import TNConv2d
+from tensornet_compress.nn.embedding import TNEmbedding
+from tensornet_compress.nn.linear import TNLinear
+from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.nn.targets import module_kind
+
+
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Assign the module at a dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def build_replacement(module: nn.Module, network: TensorNetwork) -> NetworkModule:
+    """The network module that stands for ``module``; bias, geometry, mode and device kept."""
+    kind = module_kind(module)
+    if kind in ("linear", "conv1d"):
+        return TNLinear.from_linear(module, network)
+    if kind == "conv2d" and isinstance(module, nn.Conv2d):
+        return TNConv2d.from_conv2d(module, network)
+    if kind == "embedding" and isinstance(module, nn.Embedding):
+        return TNEmbedding.from_embedding(module, network)
+    raise TargetError(f"a {type(module).__name__} cannot hold a network; Linear, Conv1D, Conv2d and Embedding can")
+
+
+def replace_module(model: nn.Module, name: str, network: TensorNetwork, tied: tuple[str, ...] = ()) -> NetworkModule:
+    """Replace the module at ``name``, and let the modules in ``tied`` share its parameters."""
+    owners = [(other, model.get_submodule(other)) for other in tied]
+    replacement = build_replacement(model.get_submodule(name), network)
+    set_submodule(model, name, replacement)
+    for other, module in owners:
+        set_submodule(model, other, build_replacement(module, network).share_network(replacement))
+    return replacement
+
+
+def materialize(model: nn.Module) -> nn.Module:
+    """Every network module replaced by its dense original class, in place; tied modules stay tied. Returns the model."""
+    dense_of: dict[int, nn.Module] = {}
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, (TNLinear, TNConv2d, TNEmbedding)):
+            continue
+        dense = module.materialize()
+        first_part = _identity(module)
+        if first_part in dense_of:
+            dense.weight = dense_of[first_part].weight
+        dense_of.setdefault(first_part, dense)
+        set_submodule(model, name, dense)
+    return model
+
+
+def _identity(module: NetworkModule) -> int:
+    return next(iter(module.stored().values())).data_ptr()

@@ -1,0 +1,58 @@
+"""Plans: ``{module name: spec}`` for a model, plain data that reproduces a compression."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from tensornet_compress.frozen import Frozen
+from tensornet_compress.metric import Batch
+from tensornet_compress.network import NetworkSpec
+from tensornet_compress.nn.conv import conv_geometry
+from tensornet_compress.nn.targets import Target
+
+
+class LayerPlan(Frozen):
+    """One layer: the spec of its weight and what its module needs beside it."""
+
+    kind: Literal["linear", "conv1d", "conv2d", "embedding"]
+    spec: NetworkSpec
+    tied: tuple[str, ...] = ()
+    bias: bool = False
+    padding_idx: int | None = None
+    geometry: dict[str, Any] | None = None
+
+
+class Plan(Frozen):
+    """Layers by name, and the calibration that the numbers depend on (None for the Euclidean metric)."""
+
+    version: Literal[1] = 1
+    calibration: str | None = None
+    sweeps: int = 1
+    layers: dict[str, LayerPlan]
+
+
+def layer_plan(target: Target, module: nn.Module, spec: NetworkSpec) -> LayerPlan:
+    """Plan of a layer, read off the module before it is replaced."""
+    return LayerPlan(
+        kind=target.kind,  # type: ignore[arg-type]
+        spec=spec,
+        tied=target.tied,
+        bias=getattr(module, "bias", None) is not None,
+        padding_idx=getattr(module, "padding_idx", None),
+        geometry=conv_geometry(module) if isinstance(module, nn.Conv2d) else None,
+    )
+
+
+def calibration_fingerprint(batches: Iterable[Batch]) -> str:
+    """SHA-256 over the token ids and masks of the calibration batches."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        parts = {"input_ids": batch} if isinstance(batch, Tensor) else dict(batch)
+        for name in sorted(parts):
+            digest.update(f"{name}{tuple(parts[name].shape)}{parts[name].dtype}".encode())
+            digest.update(parts[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,21 @@
+"""Thread counts, changed for a while and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from threadpoolctl import threadpool_limits
+
+
+@contextmanager
+def limited_threads(count: int = 1) -> Iterator[None]:
+    """Run factorisations on ``count`` threads: small LAPACK calls are much slower on several threads of a busy machine."""
+    before = torch.get_num_threads()
+    try:
+        with threadpool_limits(limits=count):
+            torch.set_num_threads(count)
+            yield
+    finally:
+        torch.set_num_threads(before)

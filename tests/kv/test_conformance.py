@@ -121,7 +121,7 @@ def test_batch_operations_act_on_rows(mode: str, ids: Tensor) -> None:
     long = torch.cat([ids, ids.flip(0)], 1)
 
     def filled() -> kv.CompressedCache:
-        cache = kv.CompressedCache(model, bits=3.0, profile=profile, mode=mode)
+        cache = kv.CompressedCache(model, bits=3.0, profile=profile, mode=mode, block=64)
         model(long, past_key_values=cache)
         return cache
 
@@ -146,7 +146,7 @@ def test_batch_operations_act_on_rows(mode: str, ids: Tensor) -> None:
 def test_fine_codes_come_close_in_every_family(name: str, mode: str, ids: Tensor) -> None:
     model = tiny(name)
     long = torch.cat([ids, ids.flip(0)], 1)
-    ours = kv.CompressedCache(model, bits=8.0, profile=tiny_profile(name), mode=mode)
+    ours = kv.CompressedCache(model, bits=8.0, profile=tiny_profile(name), mode=mode, block=64)
     reference = exact(model)
     for cache in (ours, reference):
         model(long, past_key_values=cache)
@@ -158,7 +158,7 @@ def test_fine_codes_come_close_in_every_family(name: str, mode: str, ids: Tensor
 @pytest.mark.parametrize("mode", ["storage", "live"])
 def test_reset_gives_a_fresh_cache(mode: str, ids: Tensor) -> None:
     model = tiny("llama-gqa")
-    cache = kv.CompressedCache(model, bits=3.0, profile=tiny_profile("llama-gqa"), mode=mode)
+    cache = kv.CompressedCache(model, bits=3.0, profile=tiny_profile("llama-gqa"), mode=mode, block=64)
     first = generate(model, torch.cat([ids, ids], 1), cache)
     cache.reset()
     assert cache.get_seq_length() == 0
@@ -170,7 +170,7 @@ def test_reset_gives_a_fresh_cache(mode: str, ids: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models(mode: str, dtype: torch.dtype, ids: Tensor) -> None:
     model = FAMILIES["llama-gqa"]().eval().to(dtype)
-    cache = kv.CompressedCache(model, bits=8.0, profile=tiny_profile("llama-gqa"), mode=mode)
+    cache = kv.CompressedCache(model, bits=8.0, profile=tiny_profile("llama-gqa"), mode=mode, block=64)
     generate(model, torch.cat([ids, ids], 1), cache, new=20)
     assert cache.layers[0].keys.dtype == dtype
     assert cache.report().sealed_tokens > 0
@@ -180,7 +180,7 @@ def test_half_precision_models(mode: str, dtype: torch.dtype, ids: Tensor) -> No
 def test_offload_and_prefetch_keep_the_answers(mode: str, ids: Tensor) -> None:
     model = tiny("llama-gqa")
     long = torch.cat([ids, ids], 1)
-    caches = [kv.CompressedCache(model, bits=3.0, profile=tiny_profile("llama-gqa"), mode=mode) for _ in range(2)]
+    caches = [kv.CompressedCache(model, bits=3.0, profile=tiny_profile("llama-gqa"), mode=mode, block=64) for _ in range(2)]
     with torch.no_grad():
         for cache in caches:
             model(long, past_key_values=cache)

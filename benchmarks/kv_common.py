@@ -50,9 +50,7 @@ def model_and_tokenizer() -> tuple[Any, Any]:
 def calibration_windows(tokenizer: Any) -> Tensor:
     """Windows of the articles that no measurement uses."""
     articles = wikipedia_articles()
-    return token_windows(
-        tokenizer, articles[: int(len(articles) * CALIBRATION_SHARE)], CONTEXT + AHEAD, CALIBRATION_WINDOWS
-    )
+    return token_windows(tokenizer, articles[: int(len(articles) * CALIBRATION_SHARE)], CONTEXT + AHEAD, CALIBRATION_WINDOWS)
 
 
 def heldout_ids(tokenizer: Any, length: int, count: int) -> Tensor:
@@ -107,23 +105,28 @@ def documents(model: Any, windows: Tensor) -> list[Document]:
             keys = [runner.plain(layer.keys, positions)[0] for layer in cache.layers]
             values = [layer.values[0].float() for layer in cache.layers]
             document = Document(ids, keys, values, {"natural": following, "copy": ids[start : start + AHEAD]}, {}, {})
-            for name, continuation in document.continuations.items():
-                document.exact[name], document.attention[name] = continue_from(model, keys, values, continuation)
+            for name, (log_probability, attention) in read_on(model, keys, values, document.continuations).items():
+                document.exact[name], document.attention[name] = log_probability, attention
             made.append(document)
     return made
 
 
 @torch.no_grad()
-def continue_from(
-    model: Any, keys: list[Tensor], values: list[Tensor], continuation: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Log-probabilities (tokens, vocabulary) of a continuation read with these plain states cached, and attention outputs."""
+def read_on(
+    model: Any, keys: list[Tensor], values: list[Tensor], continuations: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, list[Tensor]]]:
+    """Per continuation: log-probabilities (tokens, vocabulary) when read with these plain states cached, and attention outputs."""
     with Runner(model) as runner:
         rotary = runner.recorder.rotary(runner.style)  # type: ignore[union-attr, arg-type]
     positions = torch.arange(keys[0].shape[1])
-    cache = DynamicCache([(rotary.rotate(k, positions)[None], v[None]) for k, v in zip(keys, values)])
-    out, attention = attention_outputs(model, lambda: model(continuation[None], past_key_values=cache))
-    return out.logits[0].float().log_softmax(-1), attention
+    count = len(continuations)
+    pairs = [(rotary.rotate(k, positions), v) for k, v in zip(keys, values)]
+    cache = DynamicCache([tuple(t.expand(count, -1, -1, -1) for t in pair) for pair in pairs])
+    ids = torch.stack(list(continuations.values()))
+    out, attention = attention_outputs(model, lambda: model(ids, past_key_values=cache))
+    return {
+        name: (out.logits[row].float().log_softmax(-1), [a[row] for a in attention]) for row, name in enumerate(continuations)
+    }
 
 
 def compare(document: Document, name: str, log_probability: Tensor, attention: list[Tensor]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Memory of a cache as the operating system sees it: one process per cache and length.
 
-    python benchmarks/kv_memory.py --profile FOLDER [--lengths 1024 4096 8192]
+python benchmarks/kv_memory.py --profile FOLDER [--lengths 1024 4096 8192]
 """
 
 from __future__ import annotations

@@ -78,8 +78,7 @@ class PerToken:
         """See ``Peer``."""
         width = keys[0].shape[-1]
         out = [
-            self.rotary.unrotate(round_groups(self.rotary.rotate(k, positions), self.bits, 2, width), positions)
-            for k in keys
+            self.rotary.unrotate(round_groups(self.rotary.rotate(k, positions), self.bits, 2, width), positions) for k in keys
         ]
         return out, [round_groups(v, self.bits, 2, width) for v in values], self.bits + 32 / width
 
@@ -124,9 +123,7 @@ class Pca:
     """KVTC-like (2511.01815): a Euclidean principal basis of plain keys and values over ``span`` channels (one layer, or all),
     integer bits by reverse water-filling, a uniform quantiser with calibrated steps."""
 
-    def __init__(
-        self, label: str, moments: dict[str, tuple[Tensor, Tensor]], span: dict[str, int], bits: float, curve: Curve
-    ):
+    def __init__(self, label: str, moments: dict[str, tuple[Tensor, Tensor]], span: dict[str, int], bits: float, curve: Curve):
         """``moments``: side -> (mean, covariance) over all layers."""
         self.label, self.bits = label, bits
         self.mean = {side: mean for side, (mean, _) in moments.items()}

@@ -13,11 +13,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kv_common as common
 import torch
 from kv_peers import Kivi, Pca, Peer, PerToken, SequenceSvd, States, TurboQuant
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tensornet_compress.kv as kv
@@ -94,18 +96,25 @@ class Stock:
         return out, [self._recode(v, self.layer.axis_value) for v in values], self.bits + 32 / 64
 
 
-def calibrated_moments(model: Any, tokenizer: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """Plain means and covariances over all layers, for the calibrated peers; same windows as our profile."""
+def calibrated_moments(model: Any, tokenizer: Any, file: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Plain means and covariances over all layers, for the calibrated peers; same windows as our profile. Kept in ``file``."""
+    if file.exists():
+        stored = load_file(file)
+        return {side: (stored[f"{side}.mean"], stored[f"{side}.covariance"]) for side in ("key", "value")}
     moments: dict[str, SideMoments] = {}
     with Runner(model) as runner:
         for window in windows(common.calibration_windows(tokenizer).split(1)):
             for captured in runner.capture(window):
                 for side, rows in side_rows(captured, common.SINKS).items():
                     moments.setdefault(side, SideMoments(rows.shape[1])).add(rows)
-    return {side: (found.mean(), found.covariance()) for side, found in moments.items()}
+    made = {side: (found.mean(), found.covariance()) for side, found in moments.items()}
+    save_file({f"{s}.{n}": t for s, pair in made.items() for n, t in zip(("mean", "covariance"), pair)}, file)
+    return made
 
 
-def contenders(model: Any, tokenizer: Any, profile: kv.Profile, rotary: Rotary, which: set[str]) -> Iterator[Peer]:
+def contenders(
+    model: Any, tokenizer: Any, profile: kv.Profile, rotary: Rotary, which: set[str], moments_file: Path
+) -> Iterator[Peer]:
     """Everything in the table, ours first."""
     width = profile.trees["key"].width
     if "ours" in which:
@@ -114,31 +123,31 @@ def contenders(model: Any, tokenizer: Any, profile: kv.Profile, rotary: Rotary, 
         for bits in RATES:
             yield Live(profile, bits, rotary)
     if "free" in which:
-        for bits in (4.0, 3.0, 2.0):
+        for bits in (3.0, 2.0):
             yield Storage(f"ours, no calibration {bits:g} b", FreeCodec(bits))
     if "simple" in which:
         for bits in (4, 3, 2):
             yield Kivi(bits, rotary)
         for bits in (4, 3):
             yield PerToken(bits, rotary)
-        for bits in (4, 3, 2, 1):
+        for bits in (4, 3, 2):
             yield TurboQuant(bits, rotary, width)
     if "stock" in which:
         for bits in (4, 2):
             yield Stock("quanto", bits, rotary)
-        for bits in (4, 3, 2, 1):
+        for bits in (4, 2):
             yield Stock("hqq", bits, rotary)
     if "svd" in which:
-        for bits in (4.0, 3.0, 2.0):
+        for bits in (4.0, 2.0):
             yield SequenceSvd(bits)
     if "pca" in which:
-        moments = calibrated_moments(model, tokenizer)
+        moments = calibrated_moments(model, tokenizer, moments_file)
         layer = dict.fromkeys(moments, width * profile.spec.heads[0])
         whole = {side: len(mean) for side, (mean, _) in moments.items()}
         for bits in RATES:
-            yield Pca("per-layer PCA (KVTC-like)", moments, layer, bits, profile.curve)
-        for bits in RATES:
             yield Pca("all layers PCA (KVTC-like)", moments, whole, bits, profile.curve)
+        for bits in (3.0, 2.0, 1.25):
+            yield Pca("per-layer PCA (KVTC-like)", moments, layer, bits, profile.curve)
 
 
 def measure(model: Any, peer: Peer, documents: list[common.Document]) -> dict[str, Any]:
@@ -148,17 +157,14 @@ def measure(model: Any, peer: Peer, documents: list[common.Document]) -> dict[st
     positions = torch.arange(common.CONTEXT)[BODY]
     for document in documents:
         began = time.perf_counter()
-        keys, values, bits = peer.recode(
-            [k[:, BODY] for k in document.keys], [v[:, BODY] for v in document.values], positions
-        )
+        keys, values, bits = peer.recode([k[:, BODY] for k in document.keys], [v[:, BODY] for v in document.values], positions)
         seconds += time.perf_counter() - began
         spent.append(bits)
         whole = [
             [torch.cat([x[:, : BODY.start], y, x[:, BODY.stop :]], 1) for x, y in zip(exact, coded)]
             for exact, coded in ((document.keys, keys), (document.values, values))
         ]
-        for name, continuation in document.continuations.items():
-            log_probability, attention = common.continue_from(model, whole[0], whole[1], continuation)
+        for name, (log_probability, attention) in common.read_on(model, whole[0], whole[1], document.continuations).items():
             found[name].append(common.compare(document, name, log_probability, attention))
     row: dict[str, Any] = {
         "method": peer.name,
@@ -176,9 +182,10 @@ def main() -> None:
     parser.add_argument("--profile", required=True, help="folder of a profile; made there when missing")
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--domain", choices=["wikipedia", "pydoc"], default="wikipedia")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parts", nargs="+", default=["ours", "free", "simple", "stock", "svd", "pca"])
     options = parser.parse_args()
-    torch.manual_seed(0)
+    torch.set_num_threads(options.threads)
     model, tokenizer = common.model_and_tokenizer()
     profile = common.profile(model, tokenizer, options.profile)
     length = common.CONTEXT + common.AHEAD
@@ -188,7 +195,9 @@ def main() -> None:
         rotary = runner.recorder.rotary(runner.style)  # type: ignore[union-attr, arg-type]
     rows = []
     model_bytes = 2 * sum(p.numel() for p in model.parameters())
-    for peer in contenders(model, tokenizer, profile, rotary, set(options.parts)):
+    for peer in contenders(
+        model, tokenizer, profile, rotary, set(options.parts), Path(options.profile) / "moments.safetensors"
+    ):
         rows.append(measure(model, peer, documents))
         last = rows[-1]
         print(

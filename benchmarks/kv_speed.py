@@ -158,7 +158,9 @@ def main() -> None:
                 "nbytes": held[name],
             }
             rows.append(row)
-            print(f"{length:6d} {name:28s} prefill {prefill[name]:7.2f} s  decode {1000 * middle:8.1f} ms  {base / middle:.2f}x")
+            print(
+                f"{length:6d} {name:28s} prefill {prefill[name]:7.2f} s  decode {1000 * middle:8.1f} ms  {base / middle:.2f}x"
+            )
         common.write("kv_speed", {"rows": rows, "sealing": sealing, "storage": storage})
     print(sealing, storage)
 

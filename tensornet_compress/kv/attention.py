@@ -39,9 +39,7 @@ def contracting_attention(
     if view is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     used = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if used:
         raise TensorNetError(f"contracting attention does not know {used}; use the cache with attention='rebuild'")

@@ -43,9 +43,7 @@ class Sequence:
     def cropped(self, length: int) -> Sequence:
         """Only the first ``length`` tokens."""
         kept = tuple(
-            replace(block, length=min(block.length, length - block.start))
-            for block in self.blocks
-            if block.start < length
+            replace(block, length=min(block.length, length - block.start)) for block in self.blocks if block.start < length
         )
         hold = max(0, min(self.sinks[0][0].shape[1] if self.sinks else 0, length - self.first))
         return Sequence(self.first, tuple((k[:, :hold], v[:, :hold]) for k, v in self.sinks), kept)

@@ -61,9 +61,7 @@ class CompressedCache(Cache):
         sinks, window: first and most recent tokens that stay exact. block: tokens sealed at a time.
     """
 
-    def __new__(
-        cls, model: nn.Module, *args: Any, mode: Literal["live", "storage"] = "live", **kwargs: Any
-    ) -> CompressedCache:
+    def __new__(cls, model: nn.Module, *args: Any, mode: Literal["live", "storage"] = "live", **kwargs: Any) -> CompressedCache:
         """Pick the class of the mode."""
         if cls is CompressedCache:
             from tensornet_compress.kv.livecache import LiveCache
@@ -117,9 +115,7 @@ class CompressedCache(Cache):
         else:
             new = torch.arange(total, total + tokens).expand(batch, -1)
         if self.positions is not None and len(self.positions) != batch:
-            raise TensorNetError(
-                f"the cache holds {len(self.positions)} sequences and was given {batch}; reset it first"
-            )
+            raise TensorNetError(f"the cache holds {len(self.positions)} sequences and was given {batch}; reset it first")
         self.positions = new.clone() if self.positions is None else torch.cat([self.positions, new], 1)
 
     def first_real(self) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -28,7 +28,8 @@ def calibrate(
     batches: Iterable[Any],
     *,
     metric: Literal["fisher", "euclidean"] = "fisher",
-    sensitivity_windows: int = 16,
+    sensitivity_windows: int = 32,
+    draws: int = 2,
     group_size: int | None = None,
     joined: int = 200,
     search: bool = True,
@@ -43,7 +44,8 @@ def calibrate(
         batches: int64 ids (batch, length), or mappings with ``input_ids`` and ``attention_mask``. Use clearly more tokens than a
             token caches channels; windows of 1000 tokens and more also show what far context is worth.
         metric: ``fisher`` weighs errors of keys and values by the curvature of the KL divergence (backward passes over
-            ``sensitivity_windows`` sequences, natural continuations and verbatim copies of a far span in turn);
+            ``sensitivity_windows`` sequences, each with its natural continuation and a verbatim copy of a far span, ``draws``
+            label draws each);
             ``euclidean`` weighs all channels alike and needs no backward pass.
         group_size: (layer, head) units that share a basis; default a sixth of all units.
         joined: leading components of each group that the root joins (0: no root).
@@ -61,7 +63,8 @@ def calibrate(
     seen = 0
     with Runner(model) as runner:
         for batch in windows(batches):
-            for captured, sequence in zip(runner.capture(batch), _sequences(batch)):
+            feels = metric == "fisher" and seen < sensitivity_windows
+            for captured, gradients in _passes(runner, batch, feels, sinks, window, draws, generator):
                 if first is None:
                     first = captured
                     for side, states in (("key", captured.keys), ("value", captured.values)):
@@ -75,8 +78,9 @@ def calibrate(
                 else:
                     for side in SIDES:
                         moments[side].add(rows[side])
-                if metric == "fisher" and seen < sensitivity_windows:
-                    _add_sensitivity(runner, sequence, sensitivity, sinks, window, generator)
+                for pair in gradients:
+                    for side, found in zip(SIDES, pair):
+                        sensitivity[side].add(found)
                 seen += 1
         style, rotary = runner.style, runner.rotary()
     if first is None:
@@ -122,8 +126,29 @@ def calibrate(
     return Profile(spec, trees, scale, frequency, offset, live, curve)
 
 
-def _sequences(batch: Window) -> list[Tensor]:
-    return [ids[mask.bool()][None] for ids, mask in zip(batch.ids, batch.mask)]
+def _passes(
+    runner: Runner, batch: Window, feels: bool, sinks: int, window: int, draws: int, generator: torch.Generator
+) -> Iterator[tuple[Captured, Iterator[tuple[Tensor, Tensor]]]]:
+    """Per sequence of a batch: its states, and the gradients (units, tokens, width) of both sides for every label draw."""
+    if not feels:
+        for captured in runner.capture(batch):
+            yield captured, iter(())
+        return
+    for ids, mask in zip(batch.ids, batch.mask):
+        sequence = ids[mask.bool()][None]
+        ahead = max(1, min(128, sequence.shape[1] // 8))
+        prefix = sequence[:, : sequence.shape[1] - ahead]
+        ones = torch.ones_like(prefix)
+        cache, positions = runner.prefill(prefix, ones)
+        captured = next(iter(runner.captured(cache, positions, ones)))
+        # A natural continuation and a verbatim copy of a far span: natural text alone hides what recall needs.
+        edge = min(window, prefix.shape[1] // 4)
+        latest = max(0, prefix.shape[1] - edge - ahead)
+        start = int(torch.randint(min(sinks, latest), latest + 1, (1,), generator=generator))
+        continuations = torch.cat([sequence[:, prefix.shape[1] :], prefix[:, start : start + ahead]])
+        counted = slice(sinks, prefix.shape[1] - edge)
+        found = runner.sensitivity(cache, positions, continuations, draws, generator)
+        yield captured, ((torch.cat(keys)[:, counted], torch.cat(values)[:, counted]) for keys, values in found)
 
 
 def _units(side: str, states: list[Tensor]) -> tuple[int, int]:
@@ -140,36 +165,13 @@ def _units(side: str, states: list[Tensor]) -> tuple[int, int]:
     return units, width
 
 
-def _add_sensitivity(
-    runner: Runner,
-    sequence: Tensor,
-    sensitivity: dict[str, SideSensitivity],
-    sinks: int,
-    window: int,
-    generator: torch.Generator,
-) -> None:
-    """A natural continuation and a verbatim copy of a far span: natural text alone hides what recall needs."""
-    length = sequence.shape[1]
-    ahead = max(1, min(128, length // 8))
-    prefix = sequence[:, : length - ahead]
-    edge = min(window, prefix.shape[1] // 4)
-    latest = prefix.shape[1] - edge - ahead
-    start = int(torch.randint(min(sinks, max(latest, 0)), max(latest, 0) + 1, (1,), generator=generator))
-    for continuation in (sequence[:, length - ahead :], prefix[:, start : start + ahead]):
-        keys, values = runner.sensitivity(prefix, continuation, generator)
-        for side, gradients in (("key", keys), ("value", values)):
-            sensitivity[side].add(torch.cat(gradients, 0)[:, sinks : prefix.shape[1] - edge])
-
-
 def _metric_blocks(
     metric: str, sensitivity: dict[str, SideSensitivity], channels: dict[str, int], first: Captured
 ) -> dict[str, Tensor]:
     """The metric of every unit, fp64 (units, width, width), on one common scale for both sides."""
     if metric == "euclidean":
         return {
-            side: torch.eye(states[0].shape[-1], dtype=torch.float64).repeat(
-                channels[side] // states[0].shape[-1], 1, 1
-            )
+            side: torch.eye(states[0].shape[-1], dtype=torch.float64).repeat(channels[side] // states[0].shape[-1], 1, 1)
             for side, states in (("key", first.keys), ("value", first.values))
         }
     blocks = {side: check_finite(f"{side} sensitivity", sensitivity[side].metric()) for side in SIDES}

@@ -110,52 +110,55 @@ class Runner:
         rotary = self.rotary()
         return keys.float() if rotary is None else rotary.unrotate(keys.float(), positions[:, None])
 
+    def captured(self, cache: Any, positions: Tensor, mask: Tensor) -> Iterator[Captured]:
+        """One ``Captured`` per sequence of a filled cache; mask (batch, tokens)."""
+        layers = full_attention_layers(cache)
+        if not layers:
+            raise TensorNetError("the model has no full-attention layer that caches keys and values; there is nothing to compress")
+        plain = [self.plain(cache.layers[i].keys, positions) for i in layers]
+        for row, keep in enumerate(mask.bool().to(self.device)):
+            yield Captured(
+                layers,
+                [keys[row][:, keep].cpu() for keys in plain],
+                [cache.layers[i].values[row][:, keep].float().cpu() for i in layers],
+            )
+
     def capture(self, window: Window) -> Iterator[Captured]:
         """One ``Captured`` per sequence of the window."""
         cache, positions = self.prefill(window.ids, window.mask)
-        layers = full_attention_layers(cache)
-        if not layers:
-            raise TensorNetError(
-                "the model has no full-attention layer that caches keys and values; there is nothing to compress"
-            )
-        plain = [self.plain(cache.layers[i].keys, positions) for i in layers]
-        for row, keep in enumerate(window.mask.bool()):
-            yield Captured(
-                layers,
-                [keys[row][:, keep.to(keys.device)].cpu() for keys in plain],
-                [cache.layers[i].values[row][:, keep.to(self.device)].float().cpu() for i in layers],
-            )
+        yield from self.captured(cache, positions, window.mask)
 
     def sensitivity(
-        self, prefix: Tensor, continuation: Tensor, generator: torch.Generator
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, cache: Any, positions: Tensor, continuations: Tensor, draws: int, generator: torch.Generator
+    ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Gradients of the log-likelihood of sampled next tokens with respect to every cached key and value.
 
         Labels are drawn from the model, so outer products of these gradients estimate the Fisher information: the second-order
         cost of cache errors in KL divergence (2507.09428 for weights; here for the cache).
 
         Args:
-            prefix, continuation: int64 (1, tokens). The prefix is cached; the continuation reads it.
+            cache, positions: from ``prefill`` of one sequence, (1, tokens); used up.
+            continuations: int64 (count, tokens), each read after the cached tokens. draws: label draws.
 
-        Returns:
-            Per layer, fp32 (heads, tokens, channels), for keys (without rotary positions) and for values.
+        Yields:
+            Per draw and layer, fp32 (heads, tokens, channels), for keys (without rotary positions) and for values.
         """
-        cache, positions = self.prefill(prefix, torch.ones_like(prefix))
-        layers = full_attention_layers(cache)
         leaves = []
-        for i in layers:
+        for i in full_attention_layers(cache):
             layer = cache.layers[i]
             layer.keys, layer.values = layer.keys.detach().requires_grad_(), layer.values.detach().requires_grad_()
             leaves += [layer.keys, layer.values]
-        length = prefix.shape[1]
-        following = torch.arange(length, length + continuation.shape[1], device=self.device)[None]
+        count, ahead = continuations.shape
+        following = torch.arange(positions.shape[1], positions.shape[1] + ahead, device=self.device).expand(count, -1)
         with torch.enable_grad():
+            cache.batch_repeat_interleave(count)
             logits = self.model(
-                input_ids=continuation.to(self.device), position_ids=following, past_key_values=cache, use_cache=True
-            ).logits[0]
-            log_probability = logits.float().log_softmax(-1)
-            drawn = torch.multinomial(log_probability.detach().exp().cpu(), 1, generator=generator).to(self.device)
-            total = log_probability.gather(1, drawn).sum() / continuation.shape[1] ** 0.5
-            gradients = torch.autograd.grad(total, leaves)
-        keys = [self.plain(g, positions)[0].cpu() for g in gradients[0::2]]
-        return keys, [g[0].float().cpu() for g in gradients[1::2]]
+                input_ids=continuations.to(self.device), position_ids=following, past_key_values=cache, use_cache=True
+            ).logits
+            log_probability = logits.float().log_softmax(-1).flatten(0, 1)
+            for draw in range(draws):
+                drawn = torch.multinomial(log_probability.detach().exp().cpu(), 1, generator=generator).to(self.device)
+                total = log_probability.gather(1, drawn).sum() / ahead**0.5
+                gradients = torch.autograd.grad(total, leaves, retain_graph=draw + 1 < draws)
+                keys = [self.plain(g, positions)[0].cpu() for g in gradients[0::2]]
+                yield keys, [g[0].float().cpu() for g in gradients[1::2]]

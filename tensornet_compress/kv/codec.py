@@ -39,9 +39,7 @@ class IdentityCodec:
 
     def encode(self, keys: list[Tensor], values: list[Tensor]) -> Payload:
         """See ``BlockCodec``."""
-        named = {f"key{i}": k.clone() for i, k in enumerate(keys)} | {
-            f"value{i}": v.clone() for i, v in enumerate(values)
-        }
+        named = {f"key{i}": k.clone() for i, k in enumerate(keys)} | {f"value{i}": v.clone() for i, v in enumerate(values)}
         return Payload(keys[0].shape[1], named)
 
     def decode(self, payload: Payload) -> tuple[list[Tensor], list[Tensor]]:

@@ -76,9 +76,7 @@ class FreeCodec:
     def _bits(self, kept: _Kept, step: float) -> float:
         stored = (kept.basis.codes, kept.basis.scale, kept.scale, kept.ranks)
         lanes = 32 * lane_count(kept.coefficients.numel())
-        return (
-            self.quantiser.bits(kept.coefficients, kept.scale.float(), step) + lanes + 8 * sum(t.nbytes for t in stored)
-        )
+        return self.quantiser.bits(kept.coefficients, kept.scale.float(), step) + lanes + 8 * sum(t.nbytes for t in stored)
 
     def decode(self, payload: Payload) -> tuple[list[Tensor], list[Tensor]]:
         """Payload -> plain keys and values, per layer fp32 (heads, tokens, channels)."""
@@ -128,9 +126,7 @@ def _kept(side: _Side, step: float) -> _Kept:
     ranks = worth.sum(1)
     basis = StoredBasis.store(side.vectors[worth].view(-1, width))
     parts = [
-        unit @ torch.linalg.pinv(rows)
-        for unit, rows in zip(side.centred, basis.dense().split(ranks.tolist(), 0))
-        if len(rows)
+        unit @ torch.linalg.pinv(rows) for unit, rows in zip(side.centred, basis.dense().split(ranks.tolist(), 0)) if len(rows)
     ]
     coefficients = torch.cat(parts, 1) if parts else torch.zeros(tokens, 0)
     scale = coefficients.abs().mean(0).clamp_min(step / 16).half() if parts else torch.zeros(0, dtype=torch.float16)

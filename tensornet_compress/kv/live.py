@@ -134,9 +134,7 @@ class SideCode:
         self.to(rows.device)
         scaled = ((rows - self._mean) @ self._encoder) * self._inverse_step
         if not torch.isfinite(scaled).all():
-            raise TensorNetError(
-                "keys or values to compress contain NaN or infinity; check the model's dtype and inputs"
-            )
+            raise TensorNetError("keys or values to compress contain NaN or infinity; check the model's dtype and inputs")
         codes = (scaled.floor() + self._half).clamp_min(0).minimum((2 * self._half - 1).clamp_min(0)).long()
         return self.layout.pack(codes)
 
@@ -167,6 +165,4 @@ class SideCode:
     @property
     def resident_nbytes(self) -> int:
         """Bytes of the operands in memory; shared by every cache of a model."""
-        return sum(
-            t.nbytes for t in (self._encoder, self._inverse_step, self._half, self._mean, self._operand, self._constant)
-        )
+        return sum(t.nbytes for t in (self._encoder, self._inverse_step, self._half, self._mean, self._operand, self._constant))

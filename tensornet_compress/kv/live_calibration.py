@@ -12,9 +12,7 @@ _POSITIONS = torch.arange(0, 4096, 32)
 _CURVE_VALUES = 200_000
 
 
-def live_bases(
-    covariance: Tensor, mean: Tensor, metric: Tensor, heads: list[int], rotary: Rotary | None
-) -> list[LiveBasis]:
+def live_bases(covariance: Tensor, mean: Tensor, metric: Tensor, heads: list[int], rotary: Rotary | None) -> list[LiveBasis]:
     """One basis per layer of one side.
 
     Args:
@@ -22,11 +20,7 @@ def live_bases(
         rotary: given for keys: second moments and metric are then averaged over positions, and the mean is no longer constant.
     """
     width = metric.shape[-1]
-    turns = (
-        None
-        if rotary is None
-        else rotary.rotate(torch.eye(width).expand(len(_POSITIONS), -1, -1), _POSITIONS[:, None]).mT
-    )
+    turns = None if rotary is None else rotary.rotate(torch.eye(width).expand(len(_POSITIONS), -1, -1), _POSITIONS[:, None]).mT
     bases, unit = [], 0
     for count in heads:
         own = slice(unit * width, (unit + count) * width)

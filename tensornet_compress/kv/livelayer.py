@@ -43,9 +43,7 @@ class LiveView:
             (self.value_code, self.values, self.sink_values),
         ):
             units = self.tokens // UNIT
-            parts = [
-                code.decode(packed, a, min(a + CHUNK_UNITS, units)).to(dtype) for a in range(0, units, CHUNK_UNITS)
-            ]
+            parts = [code.decode(packed, a, min(a + CHUNK_UNITS, units)).to(dtype) for a in range(0, units, CHUNK_UNITS)]
             whole = torch.cat(parts, 2)
             index = self.sink_index[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
             out.append(whole.scatter_(2, index, sinks.to(dtype)))

@@ -90,9 +90,7 @@ def save_cache(cache: CompressedCache, path: str | Path) -> int:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, {_KEY: record.to_json()}
-        )
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, {_KEY: record.to_json()})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

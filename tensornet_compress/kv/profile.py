@@ -150,9 +150,7 @@ class Profile:
         except (OSError, SafetensorError, TensorNetError) as error:
             raise CheckpointError(f"no readable cache profile in {str(folder)!r}: {error}") from error
         if spec.version != VERSION:
-            raise CheckpointError(
-                f"the profile in {str(folder)!r} has version {spec.version}; this package reads {VERSION}"
-            )
+            raise CheckpointError(f"the profile in {str(folder)!r} has version {spec.version}; this package reads {VERSION}")
         try:
             trees = {side: _tree(getattr(spec, side), side, stored) for side in SIDES}
             scale = {side: stored[f"{side}.scale"] for side in SIDES}
@@ -163,9 +161,7 @@ class Profile:
             raise CheckpointError(f"the profile in {str(folder)!r} lacks or misshapes a tensor: {error}") from error
         if set(profile.tensors()) != set(stored):
             extra = sorted(set(stored) - set(profile.tensors()))
-            raise CheckpointError(
-                f"the profile in {str(folder)!r} holds tensors its description does not name: {extra[:4]}"
-            )
+            raise CheckpointError(f"the profile in {str(folder)!r} holds tensors its description does not name: {extra[:4]}")
         for side in SIDES:
             if scale[side].shape != (trees[side].components,):
                 raise CheckpointError(f"the profile in {str(folder)!r} has {tuple(scale[side].shape)} {side} scales")
@@ -179,8 +175,7 @@ def _tree(spec: SideSpec, side: str, stored: dict[str, Tensor]) -> SideTree:
         return StoredBasis(stored[f"{name}.codes"].view(rank, width), stored[f"{name}.scale"].view(rank), rank, width)
 
     bases = [
-        basis(f"{side}.group{i}", rank, len(group) * spec.width)
-        for i, (group, rank) in enumerate(zip(spec.groups, spec.ranks))
+        basis(f"{side}.group{i}", rank, len(group) * spec.width) for i, (group, rank) in enumerate(zip(spec.groups, spec.ranks))
     ]
     root = basis(f"{side}.root", spec.root_rank, sum(spec.joined)) if spec.root_rank else None
     mean = stored[f"{side}.mean"].view(units * spec.width)

@@ -113,9 +113,7 @@ class Quantiser:
     def __init__(self, frequency: Tensor, offset: Tensor):
         """``frequency``, ``offset``: as given by ``Statistics.finish``."""
         if frequency.shape != (CLASSES, SYMBOLS) or int(frequency.long().sum(1).ne(1 << rans.PRECISION).sum()):
-            raise CheckpointError(
-                f"symbol statistics of shape {tuple(frequency.shape)} do not sum up; the profile is damaged"
-            )
+            raise CheckpointError(f"symbol statistics of shape {tuple(frequency.shape)} do not sum up; the profile is damaged")
         uniform = np.zeros((_MAX_SHIFT, SYMBOLS), np.int64)
         for shift in range(1, _MAX_SHIFT + 1):
             uniform[shift - 1, : 1 << shift] = 1 << (rans.PRECISION - shift)
@@ -137,9 +135,7 @@ class Quantiser:
         """Bits that these coefficients (tokens, components) would take at ``step``, without coding them."""
         classes = classify(scale, step)
         symbol, _, _ = self._symbols(coefficients, classes, step)
-        return float(self.cost[classes.table.expand_as(symbol), symbol].sum()) + int(classes.shift.sum()) * len(
-            coefficients
-        )
+        return float(self.cost[classes.table.expand_as(symbol), symbol].sum()) + int(classes.shift.sum()) * len(coefficients)
 
     def encode(self, coefficients: Tensor, scale: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """Coefficients (tokens, components) -> (entropy-coded bytes uint8, escaped high codes int32)."""
@@ -178,9 +174,7 @@ class Quantiser:
 
     def _symbols(self, coefficients: Tensor, classes: Classes, step: float) -> tuple[Tensor, Tensor, Tensor]:
         if not torch.isfinite(coefficients).all():
-            raise TensorNetError(
-                "keys or values to compress contain NaN or infinity; check the model's dtype and inputs"
-            )
+            raise TensorNetError("keys or values to compress contain NaN or infinity; check the model's dtype and inputs")
         high, low = split(quantise(coefficients[:, classes.active].float() / step), classes.shift)
         symbol = torch.where(high.abs() <= HALF, high + HALF, ESCAPE)
         usable = self.available[classes.table.expand_as(symbol), symbol]

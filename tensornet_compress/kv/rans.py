@@ -92,9 +92,7 @@ def decode(payload: NDArray[np.uint8], table: NDArray[np.integer], tables: Table
     lanes = lane_count(count)
     steps = -(-count // lanes)
     if len(payload) < 4 * lanes or len(payload) % 2:
-        raise CheckpointError(
-            f"an entropy-coded block of {count} symbols cannot have {len(payload)} bytes; it is damaged"
-        )
+        raise CheckpointError(f"an entropy-coded block of {count} symbols cannot have {len(payload)} bytes; it is damaged")
     state = payload[: 4 * lanes].copy().view("<u4").astype(np.uint32)
     words = payload[4 * lanes :].copy().view("<u2").astype(np.uint32)
     which = _spread(table.astype(np.int64), steps, lanes)

@@ -116,9 +116,7 @@ def _frequencies(module: nn.Module, layer_type: str) -> Tensor:
         found = getattr(module, name, None)
         if isinstance(found, Tensor):
             return found.detach().float()
-    raise TensorNetError(
-        f"the rotary module {type(module).__name__} has no inv_freq buffer; its rotation cannot be undone"
-    )
+    raise TensorNetError(f"the rotary module {type(module).__name__} has no inv_freq buffer; its rotation cannot be undone")
 
 
 def rotary_style(model: nn.Module) -> Style | None:
@@ -143,9 +141,7 @@ def _measure_style(model: nn.Module) -> Style | None:
     try:
         device = next(model.parameters()).device
         cache = DynamicCache()
-        model.eval()(
-            torch.ones((1, _PROBE_LENGTH), dtype=torch.int64, device=device), past_key_values=cache, use_cache=True
-        )
+        model.eval()(torch.ones((1, _PROBE_LENGTH), dtype=torch.int64, device=device), past_key_values=cache, use_cache=True)
         keys = cache.layers[0].keys.float()
         positions = recorder.seen.get("positions")
         if positions is None or positions.dim() != 2:

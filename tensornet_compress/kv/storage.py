@@ -96,13 +96,11 @@ class StorageCache(CompressedCache):
         if low >= high:
             return sequence
         taken = [
-            (layer.keys[row, :, low:high].clone(), layer.values[row, :, low:high].clone())
-            for layer in self.compressed_layers
+            (layer.keys[row, :, low:high].clone(), layer.values[row, :, low:high].clone()) for layer in self.compressed_layers
         ]
         if sequence.sinks:
             taken = [
-                (torch.cat([old[0], new[0]], 1), torch.cat([old[1], new[1]], 1))
-                for old, new in zip(sequence.sinks, taken)
+                (torch.cat([old[0], new[0]], 1), torch.cat([old[1], new[1]], 1)) for old, new in zip(sequence.sinks, taken)
             ]
         return Sequence(sequence.first, tuple(taken), sequence.blocks)
 

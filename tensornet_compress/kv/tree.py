@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tensornet_compress.kv.grouping import unit_channels
 
-_REFINEMENTS = 3
+_REFINEMENTS = 1
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,7 @@ class SideTree:
         shape = (len(states), -1, self.width)
         centred = (states.float() - self.mean.float()).view(shape)
         whitened = torch.einsum("tuc,ucd->tud", centred, self.metric_root.float()).flatten(1)
-        parts = [
-            basis.analyse(whitened[:, unit_channels(group, self.width)])
-            for group, basis in zip(self.groups, self.bases)
-        ]
+        parts = [basis.analyse(whitened[:, unit_channels(group, self.width)]) for group, basis in zip(self.groups, self.bases)]
         if self.root is None:
             return torch.cat(parts, 1)
         top = torch.cat([part[:, :count] for part, count in zip(parts, self.joined)], 1)

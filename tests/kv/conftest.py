@@ -47,9 +47,7 @@ def _gemma() -> Any:
 
 
 def _qwen() -> Any:
-    config = Qwen3Config(
-        **_SHAPE, **_IDS, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16
-    )
+    config = Qwen3Config(**_SHAPE, **_IDS, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
     return Qwen3ForCausalLM(config)
 
 

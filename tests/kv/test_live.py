@@ -48,7 +48,9 @@ def test_contraction_equals_attention_over_rebuilt_states(masked: str, new: int)
     got = attend(query, *tail, view, mask)
     whole = [torch.cat([a, b], 2).repeat_interleave(3, 1) for a, b in zip(view.rebuild(torch.float32), tail)]
     causal = torch.ones(new, 212, dtype=torch.bool).tril(212 - new)
-    wanted = torch.nn.functional.scaled_dot_product_attention(query, *whole, attn_mask=causal if mask is None else mask, scale=1.0)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        query, *whole, attn_mask=causal if mask is None else mask, scale=1.0
+    )
     torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
 
 

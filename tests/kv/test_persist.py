@@ -41,9 +41,7 @@ def test_loaded_cache_continues_alike(name: str, mode: str, calibrated: bool, id
     following = torch.cat([ids[:, :80]], 1)
     positions = torch.arange(175, 255).expand(2, -1) + torch.tensor([[0], [5]])
     with torch.no_grad():
-        got, wanted = (
-            model(following, past_key_values=c, position_ids=positions).logits for c in (loaded, cache)
-        )
+        got, wanted = (model(following, past_key_values=c, position_ids=positions).logits for c in (loaded, cache))
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 

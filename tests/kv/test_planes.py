@@ -12,7 +12,9 @@ from tensornet_compress.kv.planes import FIELDS, UNIT, PlaneLayout, append, pack
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=20), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
+@given(
+    st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=20), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99)
+)
 def test_fields_sum_to_the_code(bits: list[int], units: int, batch: int, seed: int) -> None:
     counts = torch.tensor(bits)
     layout = PlaneLayout.of(counts)

@@ -44,7 +44,9 @@ def test_rotation_is_orthogonal_and_composes(style: str) -> None:
     turned = rotary.rotate(states, positions)
     torch.testing.assert_close(rotary.unrotate(turned, positions), states, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(turned.norm(dim=-1), states.norm(dim=-1))
-    torch.testing.assert_close(rotary.rotate(rotary.rotate(states, positions), positions), rotary.rotate(states, 2 * positions), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        rotary.rotate(rotary.rotate(states, positions), positions), rotary.rotate(states, 2 * positions), atol=2e-3, rtol=1e-3
+    )
     assert torch.equal(turned[..., 6:], states[..., 6:])
 
 

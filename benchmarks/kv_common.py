@@ -115,7 +115,7 @@ def documents(model: Any, windows: Tensor) -> list[Document]:
 def read_on(
     model: Any, keys: list[Tensor], values: list[Tensor], continuations: dict[str, Tensor]
 ) -> dict[str, tuple[Tensor, list[Tensor]]]:
-    """Per continuation: log-probabilities (tokens, vocabulary) when read with these plain states cached, and attention outputs."""
+    """Per continuation, read with these plain states cached: log-probabilities (tokens, vocabulary), attention outputs."""
     with Runner(model) as runner:
         rotary = runner.recorder.rotary(runner.style)  # type: ignore[union-attr, arg-type]
     positions = torch.arange(keys[0].shape[1])

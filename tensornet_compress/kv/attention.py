@@ -1,7 +1,7 @@
 """Attention that contracts queries with packed codes instead of rebuilding keys and values.
 
-Scores: q . k = (q A_k') code_k, values: (w code_v') A_v, with A the decoder's rows scaled by step and place value. Working memory
-is one chunk of unpacked codes and the scores.
+Scores: q . k = (q A_k') code_k, values: (w code_v') A_v, with A the decoder's rows scaled by step and place value. Working
+memory is one chunk of unpacked codes and the scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def contracting_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """The attention function registered as ``NAME``: (batch, heads, new, width) -> (batch, new, heads, width).
 
     Keys without sealed tokens attached take the stock SDPA path.
@@ -120,7 +120,8 @@ def contracting(model: nn.Module) -> Iterator[None]:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    before = model.config._attn_implementation
+    chosen: Any = model
+    before = chosen.config._attn_implementation
     nested = NAME in ALL_ATTENTION_FUNCTIONS
     if not nested:
         ALL_ATTENTION_FUNCTIONS[NAME] = contracting_attention
@@ -128,12 +129,12 @@ def contracting(model: nn.Module) -> Iterator[None]:
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
     try:
         try:
-            model.set_attn_implementation(NAME)
+            chosen.set_attn_implementation(NAME)
         except (ValueError, ImportError) as error:
             raise TensorNetError(f"{type(model).__name__} takes no registered attention function: {error}") from error
         yield
     finally:
-        model.set_attn_implementation(before)
+        chosen.set_attn_implementation(before)
         if not nested:
             del ALL_ATTENTION_FUNCTIONS[NAME]
             del type(ALL_MASK_ATTENTION_FUNCTIONS)._global_mapping[NAME]

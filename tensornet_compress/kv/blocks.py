@@ -80,7 +80,8 @@ def seal(
 
 
 def open_sequence(codec: BlockCodec, sequence: Sequence, into: list[tuple[Tensor, Tensor]], start: int = 0) -> None:
-    """Write decoded tokens from ``start`` on into per-layer (keys, values) of (heads, tokens, channels) that begin at ``start``.
+    """Write decoded tokens from ``start`` on into per-layer (keys, values) of (heads, tokens, channels) that begin at
+    ``start``.
 
     Padding becomes zero: it is masked, and zero keeps it finite.
     """

@@ -13,7 +13,7 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, DynamicC
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.profile import Profile
-from tensornet_compress.kv.rope import PositionRecorder, rotary_module, rotary_style
+from tensornet_compress.kv.rope import PositionRecorder, rotary_module, rotary_style, text_config
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class CacheReport:
 class CompressedCache(Cache):
     """A drop-in ``transformers`` cache that holds compressed networks instead of keys and values.
 
-    ``CompressedCache(model, bits=2.0, profile=None, mode="live", sinks=4, window=64, block=...)`` makes a ``LiveCache`` or, with
-    ``mode="storage"``, a ``StorageCache``. Full-attention layers are compressed; others keep their own class and are reported.
+    ``CompressedCache(model, bits=2.0, profile=None, mode="live", sinks=4, window=64, block=...)`` makes a ``LiveCache`` or,
+    with ``mode="storage"``, a ``StorageCache``. Full-attention layers are compressed; others keep their own class and are
+    reported.
 
     Args:
         bits: target payload bits per key/value element; sinks and window come on top.
@@ -72,7 +73,17 @@ class CompressedCache(Cache):
             return object.__new__(LiveCache if mode == "live" else StorageCache)
         return object.__new__(cls)
 
-    def __init__(self, model: nn.Module, *, profile: Profile | None, sinks: int, window: int, block: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        bits: float = 2.0,
+        profile: Profile | None = None,
+        mode: str = "live",
+        *,
+        sinks: int = 4,
+        window: int = 64,
+        block: int = 64,
+    ):
         for name, value, least in (("sinks", sinks, 0), ("window", window, 0), ("block", block, 1)):
             if value < least:
                 raise TensorNetError(f"{name} must be at least {least}, was given {value}")
@@ -91,12 +102,12 @@ class CompressedCache(Cache):
             )
 
     def _build_layers(self, model: nn.Module) -> list[Any]:
-        layers = []
+        layers: list[Any] = []
         # The stock cache knows which class each layer of this model needs, shared and linear layers included.
-        for index, layer in enumerate(DynamicCache(config=model.config.get_text_config(decoder=True)).layers):
+        for index, layer in enumerate(DynamicCache(config=text_config(model)).layers):
             plain = type(layer) is DYNAMIC_LAYER_TYPE_MAPPING["full_attention"]
             layers.append(self.make_layer(index) if plain else layer)
-        self.compressed_layers = [layer for layer in layers if getattr(layer, "owner", None) is self]
+        self.compressed_layers: list[Any] = [layer for layer in layers if getattr(layer, "owner", None) is self]
         if not self.compressed_layers:
             raise TensorNetError(
                 "the model has no full-attention layer that caches keys and values; there is nothing to compress"

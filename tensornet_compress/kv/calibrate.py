@@ -41,8 +41,8 @@ def calibrate(
 
     Args:
         model: a transformers causal language model; left as found.
-        batches: int64 ids (batch, length), or mappings with ``input_ids`` and ``attention_mask``. Use clearly more tokens than a
-            token caches channels; windows of 1000 tokens and more also show what far context is worth.
+        batches: int64 ids (batch, length), or mappings with ``input_ids`` and ``attention_mask``. Use clearly more tokens
+            than a token caches channels; windows of 1000 tokens and more also show what far context is worth.
         metric: ``fisher`` weighs errors of keys and values by the curvature of the KL divergence (backward passes over
             ``sensitivity_windows`` sequences, each with its natural continuation and a verbatim copy of a far span, ``draws``
             label draws each);
@@ -79,8 +79,8 @@ def calibrate(
                     for side in SIDES:
                         moments[side].add(rows[side])
                 for pair in gradients:
-                    for side, found in zip(SIDES, pair):
-                        sensitivity[side].add(found)
+                    for side, gradient in zip(SIDES, pair):
+                        sensitivity[side].add(gradient)
                 seen += 1
         style, rotary = runner.style, runner.rotary()
     if first is None:
@@ -203,7 +203,7 @@ def _statistics(trees: dict[str, SideTree], kept: list[dict[str, Tensor]]) -> tu
         count += len(rows["key"])
         for side in SIDES:
             total[side] += rows[side].double().abs().sum(0)
-    scale = {side: (total[side] / max(count, 1)).float().clamp_min(1e-12) for side in SIDES}
+    scale: dict[str, Tensor] = {side: (total[side] / max(count, 1)).float().clamp_min(1e-12) for side in SIDES}
     everything = torch.cat([scale[side] for side in SIDES]).log2()
     statistics = Statistics()
     for rate in _STATISTICS_RATES:

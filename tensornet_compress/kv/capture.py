@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.rope import PositionRecorder, Rotary, rotary_module, rotary_style
+from tensornet_compress.kv.rope import PositionRecorder, Rotary, rotary_module, rotary_style, text_config
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Runner:
         """Run ids (batch, tokens); returns the filled cache and the positions (batch, tokens)."""
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=text_config(self.model))
         extra = {"logits_to_keep": 1} if self._short else {}
         positions = (mask.cumsum(1) - 1).clamp_min(0).to(self.device)
         self.model(
@@ -114,7 +114,9 @@ class Runner:
         """One ``Captured`` per sequence of a filled cache; mask (batch, tokens)."""
         layers = full_attention_layers(cache)
         if not layers:
-            raise TensorNetError("the model has no full-attention layer that caches keys and values; there is nothing to compress")
+            raise TensorNetError(
+                "the model has no full-attention layer that caches keys and values; there is nothing to compress"
+            )
         plain = [self.plain(cache.layers[i].keys, positions) for i in layers]
         for row, keep in enumerate(mask.bool().to(self.device)):
             yield Captured(

@@ -33,7 +33,7 @@ def compressed(
         raise TensorNetError(f"{type(model).__name__} has no generate(); pass a CompressedCache to its forward instead")
     made: list[CompressedCache] = []
     own = model.__dict__.get("generate")
-    plain = model.generate
+    plain: Any = model.generate
 
     @functools.wraps(plain)
     def generate(*args: Any, **kwargs: Any) -> Any:

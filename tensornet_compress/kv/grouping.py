@@ -1,10 +1,12 @@
 """Which (layer, head) units share a node of the tree: a search by mutual information.
 
-Units are correlated Gaussian vectors seen through noise of variance ``noise`` (what the quantiser adds anyway), so the bits that
-a joint basis saves over separate ones are the mutual information of its members (the tree criterion of 2209.03196).
+Units are correlated Gaussian vectors seen through noise of variance ``noise`` (what the quantiser adds anyway), so the bits
+that a joint basis saves over separate ones are the mutual information of its members (the tree criterion of 2209.03196).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,7 +43,7 @@ def consecutive_groups(units: int, size: int) -> list[list[int]]:
     """Units in their own order, cut in groups of at most ``size``, as even as can be."""
     count = -(-units // size)
     edges = [round(i * units / count) for i in range(count + 1)]
-    return [list(range(a, b)) for a, b in zip(edges, edges[1:])]
+    return [list(range(a, b)) for a, b in pairwise(edges)]
 
 
 def search_groups(covariance: Tensor, noise: float, width: int, size: int) -> tuple[list[list[int]], dict[str, float]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 if TYPE_CHECKING:
-    from tensornet_compress.kv.cache import CompressedCache
+    from tensornet_compress.kv.storage import StorageCache
 
 
 class WorkingLayer(DynamicLayer):
@@ -18,7 +18,10 @@ class WorkingLayer(DynamicLayer):
     ``keys`` and ``values`` are (batch, heads, tokens, channels). While the cache is frozen they hold the tail alone.
     """
 
-    def __init__(self, owner: CompressedCache, index: int):
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, owner: StorageCache, index: int):
         super().__init__()
         self.owner, self.index = owner, index
 

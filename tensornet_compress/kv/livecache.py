@@ -17,6 +17,7 @@ from tensornet_compress.kv.live import Curve, LiveBasis, SideCode, allocate
 from tensornet_compress.kv.livelayer import LiveLayer
 from tensornet_compress.kv.planes import UNIT
 from tensornet_compress.kv.profile import SIDES, Profile
+from tensornet_compress.kv.rope import text_config
 from tensornet_compress.kv.tree import StoredBasis
 
 _CONTRACTED_QUERIES = 16
@@ -49,11 +50,11 @@ class LiveCache(CompressedCache):
         if not 0.05 <= bits <= 8:
             raise TensorNetError(f"asked for {bits} bits per element; live caches take 0.05 to 8")
         self.bits, self.attention = bits, attention
-        self._config = weakref.ref(model.config)
+        self._config = weakref.ref(text_config(model))
         self._codes: list[tuple[SideCode, SideCode]] | None = None
         self._own: dict[int, tuple[SideCode, SideCode]] = {}
         self._own_source: dict[int, tuple[tuple[LiveBasis, Curve], ...]] = {}
-        super().__init__(model, profile=profile, sinks=sinks, window=window, block=block)
+        super().__init__(model, bits, profile, mode, sinks=sinks, window=window, block=block)
         if profile is not None:
             self._codes = list(_allocated(profile, bits))
 
@@ -136,7 +137,7 @@ class LiveCache(CompressedCache):
 
 def _allocated(profile: Profile, bits: float) -> Iterator[tuple[SideCode, SideCode]]:
     """Codes of every layer, bits shared out over all layers and both sides at once."""
-    bases = [pair for pair in zip(*(profile.live[side] for side in SIDES))]
+    bases = list(zip(*(profile.live[side] for side in SIDES)))
     deviation = torch.cat([basis.deviation for pair in bases for basis in pair])
     chosen = allocate(deviation, profile.curve, bits)
     parts = iter(chosen.split([len(basis.deviation) for pair in bases for basis in pair]))

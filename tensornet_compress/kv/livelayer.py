@@ -53,6 +53,9 @@ class LiveView:
 class LiveLayer(DynamicLayer):
     """``keys`` and ``values`` hold the recent tail alone, (batch, heads, tail, width); sealed tokens are packed codes."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, owner: LiveCache, index: int):
         super().__init__()
         self.owner, self.index = owner, index

@@ -106,7 +106,7 @@ def load_cache(path: str | Path, model: nn.Module, profile: Profile | None = Non
     try:
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header is None:
             raise CheckpointError(f"{str(path)!r} is a safetensors file, but not of a cache")
         record = CacheRecord.from_json(header)
@@ -132,10 +132,11 @@ def load_cache(path: str | Path, model: nn.Module, profile: Profile | None = Non
 
 def _other_tensors(cache: CompressedCache, tensors: dict[str, Tensor]) -> dict[int, int | None]:
     found: dict[int, int | None] = {}
-    for index, layer in enumerate(cache.layers):
+    everything: list[Any] = list(cache.layers)
+    for index, layer in enumerate(everything):
         if getattr(layer, "owner", None) is cache or not getattr(layer, "is_initialized", False) or layer.keys is None:
             continue
-        if not isinstance(layer, DynamicLayer):
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
             raise TensorNetError(f"layer {index} is a {type(layer).__name__}, whose state cannot be saved yet")
         tensors |= {f"other{index}.keys": layer.keys, f"other{index}.values": layer.values}
         found[index] = layer.cumulative_length if isinstance(layer, DynamicSlidingWindowLayer) else None
@@ -225,11 +226,11 @@ def _restore(cache: CompressedCache, record: CacheRecord, tensors: dict[str, Ten
         layer.lazy_initialization(tensors[f"tail{place}.keys"], tensors[f"tail{place}.values"])
         layer.keys, layer.values = tensors[f"tail{place}.keys"], tensors[f"tail{place}.values"]
     for index, length in record.other.items():
-        layer = cache.layers[index]
-        layer.lazy_initialization(tensors[f"other{index}.keys"], tensors[f"other{index}.values"])
-        layer.keys, layer.values = tensors[f"other{index}.keys"], tensors[f"other{index}.values"]
+        kept: Any = cache.layers[index]
+        kept.lazy_initialization(tensors[f"other{index}.keys"], tensors[f"other{index}.values"])
+        kept.keys, kept.values = tensors[f"other{index}.keys"], tensors[f"other{index}.values"]
         if length is not None:
-            layer.cumulative_length = length
+            kept.cumulative_length = length
     cache.positions = tensors.get("positions")
     if isinstance(cache, StorageCache):
         _restore_storage(cache, record, tensors)

@@ -1,8 +1,8 @@
 """Fixed-rate codes that attention can contract against: integers cut in bit planes that unpack in a few wide operations.
 
 A code of b bits is a sum of fields of 8, 4, 2 and 1 bits. Because dequantisation is linear, every field is just one more row of
-the contraction, scaled by its place value. Fields of one width lie together, ``(batch, rows, units, bytes)``: byte j of a unit of
-64 tokens holds tokens j, j + n, j + 2n ... (n bytes a unit), so that unpacking is shift-and-mask without any shuffle.
+the contraction, scaled by its place value. Fields of one width lie together, ``(batch, rows, units, bytes)``: byte j of a
+unit of 64 tokens holds tokens j, j + n, j + 2n ... (n bytes a unit), so that unpacking is shift-and-mask without any shuffle.
 """
 
 from __future__ import annotations

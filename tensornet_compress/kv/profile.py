@@ -52,8 +52,8 @@ class ProfileSpec(Frozen):
 class Profile:
     """Bases, metric and statistics of a model's cache.
 
-    ``trees``, ``scale`` (mean magnitude of each coefficient), ``frequency`` and ``offset`` serve storage mode; ``live`` (one basis
-    per layer and side) and ``curve`` serve live mode.
+    ``trees``, ``scale`` (mean magnitude of each coefficient), ``frequency`` and ``offset`` serve storage mode; ``live`` (one
+    basis per layer and side) and ``curve`` serve live mode.
     """
 
     spec: ProfileSpec
@@ -110,9 +110,9 @@ class Profile:
         out = {"frequency": self.frequency, "offset": self.offset}
         out |= {"curve.error": self.curve.error, "curve.step": self.curve.step}
         for side, live in self.live.items():
-            for i, basis in enumerate(live):
-                out |= {f"{side}.live{i}.codes": basis.blocks[0].codes, f"{side}.live{i}.scale": basis.blocks[0].scale}
-                out |= {f"{side}.live{i}.deviation": basis.deviation, f"{side}.live{i}.mean": basis.mean}
+            for i, own in enumerate(live):
+                out |= {f"{side}.live{i}.codes": own.blocks[0].codes, f"{side}.live{i}.scale": own.blocks[0].scale}
+                out |= {f"{side}.live{i}.deviation": own.deviation, f"{side}.live{i}.mean": own.mean}
         for side, tree in self.trees.items():
             out |= {
                 f"{side}.mean": tree.mean,
@@ -152,9 +152,9 @@ class Profile:
         if spec.version != VERSION:
             raise CheckpointError(f"the profile in {str(folder)!r} has version {spec.version}; this package reads {VERSION}")
         try:
-            trees = {side: _tree(getattr(spec, side), side, stored) for side in SIDES}
-            scale = {side: stored[f"{side}.scale"] for side in SIDES}
-            live = {side: _live(spec, getattr(spec, side).width, side, stored) for side in SIDES}
+            trees: dict[str, SideTree] = {side: _tree(getattr(spec, side), side, stored) for side in SIDES}
+            scale: dict[str, Tensor] = {side: stored[f"{side}.scale"] for side in SIDES}
+            live: dict[str, list[LiveBasis]] = {side: _live(spec, getattr(spec, side).width, side, stored) for side in SIDES}
             curve = Curve(stored["curve.error"].view(9), stored["curve.step"].view(9))
             profile = Profile(spec, trees, scale, stored["frequency"], stored["offset"], live, curve)
         except (KeyError, RuntimeError) as error:

@@ -68,7 +68,8 @@ class Statistics:
         self.sums.view(-1).scatter_add_(0, cell, coarse.flatten())
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """(frequency uint16 (classes, symbols) summing to ``2**rans.PRECISION``; reconstruction offset fp16 (classes, HALF + 1)).
+        """(frequency uint16 (classes, symbols) summing to ``2**rans.PRECISION``; reconstruction offset fp16 (classes,
+        HALF + 1)).
 
         Magnitudes are pooled over signs. A Laplace law of the class's scale fills what was seen too rarely; symbols whose
         expected count stays below half a slot are left to the escape.
@@ -101,7 +102,7 @@ def quantise(values: Tensor) -> Tensor:
 
 
 def split(codes: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (tokens, active) -> (high part rounded to nearest, low ``shift`` bits); ``(high << shift) + low - half`` restores."""
+    """Codes (tokens, active) -> (high part rounded to nearest, low bits); ``(high << shift) + low - half`` restores."""
     moved = codes + ((1 << shift) >> 1)
     high = moved >> shift
     return high, moved - (high << shift)

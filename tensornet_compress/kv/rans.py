@@ -7,6 +7,7 @@ renormalised by 16-bit words; all lanes share one word stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,7 +125,7 @@ def decode(payload: NDArray[np.uint8], table: NDArray[np.integer], tables: Table
     return symbols.reshape(-1)[:count]
 
 
-def _spread(values: NDArray[np.generic], steps: int, lanes: int) -> NDArray[np.generic]:
+def _spread(values: NDArray[Any], steps: int, lanes: int) -> NDArray[Any]:
     wide = np.zeros(steps * lanes, values.dtype)
     wide[: len(values)] = values
     return wide.reshape(steps, lanes)

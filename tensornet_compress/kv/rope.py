@@ -129,6 +129,12 @@ def rotary_style(model: nn.Module) -> Style | None:
     return _styles[model]
 
 
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the part of a model that decodes text."""
+    config: Any = model.config
+    return config.get_text_config(decoder=True)
+
+
 @torch.no_grad()
 def _measure_style(model: nn.Module) -> Style | None:
     from transformers import DynamicCache
@@ -142,17 +148,18 @@ def _measure_style(model: nn.Module) -> Style | None:
         device = next(model.parameters()).device
         cache = DynamicCache()
         model.eval()(torch.ones((1, _PROBE_LENGTH), dtype=torch.int64, device=device), past_key_values=cache, use_cache=True)
-        keys = cache.layers[0].keys.float()
+        first: Any = cache.layers[0]
+        keys = first.keys.float()
         positions = recorder.seen.get("positions")
         if positions is None or positions.dim() != 2:
             return None
-        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+        kinds = getattr(text_config(model), "layer_types", None) or ["full_attention"]
         # YaRN and longrope scale cos and sin; a uniform scale does not change which pairing aligns the keys.
         frequencies = _frequencies(module, kinds[0])
     finally:
         model.train(training)
         recorder.close()
-    limit = 50 * torch.finfo(cache.layers[0].keys.dtype).eps * keys.abs().max()
+    limit = 50 * torch.finfo(first.keys.dtype).eps * keys.abs().max()
     for style in ("half", "interleaved"):
         if 2 * frequencies.numel() <= keys.shape[-1]:
             plain = Rotary(frequencies, style).unrotate(keys, positions)

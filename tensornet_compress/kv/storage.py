@@ -44,7 +44,7 @@ class StorageCache(CompressedCache):
         self.sequences: list[Sequence] = []
         self.sealed_length = 0
         self.frozen = False
-        super().__init__(model, profile=profile, sinks=sinks, window=window, block=block)
+        super().__init__(model, bits, profile, mode, sinks=sinks, window=window, block=block)
 
     def make_layer(self, index: int) -> Any:
         """See ``CompressedCache``."""
@@ -141,7 +141,7 @@ class StorageCache(CompressedCache):
             self.sealed_length = length
             self.sequences = [sequence.cropped(length) for sequence in self.sequences]
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Rows in the order of ``beam_idx`` (rows,)."""
         super().reorder_cache(beam_idx)
         self._pick(beam_idx.tolist())

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers import (  # noqa: E402
+from transformers import (
     CohereConfig,
     CohereForCausalLM,
     Gemma3ForCausalLM,
@@ -26,7 +26,7 @@ from transformers import (  # noqa: E402
     Qwen3ForCausalLM,
 )
 
-import tensornet_compress.kv as kv  # noqa: E402
+import tensornet_compress.kv as kv
 
 VOCABULARY = 97
 _SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 512}

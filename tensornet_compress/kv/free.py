@@ -26,7 +26,7 @@ def own_basis(states: Tensor) -> tuple[LiveBasis, Curve]:
     samples = []
     for head in range(rows.shape[1]):
         centred = rows[:, head] - mean[head]
-        basis = StoredBasis.store(principal_rows(centred.T @ centred / len(centred)))
+        basis = StoredBasis.store(principal_rows(centred.T @ centred / len(centred)), 0.0)
         coefficients = basis.analyse(centred)
         deviation = coefficients.square().mean(0).sqrt().clamp_min(1e-9)
         samples.append((coefficients / deviation).flatten())
@@ -124,7 +124,7 @@ def _kept(side: _Side, step: float) -> _Kept:
     tokens, width = side.centred.shape[1:]
     worth = tokens * (side.scale / step).clamp_min(1e-9).log2() * _BITS_PER_OCTAVE > 8 * (width + 4)
     ranks = worth.sum(1)
-    basis = StoredBasis.store(side.vectors[worth].view(-1, width))
+    basis = StoredBasis.store(side.vectors[worth].view(-1, width), 0.0)
     parts = [
         unit @ torch.linalg.pinv(rows) for unit, rows in zip(side.centred, basis.dense().split(ranks.tolist(), 0)) if len(rows)
     ]

@@ -21,7 +21,7 @@ from tensornet_compress.kv.rope import text_config
 from tensornet_compress.kv.tree import StoredBasis
 
 _CONTRACTED_QUERIES = 16
-_OWN = ("codes", "scale", "deviation", "mean", "error", "step")
+_OWN = ("fine", "codes", "scale", "deviation", "mean", "error", "step")
 
 
 class LiveCache(CompressedCache):
@@ -99,8 +99,10 @@ class LiveCache(CompressedCache):
         for place, sources in self._own_source.items():
             for side, (basis, curve) in zip(SIDES, sources):
                 name = f"own{place}.{side}"
-                found |= {f"{name}.codes": torch.stack([block.codes for block in basis.blocks])}
-                found |= {f"{name}.scale": torch.stack([block.scale for block in basis.blocks])}
+                found |= {
+                    f"{name}.{part}": torch.stack([block.tensors()[part] for block in basis.blocks])
+                    for part in basis.blocks[0].tensors()
+                }
                 found |= {f"{name}.deviation": basis.deviation, f"{name}.mean": basis.mean}
                 found |= {f"{name}.error": curve.error, f"{name}.step": curve.step}
         return found
@@ -113,7 +115,7 @@ class LiveCache(CompressedCache):
             sources = []
             for side in SIDES:
                 part = {name: tensors[f"own{place}.{side}.{name}"] for name in _OWN}
-                blocks = tuple(StoredBasis(c, s, *c.shape) for c, s in zip(part["codes"], part["scale"]))
+                blocks = tuple(StoredBasis(*parts) for parts in zip(part["fine"], part["codes"], part["scale"]))
                 sources.append((LiveBasis(blocks, part["deviation"], part["mean"]), Curve(part["error"], part["step"])))
             self._learn(place, tuple(sources), len(tensors[f"own{place}.key.codes"]))
 

@@ -111,7 +111,7 @@ class Profile:
         out |= {"curve.error": self.curve.error, "curve.step": self.curve.step}
         for side, live in self.live.items():
             for i, own in enumerate(live):
-                out |= {f"{side}.live{i}.codes": own.blocks[0].codes, f"{side}.live{i}.scale": own.blocks[0].scale}
+                out |= {f"{side}.live{i}.{name}": part for name, part in own.blocks[0].tensors().items()}
                 out |= {f"{side}.live{i}.deviation": own.deviation, f"{side}.live{i}.mean": own.mean}
         for side, tree in self.trees.items():
             out |= {
@@ -123,7 +123,7 @@ class Profile:
             if tree.root is not None:
                 bases[f"{side}.root"] = tree.root
             for name, basis in bases.items():
-                out |= {f"{name}.codes": basis.codes, f"{name}.scale": basis.scale}
+                out |= {f"{name}.{part}": tensor for part, tensor in basis.tensors().items()}
         return out
 
     def save(self, folder: str | Path) -> None:
@@ -168,11 +168,20 @@ class Profile:
         return profile
 
 
+def stored_basis(stored: dict[str, Tensor], name: str, rank: int, width: int) -> StoredBasis:
+    """The basis stored as ``name``, of the shape it must have (``RuntimeError`` or ``KeyError`` otherwise)."""
+    scale = stored[f"{name}.scale"].view(rank)
+    fine, codes = (stored[f"{name}.{part}"].view(-1, width) for part in ("fine", "codes"))
+    if len(fine) + len(codes) != rank:
+        raise RuntimeError(f"{name} has {len(fine)} + {len(codes)} rows, not {rank}")
+    return StoredBasis(fine, codes, scale)
+
+
 def _tree(spec: SideSpec, side: str, stored: dict[str, Tensor]) -> SideTree:
     units = sum(len(group) for group in spec.groups)
 
     def basis(name: str, rank: int, width: int) -> StoredBasis:
-        return StoredBasis(stored[f"{name}.codes"].view(rank, width), stored[f"{name}.scale"].view(rank), rank, width)
+        return stored_basis(stored, name, rank, width)
 
     bases = [
         basis(f"{side}.group{i}", rank, len(group) * spec.width) for i, (group, rank) in enumerate(zip(spec.groups, spec.ranks))
@@ -187,7 +196,7 @@ def _live(spec: ProfileSpec, width: int, side: str, stored: dict[str, Tensor]) -
     bases = []
     for i, heads in enumerate(spec.heads):
         n, name = heads * width, f"{side}.live{i}"
-        vectors = StoredBasis(stored[f"{name}.codes"].view(n, n), stored[f"{name}.scale"].view(n), n, n)
+        vectors = stored_basis(stored, name, n, n)
         bases.append(LiveBasis((vectors,), stored[f"{name}.deviation"].view(n), stored[f"{name}.mean"].view(n)))
     return bases
 

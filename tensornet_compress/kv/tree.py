@@ -3,7 +3,7 @@
 Leaves are units (one KV head of one layer) and hold the square root of the metric; every group of units has an orthonormal
 basis; the root joins the leading components of all groups. Tokens are the growing leg: a row of coefficients each.
 
-Bases are stored in int8. They are then no longer orthonormal, so coefficients are refined against the stored basis: what is
+Bases are stored in int8 and int16. They are then no longer orthonormal, so coefficients are refined against the stored basis: what is
 decoded differs from what was encoded by quantisation of coefficients only.
 """
 
@@ -18,33 +18,53 @@ from torch import Tensor
 from tensornet_compress.kv.grouping import unit_channels
 
 _REFINEMENTS = 1
+FINE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class StoredBasis:
-    """Basis vectors as rows, (rank, width), in int8 with one fp16 scale a row."""
+    """Basis vectors as rows, (rank, width), with one fp16 scale a row: the leading rows in int16 (``fine``), the rest in int8.
 
+    A rounded row leaks its coefficient into all others, so rows of large coefficients need more places than rows of small ones.
+    """
+
+    fine: Tensor
     codes: Tensor
     scale: Tensor
-    rank: int
-    width: int
 
     @staticmethod
-    def store(vectors: Tensor) -> StoredBasis:
-        """Round orthonormal rows (rank, width)."""
-        rank, width = vectors.shape
-        scale = (vectors.abs().amax(1) / 127).clamp_min(1e-7).to(torch.float16)
-        codes = (vectors / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-        return StoredBasis(codes.contiguous(), scale, rank, width)
+    def store(vectors: Tensor, fine_share: float = FINE_SHARE) -> StoredBasis:
+        """Round rows (rank, width), sorted by falling coefficients; the first ``fine_share`` of them finely."""
+        fine = round(len(vectors) * fine_share)
+        places = torch.full((len(vectors),), 127.0)
+        places[:fine] = 32767.0
+        scale = (vectors.abs().amax(1) / places).clamp_min(1e-7).to(torch.float16)
+        codes = (vectors / scale.float()[:, None]).round()
+        codes = codes.maximum(-places[:, None]).minimum(places[:, None])
+        return StoredBasis(codes[:fine].to(torch.int16), codes[fine:].to(torch.int8), scale)
+
+    @property
+    def rank(self) -> int:
+        """Number of basis vectors."""
+        return len(self.scale)
+
+    @property
+    def width(self) -> int:
+        """Length of a basis vector."""
+        return self.codes.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored parts by name."""
+        return {"fine": self.fine, "codes": self.codes, "scale": self.scale}
 
     @property
     def nbytes(self) -> int:
         """Stored bytes."""
-        return self.codes.nbytes + self.scale.nbytes
+        return sum(part.nbytes for part in self.tensors().values())
 
     def dense(self) -> Tensor:
         """fp32 (rank, width)."""
-        return self.codes.float() * self.scale.float()[:, None]
+        return torch.cat([self.fine.float(), self.codes.float()]) * self.scale.float()[:, None]
 
     def analyse(self, rows: Tensor) -> Tensor:
         """Coefficients (tokens, rank) whose synthesis is nearest to ``rows`` (tokens, width).

@@ -12,6 +12,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import kv_common as common
@@ -33,30 +34,60 @@ def resident() -> int:
 
 @torch.no_grad()
 def child(kind: str, length: int, folder: str, chunk: int) -> dict[str, Any]:
-    """Fill one cache by chunked prefill of a real text; returns bytes before, after and at the peak."""
+    """Fill one cache chunk by chunk as a forward pass would, then decode two tokens; bytes before, after and at the peak.
+
+    The states are those of a real text of 1024 tokens, repeated: what they hold does not matter here.
+    """
     torch.set_num_threads(1)
     model, tokenizer = common.model_and_tokenizer()
     profile = kv.Profile.load(folder)
-    ids = common.heldout_ids(tokenizer, 1024, -(-length // 1024)).flatten()[None, :length]
-    makers = {
+    ids = common.heldout_ids(tokenizer, 1024, 1)
+    source = DynamicCache(config=model.config)
+    model(ids, past_key_values=source, logits_to_keep=1)
+    states = [(layer.keys.clone(), layer.values.clone()) for layer in source.layers]
+    del source
+    makers: dict[str, Callable[[], Any]] = {
         "dynamic": lambda: DynamicCache(config=model.config),
         "live3": lambda: kv.CompressedCache(model, 3.0, profile),
         "live2": lambda: kv.CompressedCache(model, 2.0, profile),
         "storage2": lambda: kv.CompressedCache(model, 2.0, profile, mode="storage"),
     }
+
+    def fill(cache: Any, start: int) -> None:
+        recorder = getattr(cache, "recorder", None)
+        if recorder is not None:
+            recorder.seen["positions"] = torch.arange(start, start + chunk)[None]
+        where = slice(start % 1024, start % 1024 + chunk)
+        for index, (keys, values) in enumerate(states):
+            cache.update(keys[:, :, where], values[:, :, where], index)
+
     warm = makers[kind]()
-    model(ids[:, :chunk], past_key_values=warm, logits_to_keep=1)
+    fill(warm, 0)
     del warm
-    before = resident()
+    before, peak_before = resident(), peak()
     cache = makers[kind]()
     for start in range(0, length, chunk):
-        model(ids[:, start : start + chunk], past_key_values=cache, logits_to_keep=1)
+        fill(cache, start)
+    for token in ids[0, :2]:
+        model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)
     if kind.startswith("storage"):
         cache.freeze()
     after = resident()
-    exact = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) if kind == "dynamic" else cache.nbytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"cache": kind, "tokens": length, "counted_nbytes": exact, "grown_nbytes": after - before, "peak_nbytes": peak}
+    counted = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) if kind == "dynamic" else cache.nbytes
+    return {
+        "cache": kind,
+        "tokens": length,
+        "counted_nbytes": counted,
+        "grown_nbytes": after - before,
+        "peak_nbytes": peak(),
+        "peak_before_nbytes": peak_before,
+        "before_nbytes": before,
+    }
+
+
+def peak() -> int:
+    """Most bytes this process ever had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

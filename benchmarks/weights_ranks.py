@@ -5,16 +5,23 @@ python benchmarks/weights_ranks.py
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 from common import LENGTH, MODEL, Lines, language_inputs, original_layers, write_result
 
 import tensornet_compress as tnc
+from tensornet_compress.budget.options import SIZE_SHARES
 from tensornet_compress.compression import survey_model
 from tensornet_compress.evaluate import Reference, evaluate_language
 
-KEEP = (0.8, 0.6)
-WINDOWS = 16
+KEEP = (0.6, 0.8)
+WINDOWS = 8
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "uniform": {"allocator": "uniform"},
+    "energy": {"allocator": "energy"},
+    "sensitivity": {"refine": 0},
+    "sensitivity, refined": {"refine": 2},
+}
 
 
 def main() -> None:
@@ -22,29 +29,21 @@ def main() -> None:
     reference = Reference(model, heldout)
     dense = evaluate_language(model, heldout, reference)
     print("dense", dense, flush=True)
-    survey = survey_model(model, batches, method="svd", formats=["bf16"], progress=Lines())
-    rows = []
+    shares = tuple(sorted({*SIZE_SHARES, *KEEP}))
+    survey = survey_model(model, batches, method="svd", formats=["bf16"], shares=shares, progress=Lines())
+    rows: list[dict[str, Any]] = []
     for keep in KEEP:
-        for allocator in ("uniform", "energy", "sensitivity"):
+        for label, options in CONTENDERS.items():
+            budget = tnc.Budget(bits_per_weight=16 * keep)
             with original_layers(model):
-                shared = copy.copy(survey) if allocator != "uniform" else None
-                report = tnc.compress(
-                    model,
-                    tnc.Budget(bits_per_weight=16 * keep),
-                    batches,
-                    method="svd",
-                    formats=["bf16"],
-                    allocator=allocator,
-                    survey=shared,
-                    progress=Lines(),
-                )
+                report = tnc.compress(model, budget, batches, method="svd", survey=survey, progress=Lines(), **options)
                 quality = evaluate_language(model, heldout, reference)
             excess = quality.cross_entropy - dense.cross_entropy
-            row = {"keep": keep, "allocator": allocator, "excess_cross_entropy": excess}
+            row = {"keep": keep, "allocator": label, "excess_cross_entropy": excess}
+            uniform = next((r["excess_cross_entropy"] for r in rows if r["keep"] == keep), excess)
+            row["ratio_to_uniform"] = excess / uniform
             rows.append(row | report.summary() | quality.model_dump())
-            print(keep, allocator, f"{report.bits_per_weight:.3f} bits", quality, flush=True)
-        base, ours = rows[-3]["excess_cross_entropy"], rows[-1]["excess_cross_entropy"]
-        print(f"keep {keep}: excess cross-entropy {ours:.4f} / baseline {base:.4f} = {ours / base:.3f}", flush=True)
+            print(keep, label, row["ratio_to_uniform"], f"{report.bits_per_weight:.3f} bits", quality, flush=True)
     write_result(
         "weights_ranks",
         {
@@ -52,13 +51,6 @@ def main() -> None:
             "settings": {"windows": WINDOWS, "length": LENGTH, "calibration_windows": 32, "formats": ["bf16"]},
             "dense": dense.model_dump(),
             "rows": rows,
-            "ratio_of_excess": {
-                str(keep): next(
-                    r["excess_cross_entropy"] for r in rows if r["keep"] == keep and r["allocator"] == "sensitivity"
-                )
-                / next(r["excess_cross_entropy"] for r in rows if r["keep"] == keep and r["allocator"] == "uniform")
-                for keep in KEEP
-            },
         },
     )
 

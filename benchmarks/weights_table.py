@@ -2,7 +2,8 @@
 
     python benchmarks/weights_table.py [--bits 4.5 3.5 2.5] [--methods dense svd ...]
 
-One survey of the model serves all rows. Rows are written as they come, so that a stopped run keeps what it has.
+One survey of the model serves all rows; trains and trees are not refined by ALS here, and sensitivities are those of the
+exact model (``refine=0``), to keep the run short. Rows are written as they come, so that a stopped run keeps what it has.
 """
 
 from __future__ import annotations
@@ -44,12 +45,18 @@ def main() -> None:
             f"{label:6} {report.bits_per_weight:.3f} bits: KL {quality.kl:.4f} perplexity {quality.perplexity:.2f}", flush=True
         )
         content = {"model": MODEL, "dense": dense.model_dump(), "rows": rows}
-        settings = {"windows": WINDOWS, "length": LENGTH, "calibration_windows": 32, "round_to_nearest": ROUND_TO_NEAREST}
-        write_result("weights_table", content | {"settings": settings})
+        settings = {
+            "windows": WINDOWS,
+            "length": LENGTH,
+            "calibration_windows": 32,
+            "round_to_nearest": ROUND_TO_NEAREST,
+            "sweeps": 0,
+        }
+        write_result("weights_table", content | {"settings": settings | {"round_to_nearest": ROUND_TO_NEAREST}})
 
     for bits in arguments.bits:
         record("rtn", bits, method="dense", formats=[ROUND_TO_NEAREST[bits]], allocator="uniform")
-    survey = survey_model(model, batches, method="auto", progress=Lines())
+    survey = survey_model(model, batches, method="auto", sweeps=0, progress=Lines())
     print(survey.seconds, flush=True)
     for method in arguments.methods:
         for bits in arguments.bits:

@@ -12,7 +12,7 @@ from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
     from tensornet_compress.budget import Budget
-    from tensornet_compress.checkpoint import load, save
+    from tensornet_compress.checkpoint import load, load_plan, save
     from tensornet_compress.compression import apply_plan, compress
     from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
@@ -38,6 +38,7 @@ _HOMES = {
     "compress": "compression",
     "decoded": "nn",
     "load": "checkpoint",
+    "load_plan": "checkpoint",
     "materialize": "nn",
     "parse_format": "network",
     "realise": "decompose",
@@ -63,6 +64,7 @@ __all__ = [
     "compress",
     "decoded",
     "load",
+    "load_plan",
     "materialize",
     "parse_format",
     "realise",

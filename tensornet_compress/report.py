@@ -31,6 +31,8 @@ class LayerReport(Frozen):
 class CompressionReport(Frozen):
     """Result of ``compress``: layers, skipped layers with reasons, bytes and the time of each stage.
 
+    ``divergences``: output divergence on calibration tokens after each allocation (the least one was kept).
+
     ``nbytes`` are the stored bytes of all tensors of the model, ``targeted_nbytes`` those of the targeted modules.
     """
 
@@ -46,6 +48,7 @@ class CompressionReport(Frozen):
     layers: tuple[LayerReport, ...]
     skipped: tuple[dict[str, str], ...]
     seconds: dict[str, float]
+    divergences: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -70,6 +73,7 @@ class CompressionReport(Frozen):
             "targeted_nbytes": self.targeted_nbytes,
             "allowed_nbytes": self.allowed_nbytes,
             "families": families,
+            "divergences": list(self.divergences),
             "seconds": self.seconds,
         }
 

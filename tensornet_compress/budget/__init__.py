@@ -3,6 +3,7 @@
 from tensornet_compress.budget.budget import Budget
 from tensornet_compress.budget.fisher import fisher_sensitivity
 from tensornet_compress.budget.knapsack import choose_options, uniform_options
+from tensornet_compress.budget.marginal import OperatingPoint
 from tensornet_compress.budget.options import (
     FAMILIES,
     Family,
@@ -21,6 +22,7 @@ __all__ = [
     "Family",
     "LayerJob",
     "LayerStatistics",
+    "OperatingPoint",
     "Option",
     "Realised",
     "Survey",

@@ -25,10 +25,13 @@ def fisher_sensitivity(
     model: nn.Module,
     batches: Sequence[Batch],
     probes: Mapping[str, Callable[[], tuple[Tensor, float]]],
+    tied: Mapping[str, Sequence[str]] | None = None,
     advance: Callable[[], None] = lambda: None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Output divergence per unit of squared metric error, for each probed layer; see ``measure_sensitivity`` for ``probes``.
+
+    ``tied`` names modules that use a probed layer's weight too: what they lose counts with it.
 
     The model's mode, parameters, ``requires_grad`` flags, gradients and hooks are left as found, and torch's global generator
     is not used.
@@ -37,7 +40,7 @@ def fisher_sensitivity(
     generator = torch.Generator(device=device).manual_seed(seed)
     divergence = dict.fromkeys(probes, 0.0)
     tokens = 0
-    with _frozen_evaluation(model), _listening(model, probes, divergence), torch.enable_grad():
+    with frozen_evaluation(model), _listening(model, probes, tied or {}, divergence), torch.enable_grad():
         for batch in batches:
             output, is_logits = kept_output(model, model_inputs(batch, device))
             if not output.requires_grad:
@@ -61,7 +64,7 @@ def _sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) -
 
 
 @contextmanager
-def _frozen_evaluation(model: nn.Module) -> Iterator[None]:
+def frozen_evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without parameter gradients; embeddings start the graph instead."""
     training = model.training
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -85,7 +88,10 @@ def _frozen_evaluation(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _listening(
-    model: nn.Module, probes: Mapping[str, Callable[[], tuple[Tensor, float]]], divergence: dict[str, float]
+    model: nn.Module,
+    probes: Mapping[str, Callable[[], tuple[Tensor, float]]],
+    tied: Mapping[str, Sequence[str]],
+    divergence: dict[str, float],
 ) -> Iterator[None]:
     """Hooks that add 1/2 (g' D x)^2 over tokens to ``divergence`` during the backward pass."""
 
@@ -99,15 +105,19 @@ def _listening(
                 with torch.no_grad():
                     weight: Any = module.weight
                     change = probes[name]()[0].to(weight) - weight
-                    response = _response(module, given, change)
+                    answer = response(module, given, change)
                     axis = 1 if isinstance(module, nn.Conv2d) else -1
-                    divergence[name] += 0.5 * float((response * gradient).sum(axis).double().square().sum())
+                    divergence[name] += 0.5 * float((answer * gradient).sum(axis).double().square().sum())
 
             output.register_hook(backward)
 
         return forward
 
-    handles = [model.get_submodule(name).register_forward_hook(listen(name)) for name in probes]
+    handles = [
+        model.get_submodule(owner).register_forward_hook(listen(name))
+        for name in probes
+        for owner in (name, *tied.get(name, ()))
+    ]
     try:
         yield
     finally:
@@ -115,7 +125,7 @@ def _listening(
             handle.remove()
 
 
-def _response(module: nn.Module, given: Tensor, change: Tensor) -> Tensor:
+def response(module: nn.Module, given: Tensor, change: Tensor) -> Tensor:
     """Change of a module's output when its weight changes."""
     kind = module_kind(module)
     if kind == "embedding":

@@ -166,10 +166,11 @@ def _itemsize(fmt: FloatFormat) -> int:
 def _dense_error(statistics: LayerStatistics, fmt: NumberFormat) -> float:
     """Predicted where error feedback will be used, else measured after rounding to nearest, which is cheap."""
     matrix, feedback = statistics.matrix, statistics.feedback
-    if feedback is not None and isinstance(fmt, IntFormat) and feedback.applies(matrix, fmt):
+    if feedback is not None and isinstance(fmt, IntFormat) and feedback.applies(statistics.weight, fmt):
         return float(feedback.predicted_error(matrix, fmt).sum())
-    parts = fmt.encode(matrix)
-    return statistics.metric.norm2(matrix - fmt.decode(parts, tuple(matrix.shape), matrix.dtype))
+    shape = tuple(statistics.weight.shape)
+    rounded = fmt.decode(fmt.encode(statistics.weight.float()), shape, matrix.dtype)
+    return statistics.metric.norm2(matrix - rounded.reshape(matrix.shape))
 
 
 def _matrix_options(statistics: LayerStatistics, formats: Sequence[NumberFormat], shares: Sequence[float]) -> Iterator[Option]:

@@ -1,7 +1,7 @@
 """Saved folders: safetensors and JSON, nothing pickled, written whole or not at all."""
 
-from tensornet_compress.checkpoint.load import load
+from tensornet_compress.checkpoint.load import load, load_plan
 from tensornet_compress.checkpoint.manifest import MANIFEST, TENSORS, Manifest, read_manifest
 from tensornet_compress.checkpoint.save import save
 
-__all__ = ["MANIFEST", "TENSORS", "Manifest", "load", "read_manifest", "save"]
+__all__ = ["MANIFEST", "TENSORS", "Manifest", "load", "load_plan", "read_manifest", "save"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,18 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
     return skeleton.eval()
 
 
+def load_plan(out_dir: str | Path) -> Plan:
+    """The plan of a saved folder, index orders included, for ``tnc.apply_plan``.
+
+    Raises:
+        CheckpointError: as ``load``.
+    """
+    folder = Path(out_dir)
+    manifest = read_manifest(folder)
+    with _open(folder / TENSORS) as file:
+        return _unpack_orders(manifest.plan, file, set(file.keys()))
+
+
 def _open(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} is missing; the folder is not whole")
@@ -70,7 +82,7 @@ def _description(file: Any, name: str) -> tuple[tuple[int, ...], torch.dtype | N
     return tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype())
 
 
-def _unpack_orders(plan: Plan, file: Any, header: Mapping[str, Any]) -> Plan:
+def _unpack_orders(plan: Plan, file: Any, header: Collection[str]) -> Plan:
     def read(name: str) -> Tensor:
         if name not in header:
             raise CheckpointError(f"the packed order {name!r} is missing from {TENSORS}")
@@ -106,7 +118,7 @@ def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
             model: Any = architecture(config)
         if (folder / "generation_config.json").is_file() and model.can_generate():
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a damaged configuration may fail anywhere in transformers, with any exception
         raise CheckpointError(
             f"{str(folder / 'config.json')!r} does not describe a {manifest.architecture}: {error}"
         ) from error
@@ -129,6 +141,11 @@ def _check(
     for name, tensor in model.state_dict().items():
         if not _inside(name, plan) or name.rpartition(".")[2] == "bias":
             wanted[name] = (tuple(tensor.shape), None)
+    for name, other in manifest.shared.items():
+        if _inside(name, plan):
+            continue
+        if name not in wanted or other not in wanted or other in manifest.shared:
+            raise CheckpointError(f"the manifest says that {name!r} is shared with {other!r}, which the model does not have so")
     for name in manifest.shared:
         wanted.pop(name, None)
     missing, extra = sorted(set(wanted) - set(header)), sorted(set(header) - set(wanted))

@@ -17,6 +17,7 @@ from tensornet_compress.checkpoint.manifest import MANIFEST, TENSORS, Manifest
 from tensornet_compress.checkpoint.orders import without_permutations
 from tensornet_compress.compression import PLAN_ATTRIBUTE
 from tensornet_compress.errors import CheckpointError
+from tensornet_compress.nn import NetworkModule
 from tensornet_compress.plan import Plan
 from tensornet_compress.report import CompressionReport
 from tensornet_compress.version import __version__
@@ -107,6 +108,13 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_plan(model: nn.Module, plan: Plan) -> None:
+    planned = set(plan.layers).union(*(layer.tied for layer in plan.layers.values()))
+    networks = (name for name, module in model.named_modules() if isinstance(module, NetworkModule))
+    unplanned = [name for name in networks if name not in planned]
+    if unplanned:
+        raise CheckpointError(
+            f"modules {unplanned[:5]} are networks that the model's plan does not speak of; compress all layers in one call"
+        )
     for name in plan.layers:
         module = model.get_submodule(name)
         if getattr(module, "spec", None) != plan.layers[name].spec:

@@ -62,8 +62,10 @@ def load_any_tokenizer(folder: str) -> Any:
     """The tokenizer saved with a model."""
     try:
         return load_tokenizer(folder)
+    except TensorNetError:
+        raise
     except (OSError, ValueError) as error:
-        raise TensorNetError(f"no tokenizer in {folder!r}; save the model with its tokenizer ({error})") from error
+        raise TensorNetError(f"no usable tokenizer in {folder!r}; save the model with its tokenizer ({error})") from error
 
 
 def text_windows(tokenizer: Any, file: Path, length: int, count: int | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,7 +160,9 @@ def generate(
     json: JsonFile = None,
 ) -> None:
     """Continue a prompt greedily."""
-    text = continue_text(load_any(model, dtype), load_any_tokenizer(model), prompt, max_new_tokens)
+    tokenizer = load_any_tokenizer(model)
+    with RichProgress().stage("generate", max_new_tokens) as advance:
+        text = continue_text(load_any(model, dtype), tokenizer, prompt, max_new_tokens, advance)
     typer.echo(text)
     write_json(json, {"model": model, "prompt": prompt, "text": text})
 
@@ -201,15 +204,27 @@ def parse_size(text: str | None) -> int | None:
         raise TensorNetError(f"--size {text!r} is not a size; use bytes or a number with KB, MB, GB, KiB, MiB or GiB") from None
 
 
-def continue_text(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
-    """Greedy continuation, prompt included."""
+def continue_text(
+    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, advance: Callable[[], None] = lambda: None
+) -> str:
+    """Greedy continuation, prompt included; ``advance`` is called after each token."""
     import torch
 
     from tensornet_compress.nn import decoded
 
+    def after_token(ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        advance()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
     ids = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
     with torch.no_grad(), decoded(model):
-        out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        out = model.generate(
+            **ids,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+            stopping_criteria=[after_token],
+        )
     text: str = tokenizer.decode(out[0], skip_special_tokens=True)
     return text
 

@@ -74,9 +74,12 @@ def _qr_iteration(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _gram_float64(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide = matrix.double()
-    squares, V = torch.linalg.eigh(wide.T @ wide)
-    S, V = squares.flip(0).clamp_min(0).sqrt(), V.flip(1)
-    U = torch.linalg.qr(wide @ V / S.clamp_min(torch.finfo(torch.float64).tiny)).Q
+    _, V = torch.linalg.eigh(wide.T @ wide)
+    V = V.flip(1)
+    # The columns of ``wide @ V`` are U S up to rounding; QR keeps U orthonormal where S vanishes, with signs of its own.
+    U, R = torch.linalg.qr(wide @ V)
+    S = R.diagonal().abs()
+    U = U * torch.where(R.diagonal() < 0, -1.0, 1.0).to(U)
     return U.to(matrix), S.to(matrix), V.T.to(matrix)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
+from tensornet_compress.modes import evaluating
 
 
 class LanguageQuality(Frozen):
@@ -74,12 +75,9 @@ def evaluate_language(
 def _logits(model: Any, windows: Tensor, batch: int, advance: Callable[[], None]) -> Any:
     """Float32 logits of all positions but the last, batch by batch."""
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for start in range(0, len(windows), batch):
-                yield model(input_ids=windows[start : start + batch].to(device)).logits[:, :-1].float()
-                advance()
-    finally:
-        model.train(training)
+    with evaluating(model):
+        for start in range(0, len(windows), batch):
+            with torch.no_grad():
+                logits = model(input_ids=windows[start : start + batch].to(device)).logits[:, :-1].float()
+            yield logits
+            advance()

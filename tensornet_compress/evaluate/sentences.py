@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.frozen import Frozen
+from tensornet_compress.modes import evaluating
 
 
 class SentenceQuality(Frozen):
@@ -23,7 +24,7 @@ def sentence_embeddings(model: Any, tokenizer: Any, sentences: Sequence[str], ba
     """Mean-pooled, normalised last hidden states: float32 (sentences, width)."""
     device = next(model.parameters()).device
     rows = []
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(sentences), batch):
             encoded = tokenizer(
                 list(sentences[start : start + batch]),

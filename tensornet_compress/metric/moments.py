@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.modes import evaluating
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -45,24 +46,38 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in batch.items()}
 
 
+def has_input_moment(module: nn.Module) -> bool:
+    """Whether the module multiplies its weight with vectors of its input: linear layers, and convolutions in one group."""
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and not isinstance(module.padding, str)
+    return not isinstance(module, nn.Embedding)
+
+
+def input_vectors(module: nn.Module, given: Tensor) -> Tensor:
+    """The vectors (..., n) that a module's weight, seen as (out, n), is multiplied with; patches for a convolution."""
+    if isinstance(module, nn.Conv2d):
+        kernel, dilation = module.kernel_size, module.dilation
+        padding: Any = module.padding
+        return nn.functional.unfold(given, kernel, dilation, padding, module.stride).transpose(1, 2)
+    return given
+
+
 def collect_input_moments(
     model: nn.Module,
     batches: Iterable[Batch],
     names: Iterable[str],
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, InputMoment]:
-    """Input second moments of the named modules (inputs (..., n)); modules that are fed the same tensor share one moment.
+    """Input second moments of the named modules (see ``has_input_moment``); linear layers fed one tensor share one moment.
 
     Padding marked by ``attention_mask`` is left out. The model's mode and hooks are left as found.
     """
     collector = _Collector()
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_pre_hook(collector.hook(name)) for name in names]
-    training = model.training
+    handles = [modules[name].register_forward_pre_hook(collector.hook(name), with_kwargs=True) for name in names]
     device = next(model.parameters()).device
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 inputs = model_inputs(batch, device)
                 collector.begin(inputs.get("attention_mask"))
@@ -71,7 +86,6 @@ def collect_input_moments(
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
     if not collector.batches:
         raise TensorNetError("calibration was given no batches")
     return collector.moments
@@ -89,9 +103,12 @@ class _Collector:
         self._mask = mask
         self._added.clear()
 
-    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            given: Tensor = arguments[0]
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def add(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            given: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+            if isinstance(module, nn.Conv2d):
+                self.moments.setdefault(name, InputMoment()).add(input_vectors(module, given).flatten(0, 1))
+                return
             earlier = self._added.get(id(given))
             # Only tensors still alive are compared: holding the reference keeps the id from being used again.
             if earlier is not None and self.moments.get(name, earlier[1]) is earlier[1]:

@@ -40,12 +40,11 @@ class Program:
         """Replay on operands in planned order."""
         stack = list(operands)
         for step in self.steps:
-            if step.left == step.right:
-                stack.append(torch.einsum(step.equation, stack.pop(step.left)))
-                continue
-            right = stack.pop(step.right)
-            left = stack.pop(step.left)
-            stack.append(torch.einsum(step.equation, left, right))
+            # Slices, because list.pop refuses the symbolic numbers that torch.compile(dynamic=True) makes of plain ones.
+            first, last = step.left, step.right
+            chosen = stack[first : first + 1] if first == last else [stack[first], stack[last]]
+            stack = stack[:first] + stack[first + 1 : last] + stack[last + 1 :]
+            stack.append(torch.einsum(step.equation, *chosen))
         return stack[0]
 
 

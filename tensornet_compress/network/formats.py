@@ -51,8 +51,10 @@ class FloatFormat(Frozen):
         return {"": (shape, FLOAT_DTYPES[self.dtype])}
 
     def encode(self, core: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
-        """Round to the format. ``importance`` plays no part."""
-        return {"": core.to(FLOAT_DTYPES[self.dtype]).contiguous()}
+        """Round to the format, never sharing memory with ``core``; what fp16 cannot hold becomes its largest number.
+        ``importance`` plays no part."""
+        dtype = FLOAT_DTYPES[self.dtype]
+        return {"": _saturated(core, dtype).to(dtype, copy=True, memory_format=torch.contiguous_format)}
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Stored parts -> core of ``shape`` in ``dtype``."""
@@ -190,9 +192,10 @@ class IntFormat(Frozen):
         return matrix.reshape(rows, -1, width), width
 
     def _grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """Grids that span [low, high], rounded to what will be stored."""
+        """Grids that span [low, high], rounded to what will be stored and kept within the range of its dtype."""
         stored = FLOAT_DTYPES[self.scale_dtype]
-        smallest = torch.finfo(stored).tiny
+        smallest = torch.finfo(stored).smallest_normal * torch.finfo(stored).eps
+        low, high = _saturated(low, stored), _saturated(high, stored)
         if self.zero == "none":
             half = 1 << (self.bits - 1)
             scale = (torch.maximum(-low / half, high / (half - 1)).clamp_min(smallest)).to(stored).float()
@@ -207,6 +210,14 @@ class IntFormat(Frozen):
     def _grid_error(self, grouped: Tensor, weights: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         codes = ((grouped - zero[..., None]) / scale[..., None]).round_().clamp_(0, self.levels)
         return ((codes * scale[..., None] + zero[..., None] - grouped).square_() * weights).sum(-1)
+
+
+def _saturated(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers beyond the range of a narrower ``dtype`` cut to its ends, so that no infinity is stored."""
+    if dtype != torch.float16 or numbers.dtype == torch.float16:
+        return numbers
+    largest = torch.finfo(dtype).max
+    return numbers.clamp(-largest, largest)
 
 
 NumberFormat = Annotated[FloatFormat | IntFormat, Field(discriminator="kind")]

@@ -31,7 +31,9 @@ class Topology(Frozen):
         for a, b in self.edges:
             if not 0 <= a < b < len(self.legs):
                 raise ValueError(f"edge {(a, b)} must join cores a < b of {len(self.legs)} cores")
-        if not nx.is_tree(self._bare_graph()):
+        if not self.legs:
+            raise ValueError("a network needs at least one core")
+        if len(set(self.edges)) != len(self.edges) or not nx.is_tree(self._bare_graph()):
             raise ValueError(f"edges {self.edges} do not make a tree of {len(self.legs)} cores")
         for core in range(len(self.legs)):
             if not self.legs[core] and sum(core in edge for edge in self.edges) < 2:

@@ -30,6 +30,8 @@ class TNConv2d(NetworkModule):
             raise TensorNetError(
                 f"TNConv2d needs a kernel of shape (out, in/groups, height, width), the network has {spec.shape}"
             )
+        if geometry.get("padding_mode") != "zeros":
+            raise TensorNetError(f"padding_mode {geometry.get('padding_mode')!r} is not supported; use 'zeros'")
         super().__init__(spec, stored, device)
         self.geometry = geometry
         self.bias = None if bias is None else nn.Parameter(bias)
@@ -51,9 +53,7 @@ class TNConv2d(NetworkModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, height, width) -> (batch, out, height', width')."""
-        geometry = dict(self.geometry)
-        if geometry.pop("padding_mode") != "zeros":
-            raise TensorNetError(f"padding_mode {self.geometry['padding_mode']!r} is not supported; use 'zeros'")
+        geometry = {name: value for name, value in self.geometry.items() if name != "padding_mode"}
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if all(_splits_out(term) for term in self.spec.terms) and geometry["groups"] == 1:
             parts = []

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import FloatFormat, NetworkSpec, TensorNetwork, TermSpec, plan_contraction
+from tensornet_compress.network import FloatFormat, NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 from tensornet_compress.network.network import part_name
+from tensornet_compress.nn.linear import BATCH_BUCKETS
 from tensornet_compress.nn.module import NetworkModule
 
 
@@ -26,6 +27,7 @@ class TNEmbedding(NetworkModule):
         super().__init__(spec, stored, device)
         self.num_embeddings, self.embedding_dim = spec.shape
         self.padding_idx = padding_idx
+        self._programs = [[(bucket, self._plan(term, bucket)) for bucket in BATCH_BUCKETS] for term in spec.terms]
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, network: TensorNetwork) -> TNEmbedding:
@@ -44,8 +46,13 @@ class TNEmbedding(NetworkModule):
         return layer.train(embedding.training).to(embedding.weight.device)
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Integer indices (...) -> (..., width) in the replaced module's dtype."""
+        """Integer indices (...) -> (..., width) in the replaced module's dtype.
+
+        Raises:
+            IndexError: an index outside the table, as ``nn.Embedding`` does; checked on the CPU only.
+        """
         flat = indices.reshape(-1)
+        self._check_range(flat)
         rows = [self._rows(number, term, flat) for number, term in enumerate(self.spec.terms)]
         total = rows[0] if len(rows) == 1 else torch.stack(rows).sum(0)
         return total.reshape(*indices.shape, self.embedding_dim)
@@ -56,37 +63,60 @@ class TNEmbedding(NetworkModule):
         if order is not None:
             flat = order.inverse().index(flat.device)[flat]
         digits = dict(zip(layout.axis_positions(0), layout.tensorization.digits(0, flat)))
-        operands, labels = [], []
-        for core in range(len(term.formats)):
-            picked, names = self._picked(number, term, core, digits)
-            operands.append(picked)
-            labels.append(names)
-        columns = tuple(f"p{p}" for p in layout.axis_positions(1))
-        sizes = term.sizes() | {"n": len(flat)}
-        rows = plan_contraction(labels, ("n", *columns), sizes).run(operands)
-        rows = rows.reshape(len(flat), -1)[:, : self.embedding_dim]
+        operands = [self._picked(number, term, core, digits) for core in range(len(term.formats))]
+        rows = self._program(number, len(flat)).run(operands)
+        rows = rows.reshape(len(flat), layout.tensorization.padded_shape[1])[:, : self.embedding_dim]
         column_order = layout.fibre_order(1)
         return rows if column_order is None else rows[:, column_order.inverse().index(rows.device)]
 
-    def _picked(self, number: int, term: TermSpec, core: int, digits: dict[int, Tensor]) -> tuple[Tensor, tuple[str, ...]]:
-        """A core with its row legs replaced by the looked-up indices: tensor and labels."""
+    def _check_range(self, flat: Tensor) -> None:
+        if flat.device.type != "cpu" or torch.compiler.is_compiling() or not flat.numel():
+            return
+        low, high = int(flat.min()), int(flat.max())
+        if low < 0 or high >= self.num_embeddings:
+            raise IndexError(f"indices from {low} to {high} for a table of {self.num_embeddings} rows")
+
+    def _program(self, number: int, count: int) -> Program:
+        for bucket, program in self._programs[number]:
+            if count <= bucket:
+                return program
+        return self._programs[number][-1][1]
+
+    def _plan(self, term: TermSpec, count: int) -> Program:
+        labels = []
+        for core in range(len(term.formats)):
+            names = term.topology.core_labels(core)
+            row_axes = _row_axes(term, names)
+            kept = tuple(name for axis, name in enumerate(names) if axis not in row_axes)
+            labels.append(("n", *kept) if row_axes else kept)
+        columns = tuple(f"p{p}" for p in term.layout.axis_positions(1))
+        return plan_contraction(labels, ("n", *columns), term.sizes() | {"n": count})
+
+    def _picked(self, number: int, term: TermSpec, core: int, digits: dict[int, Tensor]) -> Tensor:
+        """A core with its row legs replaced by one leading axis, the looked-up indices."""
         labels = term.topology.core_labels(core)
-        row_axes = [axis for axis, label in enumerate(labels) if label[0] == "p" and int(label[1:]) in digits]
+        row_axes = _row_axes(term, labels)
         shape, fmt = term.core_shape(core), term.formats[core]
         parts = {part: getattr(self, part_name(number, core, part)) for part in fmt.parts(shape)}
         if row_axes == [0] and self._held is None and not isinstance(fmt, FloatFormat):
             wanted = digits[int(labels[0][1:])]
-            return fmt.decode_rows(parts, shape, wanted, self.compute_dtype), ("n", *labels[1:])
+            return fmt.decode_rows(parts, shape, wanted, self.compute_dtype)
         decoded = self.cores(self.compute_dtype)[number][core] if self._held is not None else None
         if decoded is None:
             decoded = fmt.decode(parts, shape, self.compute_dtype)
         if not row_axes:
-            return decoded, labels
+            return decoded
         others = [axis for axis in range(len(labels)) if axis not in row_axes]
         moved = decoded.permute(*row_axes, *others)
-        picked = moved[tuple(digits[int(labels[axis][1:])] for axis in row_axes)]
-        return picked, ("n", *(labels[axis] for axis in others))
+        return moved[tuple(digits[int(labels[axis][1:])] for axis in row_axes)]
 
     def materialize(self) -> nn.Embedding:
         """The dense ``nn.Embedding`` in the original dtype."""
-        return nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=self.padding_idx)
+        dense = nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=self.padding_idx)
+        return dense.train(self.training)
+
+
+def _row_axes(term: TermSpec, labels: tuple[str, ...]) -> list[int]:
+    """Axes of a core that are digits of the row index."""
+    rows = {f"p{position}" for position in term.layout.axis_positions(0)}
+    return [axis for axis, label in enumerate(labels) if label in rows]

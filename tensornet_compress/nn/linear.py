@@ -134,7 +134,10 @@ class TNLinear(NetworkModule):
         if self.conv1d:
             from transformers.pytorch_utils import Conv1D
 
-            layer, weight = Conv1D(self.out_features, self.in_features), weight.T.contiguous()
+            # On the meta device its constructor draws no random numbers.
+            with torch.device("meta"):
+                layer = Conv1D(self.out_features, self.in_features)
+            weight = weight.T.contiguous()
         else:
             layer = nn.Linear(self.in_features, self.out_features, self._parameters["bias"] is not None, device="meta")
         layer.weight = nn.Parameter(weight)

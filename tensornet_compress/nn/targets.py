@@ -122,6 +122,11 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _require_match(pattern: str, kinds: dict[str, str]) -> None:
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise TargetError(f"pattern {pattern!r} is not a regular expression: {error}") from error
     if any(_matches(pattern, name) for name in kinds):
         return
     endings = {name.rsplit(".", 1)[-1] for name in kinds}

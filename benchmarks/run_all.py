@@ -1,0 +1,24 @@
+"""``make bench``: every benchmark, one after the other; each writes its own JSON under ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = ("module_speed", "weights_cost", "weights_ranks", "encoder_table", "weights_table")
+
+
+def main() -> int:
+    failed = []
+    for name in SCRIPTS:
+        print(f"== {name}", flush=True)
+        if subprocess.run([sys.executable, str(Path(__file__).parent / f"{name}.py")], check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,7 @@
+"""The words that choose how a model is compressed."""
+
+from typing import Literal
+
+Method = Literal["auto", "dense", "svd", "tt", "ttm", "tree"]
+Allocator = Literal["sensitivity", "energy", "uniform"]
+Sensitivity = Literal["fisher", "probe"]

@@ -1,0 +1,159 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import tensornet_compress as tnc
+from tensornet_compress.cli.main import app, parse_size
+from tensornet_compress.errors import TensorNetError
+from tests.models import random_text
+
+
+def call(*arguments):
+    # Tables fold names at the width of the terminal.
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(random_text(600))
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(llama_folder, text, tmp_path_factory):
+    """A folder compressed by the command, and its JSON report."""
+    folder = tmp_path_factory.mktemp("cli")
+    result = call(
+        "weights", llama_folder, folder / "out", "--bits-per-weight", 6, "--method", "dense", "--calibration", text,
+        "--samples", 4, "--length", 16, "--workers", 1, "--json", folder / "report.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return folder / "out", json.loads((folder / "report.json").read_text()), result.output
+
+
+def test_weights_writes_what_it_reports(saved):
+    out, report, output = saved
+    on_disk = sum(path.stat().st_size for path in out.iterdir())
+    assert report["summary"]["bits_per_weight"] <= 6
+    assert report["folder_nbytes"] == on_disk
+    assert f"{on_disk:,}" in output
+    assert len(report["layers"]) == 14
+    assert report["nbytes"] < report["original_nbytes"]
+    assert tnc.load(out).config.vocab_size == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        (["--ratio", 0.95, "--method", "svd", "--format", "bf16", "--allocator", "uniform", "--targets", "q_proj"], {"q_proj"}),
+        (["--size", "100KB", "--method", "dense", "--targets", "embed_tokens", "--ignore", "*_proj"], {"embed_tokens"}),
+    ],
+)
+def test_other_budgets_and_choices(llama_folder, text, tmp_path, options, layers):
+    options = [*options, "--calibration", text, "--samples", 2, "--length", 16, "--workers", 1, "--json", tmp_path / "r.json"]
+    result = call("weights", llama_folder, tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["nbytes"] <= (0.95 * report["original_nbytes"] if "--ratio" in options else 100_000)
+    assert {layer["name"].rsplit(".", 1)[-1] for layer in report["layers"]} == layers
+
+
+def test_eval_compares_with_the_original(saved, llama_folder, text, tmp_path):
+    out, report, _ = saved
+    options = ["--text", text, "--windows", 4, "--length", 16, "--json", tmp_path / "eval.json"]
+    result = call("eval", out, "--reference", llama_folder, *options)
+    assert result.exit_code == 0, result.output
+    quality = json.loads((tmp_path / "eval.json").read_text())
+    assert quality["tokens"] == 4 * 15
+    assert quality["nbytes"] == report["nbytes"]
+    assert 0 < quality["kl"] < 1
+    assert 0 <= quality["top1"] <= 1
+    assert "perplexity" in result.output
+
+
+def test_generate_prints_the_prompt_and_a_continuation(saved, tmp_path):
+    result = call("generate", saved[0], "--prompt", "the river", "--max-new-tokens", 5, "--json", tmp_path / "text.json")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "text.json").read_text())
+    assert written["text"].startswith("the river")
+    assert written["text"] in result.output
+
+
+def test_inspect_adds_up_to_the_folder(saved, tmp_path):
+    out, report, _ = saved
+    for options, rows in (([], 7), (["--all"], 14)):
+        result = call("inspect", out, *options, "--json", tmp_path / "ledger.json")
+        assert result.exit_code == 0, result.output
+        ledger = json.loads((tmp_path / "ledger.json").read_text())
+        assert ledger["totals"]["folder"] == sum(path.stat().st_size for path in out.iterdir())
+        assert sum(layer["nbytes"] for layer in ledger["layers"]) == report["targeted_nbytes"]
+        assert result.output.count("_proj") == rows
+
+
+BAD = {
+    "no such model": ["generate", "./nowhere", "--prompt", "x"],
+    "no such folder": ["inspect", "nowhere"],
+    "no budget": ["weights", "{model}", "{tmp}/out"],
+    "two budgets": ["weights", "{model}", "{tmp}/out", "--ratio", "0.5", "--bits-per-weight", "4"],
+    "budget of nothing": ["weights", "{model}", "{tmp}/out", "--bits-per-weight", "0"],
+    "odd size": ["weights", "{model}", "{tmp}/out", "--size", "9 apples"],
+    "existing folder": ["weights", "{model}", "{tmp}", "--bits-per-weight", "4"],
+    "unknown method": ["weights", "{model}", "{tmp}/out", "--bits-per-weight", "4", "--method", "cp", "{text}"],
+    "unknown format": ["weights", "{model}", "{tmp}/out", "--bits-per-weight", "4", "--format", "int1g64", "{text}"],
+    "unknown target": ["weights", "{model}", "{tmp}/out", "--bits-per-weight", "4", "--targets", "q_porj", "{text}"],
+    "broken pattern": ["weights", "{model}", "{tmp}/out", "--bits-per-weight", "4", "--targets", "re:(", "{text}"],
+    "tiny budget": ["weights", "{model}", "{tmp}/out", "--bits-per-weight", "0.01", "--method", "dense", "{text}"],
+    "unknown dtype": ["eval", "{model}", "--dtype", "int7"],
+    "no text": ["eval", "{model}", "--text", "nowhere.txt"],
+    "text too short": ["eval", "{model}", "--text", "{textfile}", "--length", "5000"],
+    "unknown option": ["eval", "{model}", "--colour", "red"],
+    "not a number": ["weights", "{model}", "{tmp}/out", "--ratio", "half"],
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_code_2_and_one_clear_line(case, llama_folder, text, tmp_path):
+    calibration = ["--calibration", str(text), "--samples", "2", "--length", "16", "--workers", "1"]
+    arguments = []
+    for argument in BAD[case]:
+        filled = argument.format(model=llama_folder, tmp=tmp_path, text="", textfile=text)
+        arguments += calibration if argument == "{text}" else [filled]
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    if case not in ("unknown option", "not a number"):
+        lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert len(lines[0]) > len("error: ") + 10
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("1000", 1000), ("90MB", 90_000_000), ("1.5 kib", 1536), ("2GB", 2 * 10**9), ("1MiB", 2**20), ("7B", 7), (None, None)],
+)
+def test_sizes(text, nbytes):
+    assert parse_size(text) == nbytes
+
+
+INFINITE = pytest.param("inf", marks=pytest.mark.xfail(strict=True, raises=OverflowError, reason="no error message of its own"))
+
+
+@pytest.mark.parametrize("text", ["", "MB", "ten", "1e", INFINITE, "nanMB"])
+def test_odd_sizes_are_quoted(text):
+    with pytest.raises(TensorNetError, match="--size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("command", ["weights", "eval", "generate", "inspect"])
+def test_every_command_has_help(command):
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.output
+
+
+def test_the_version():
+    result = call("--version")
+    assert result.output.strip() == tnc.__version__

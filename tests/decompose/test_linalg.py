@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensornet_compress.decompose import singular_values, svd
+from tensornet_compress.decompose.linalg import fix_signs
+from tensornet_compress.errors import TensorNetError
+from tests.generators import SEEDS, random_tensor
+
+SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12)) | st.sampled_from([(90, 4), (4, 90)])
+
+
+def low_rank(shape, rank, seed=0, dtype=torch.float64):
+    return random_tensor((shape[0], rank), seed, dtype) @ random_tensor((rank, shape[1]), seed + 1, dtype)
+
+
+def check_svd(matrix, U, S, Vh, tolerance):
+    k = min(matrix.shape)
+    assert (U.shape, S.shape, Vh.shape) == ((matrix.shape[0], k), (k,), (k, matrix.shape[1]))
+    scale = max(float(matrix.norm()), 1e-12)
+    wanted = torch.from_numpy(np.linalg.svd(matrix.double().numpy(), compute_uv=False))
+    assert torch.allclose(S.double(), wanted, atol=tolerance * scale)
+    assert float(((U * S) @ Vh - matrix).norm()) <= tolerance * scale
+    assert torch.allclose(U.T @ U, torch.eye(k, dtype=U.dtype), atol=10 * tolerance)
+    assert torch.isfinite(Vh).all()
+
+
+@given(SHAPES, SEEDS)
+def test_the_thin_svd_of_any_shape(shape, seed):
+    matrix = random_tensor(shape, seed)
+    check_svd(matrix, *svd(matrix), tolerance=1e-11)
+
+
+@given(SHAPES, SEEDS, st.integers(0, 2))
+def test_rank_deficient_matrices(shape, seed, rank):
+    matrix = low_rank(shape, rank, seed) if rank else torch.zeros(shape, dtype=torch.float64)
+    check_svd(matrix, *svd(matrix), tolerance=1e-11)
+
+
+class NoConvergence:
+    """Solvers that fail, and a record of the calls."""
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+        self.calls = []
+
+    def fail(self, module, name, error):
+        def refuse(*_args, **_kwargs):
+            self.calls.append(name)
+            raise error("did not converge")
+
+        self.monkeypatch.setattr(module, name, refuse)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    return NoConvergence(monkeypatch)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (40, 3), (6, 6)])
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_qr_iteration_steps_in(failing, shape, rank, dtype):
+    failing.fail(torch.linalg, "svd", torch.linalg.LinAlgError)
+    matrix = low_rank(shape, rank, dtype=dtype)
+    check_svd(matrix, *svd(matrix), tolerance=1e-10 if dtype == torch.float64 else 1e-5)
+    assert failing.calls == ["svd"]
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (40, 3), (6, 6)])
+@pytest.mark.parametrize("rank", [0, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_gram_matrix_steps_in_last(failing, shape, rank, dtype):
+    failing.fail(torch.linalg, "svd", torch.linalg.LinAlgError)
+    failing.fail(scipy.linalg, "svd", np.linalg.LinAlgError)
+    matrix = low_rank(shape, rank, dtype=dtype) if rank else torch.zeros(shape, dtype=dtype)
+    U, S, Vh = svd(matrix)
+    scale = max(float(matrix.norm()), 1e-12)
+    assert torch.isfinite(U).all()
+    assert torch.isfinite(Vh).all()
+    assert float(((U * S) @ Vh - matrix).norm()) <= 1e-5 * scale
+    assert torch.allclose(U.T @ U, torch.eye(min(shape), dtype=dtype), atol=1e-4)
+    assert torch.allclose(Vh @ Vh.T, torch.eye(min(shape), dtype=dtype), atol=1e-4)
+    assert len(failing.calls) == 2
+
+
+def test_when_nothing_converges_the_error_names_shape_and_solvers(failing):
+    failing.fail(torch.linalg, "svd", torch.linalg.LinAlgError)
+    failing.fail(torch.linalg, "eigh", torch.linalg.LinAlgError)
+    failing.fail(scipy.linalg, "svd", np.linalg.LinAlgError)
+    with pytest.raises(TensorNetError, match=r"\(4, 3\).*did not converge.*did not converge.*did not converge"):
+        svd(torch.eye(4)[:, :3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_upcast(dtype):
+    matrix = random_tensor((6, 4)).to(dtype)
+    U, S, Vh = svd(matrix)
+    assert U.dtype == S.dtype == Vh.dtype == torch.float32
+    check_svd(matrix.float(), U, S, Vh, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("solver", [svd, singular_values])
+def test_bad_numbers_are_counted_in_the_message(value, solver):
+    matrix = torch.ones(3, 4)
+    matrix[0, :2] = value
+    with pytest.raises(TensorNetError, match=r"\(3, 4\) holds 2 NaN or infinite"):
+        solver(matrix)
+
+
+def test_empty_matrices_are_named():
+    with pytest.raises(TensorNetError, match=r"\(0, 4\) is empty"):
+        svd(torch.zeros(0, 4))
+
+
+@given(SHAPES, SEEDS)
+def test_singular_values_without_vectors(shape, seed):
+    matrix = random_tensor(shape, seed)
+    wanted = np.linalg.svd(matrix.numpy(), compute_uv=False)
+    assert np.allclose(singular_values(matrix).numpy(), wanted, atol=1e-7 * wanted[0])
+
+
+@given(SHAPES, SEEDS, SEEDS)
+def test_signs_are_a_function_of_the_product(shape, seed, flips):
+    U, S, Vh = svd(random_tensor(shape, seed))
+    signs = random_tensor((len(S),), flips).sign()
+    first, second = fix_signs(U, Vh), fix_signs(U * signs, Vh * signs[:, None])
+    assert torch.allclose(first[0], second[0])
+    assert torch.allclose(first[1], second[1])
+    assert torch.allclose((first[0] * S) @ first[1], (U * S) @ Vh)

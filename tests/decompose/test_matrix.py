@@ -1,0 +1,106 @@
+"""Two cores in a metric against the whitened SVD of scipy."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tensornet_compress as tnc
+from tensornet_compress.decompose import matrix_spectrum
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import KroneckerMetric, euclidean, input_second_moment
+from tests.generators import FP32, SEEDS, correlated_moment, random_tensor
+
+SHAPES = st.tuples(st.integers(2, 14), st.integers(2, 14)) | st.sampled_from([(40, 5), (5, 40)])
+
+
+def whitened_optimum(matrix, rows, columns, rank):
+    """Best rank-r approximation by scipy: Cholesky factors of both sides, truncated SVD between them."""
+    left = np.linalg.cholesky(rows.numpy()).T
+    right = np.linalg.cholesky(columns.numpy())
+    U, S, Vh = scipy.linalg.svd(left @ matrix.numpy() @ right, full_matrices=False)
+    best = np.linalg.solve(left, U[:, :rank] * S[:rank]) @ np.linalg.solve(right.T, Vh[:rank].T).T
+    return torch.from_numpy(best), float((S[rank:] ** 2).sum())
+
+
+@given(SHAPES, SEEDS, st.data())
+def test_the_input_metric_reaches_the_whitened_svd(shape, seed, data):
+    rank = data.draw(st.integers(1, min(shape)))
+    matrix = random_tensor(shape, seed)
+    moment = correlated_moment(shape[1], seed)
+    metric = KroneckerMetric(columns=moment)
+    best, optimum = whitened_optimum(matrix, torch.eye(shape[0], dtype=torch.float64), moment, rank)
+    left, right = matrix_spectrum(matrix, metric).cores(rank)
+    scale = metric.norm2(matrix)
+    assert metric.norm2(matrix - left @ right) == pytest.approx(optimum, rel=1e-6, abs=1e-9 * scale)
+    assert matrix_spectrum(matrix, metric).error(rank) == pytest.approx(optimum, rel=1e-6, abs=1e-9 * scale)
+    assert metric.norm2(best - left @ right) <= 1e-6 * scale
+
+
+@given(st.tuples(st.integers(2, 10), st.integers(2, 10)) | st.just((24, 4)), SEEDS, st.data())
+def test_both_sides_of_a_kronecker_metric(shape, seed, data):
+    rank = data.draw(st.integers(1, min(shape)))
+    matrix = random_tensor(shape, seed)
+    rows, columns = correlated_moment(shape[0], seed), correlated_moment(shape[1], seed + 1)
+    metric = KroneckerMetric(rows, columns)
+    left, right = matrix_spectrum(matrix, metric).cores(rank)
+    _, optimum = whitened_optimum(matrix, rows, columns, rank)
+    assert metric.norm2(matrix - left @ right) == pytest.approx(optimum, rel=1e-5, abs=1e-8 * metric.norm2(matrix))
+
+
+@given(SHAPES, SEEDS, st.data())
+def test_the_euclidean_metric_is_the_plain_svd(shape, seed, data):
+    rank = data.draw(st.integers(1, min(shape)))
+    matrix = random_tensor(shape, seed)
+    left, right = matrix_spectrum(matrix, euclidean()).cores(rank)
+    U, S, Vh = np.linalg.svd(matrix.numpy(), full_matrices=False)
+    assert np.allclose((left @ right).numpy(), (U[:, :rank] * S[:rank]) @ Vh[:rank], atol=1e-6)
+    assert torch.allclose(left.T @ left, torch.eye(rank, dtype=torch.float64), atol=1e-8)
+
+
+@given(SEEDS, st.integers(1, 6))
+def test_activation_aware_truncation_beats_euclidean_truncation_in_the_metric(seed, rank):
+    matrix = random_tensor((10, 12), seed)
+    metric = input_second_moment(correlated_moment(12, seed))
+    errors = []
+    for choice in (metric, euclidean()):
+        left, right = matrix_spectrum(matrix, choice).cores(rank)
+        errors.append(metric.norm2(matrix - left @ right))
+    assert errors[0] < errors[1]
+
+
+@given(SEEDS, st.integers(1, 5))
+def test_directions_without_input_are_free(seed, rank):
+    """Inputs in a plane of dimension ``rank``: that many ranks lose nothing that the layer could show."""
+    matrix = random_tensor((8, 10), seed)
+    inputs = random_tensor((40, rank), seed + 1) @ random_tensor((rank, 10), seed + 2)
+    metric = KroneckerMetric(columns=inputs.T @ inputs / 40)
+    left, right = matrix_spectrum(matrix, metric).cores(rank)
+    assert torch.allclose(inputs @ (left @ right).T, inputs @ matrix.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", ["rows", "columns"])
+def test_a_diagonal_equals_its_matrix(factor):
+    matrix = random_tensor((6, 6), 1)
+    diagonal = random_tensor((6,), 2).exp()
+    products = []
+    for value in (diagonal, diagonal.diag()):
+        left, right = matrix_spectrum(matrix, KroneckerMetric(**{factor: value})).cores(3)
+        products.append(left @ right)
+    assert torch.allclose(products[0], products[1], atol=1e-9)
+
+
+def test_realised_two_cores_are_the_optimum_of_the_metric():
+    matrix = random_tensor((10, 12), 4)
+    moment = correlated_moment(12, 4)
+    network = tnc.to_network(matrix, ranks=4, metric=KroneckerMetric(columns=moment), fmt=FP32)
+    _, optimum = whitened_optimum(matrix, torch.eye(10, dtype=torch.float64), moment, 4)
+    metric = KroneckerMetric(columns=moment)
+    assert metric.norm2(matrix - network.to_dense(torch.float64)) == pytest.approx(optimum, rel=1e-4)
+
+
+def test_a_weight_with_nan_is_refused():
+    with pytest.raises(TensorNetError, match=r"\(2, 2\) holds 4 NaN"):
+        matrix_spectrum(torch.full((2, 2), float("nan")), euclidean())

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from hypothesis import given, settings
+
+import tensornet_compress as tnc
+from tensornet_compress.decompose import feasible_ranks
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.network import NetworkSpec
+from tests.generators import FP32, SEEDS, decaying_tensor, random_tensor, specs
+
+
+@settings(max_examples=40)
+@given(specs(), SEEDS)
+def test_what_is_realised_is_what_the_spec_says(spec, seed):
+    terms = tuple(
+        term.model_copy(update={"ranks": tuple(feasible_ranks(term.ranks, term.layout, term.topology))}) for term in spec.terms
+    )
+    spec = spec.model_copy(update={"terms": terms})
+    tensor = random_tensor(spec.shape, seed, torch.float32)
+    network = tnc.realise(tensor, spec)
+    assert network.spec == spec
+    assert network.nbytes == spec.nbytes
+    again = tnc.realise(tensor, spec)
+    assert all(torch.equal(network.stored[name], again.stored[name]) for name in network.stored)
+
+
+def test_a_sum_fits_what_the_first_term_left():
+    tensor = decaying_tensor((8, 9), 1)
+    low = tnc.to_network(tensor, ranks=2).spec.terms[0]
+    layout = tnc.Layout.of(((2, 4), (3, 3)), mode_order=(0, 2, 1, 3))
+    rest = tnc.to_network(tensor, tnc.Topology.two_cores(4, (0, 1)), layout, ranks=2).spec.terms[0]
+    errors = [
+        float((tnc.realise(tensor, NetworkSpec(shape=(8, 9), terms=terms)).to_dense(torch.float64) - tensor).norm())
+        for terms in ((low,), (low, rest), (low, rest, rest))
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_rank_that_the_tensor_cannot_have_is_refused():
+    for topology, layout in (
+        (tnc.Topology.two_cores(2, (0,)), tnc.Layout.native((3, 4))),
+        (tnc.Topology.train(3), tnc.Layout.of(((3,), (2, 2)))),
+    ):
+        term = tnc.network.TermSpec(
+            layout=layout, topology=topology, ranks=(9,) * len(topology.edges), formats=(FP32,) * len(topology.legs)
+        )
+        with pytest.raises(TensorNetError, match="bond 0 asks for rank 9"):
+            tnc.realise(torch.ones(3, 4), NetworkSpec(shape=(3, 4), terms=(term,)))
+
+
+def test_a_tensor_of_another_shape_is_refused():
+    with pytest.raises(TensorNetError, match=r"\(3, 4\).*\(4, 3\)"):
+        tnc.realise(torch.ones(4, 3), NetworkSpec.dense((3, 4)))
+
+
+@pytest.mark.parametrize(
+    "topology", [tnc.Topology.one_core(2), tnc.Topology.two_cores(2, (0,)), tnc.Topology.train([[1], [0]])]
+)
+@pytest.mark.parametrize("name", ["fp32", "bf16", "int4g32z", "int8g0"])
+def test_a_zero_tensor_stays_zero(topology, name):
+    network = tnc.to_network(torch.zeros(6, 40), topology, ranks=2, fmt=tnc.parse_format(name))
+    assert float(network.to_dense().abs().max()) < 1e-3
+
+
+def test_gradients_of_the_input_are_not_recorded():
+    weight = torch.ones(4, 5, requires_grad=True)
+    assert not any(part.requires_grad for part in tnc.to_network(weight, ranks=1).stored.values())

@@ -1,0 +1,60 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tensornet_compress as tnc
+from tensornet_compress.errors import TargetError
+from tensornet_compress.nn import build_replacement, replace_module
+from tests.models import batches, tiny_convnet, tiny_gpt2, tiny_llama
+
+
+def exact(module):
+    weight = module.weight.T if type(module).__name__ == "Conv1D" else module.weight
+    return tnc.to_network(weight, tnc.Topology.two_cores(weight.ndim, (0,)), ranks=min(weight.shape[0], weight[0].numel()))
+
+
+def test_replaced_models_give_the_same_and_materialise_back():
+    for model, name in ((tiny_llama(), "model.layers.0.mlp.up_proj"), (tiny_gpt2(), "transformer.h.1.attn.c_attn")):
+        ids = batches(1)[0]
+        wanted = model(ids).logits
+        kind = type(model.get_submodule(name))
+        replace_module(model, name, exact(model.get_submodule(name)))
+        assert isinstance(model.get_submodule(name), tnc.TNLinear)
+        assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
+        assert tnc.materialize(model) is model
+        assert type(model.get_submodule(name)) is kind
+        assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
+
+
+def test_a_tied_head_stays_tied_through_replacement_copy_and_materialisation():
+    model = tiny_llama(tied=True)
+    ids = batches(1)[0]
+    wanted = model(ids).logits
+    network = tnc.to_network(model.lm_head.weight, ranks=32)
+    replace_module(model, "model.embed_tokens", network, ("lm_head",))
+    for copied in (model, copy.deepcopy(model)):
+        embedding, head = copied.model.embed_tokens, copied.lm_head
+        assert isinstance(embedding, tnc.TNEmbedding)
+        assert isinstance(head, tnc.TNLinear)
+        assert all(getattr(embedding, name) is getattr(head, name) for name in network.stored)
+        assert torch.allclose(copied(ids).logits, wanted, atol=1e-4)
+    tnc.materialize(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
+
+
+def test_convolutions_are_replaced():
+    model = tiny_convnet()
+    x = torch.randn(2, 3, 12, 12)
+    wanted = model(x)
+    for name in ("stem", "depthwise", "wide", "head"):
+        replace_module(model, name, exact(model.get_submodule(name)))
+    assert torch.allclose(model(x), wanted, atol=1e-4)
+    assert torch.allclose(tnc.materialize(model)(x), wanted, atol=1e-4)
+
+
+def test_other_modules_cannot_hold_a_network():
+    with pytest.raises(TargetError, match="LayerNorm"):
+        build_replacement(nn.LayerNorm(3), tnc.to_network(torch.ones(3, 3), ranks=1))

@@ -27,7 +27,6 @@ from tensornet_compress.kv.capture import Runner, windows
 from tensornet_compress.kv.codec import BlockCodec
 from tensornet_compress.kv.free import FreeCodec
 from tensornet_compress.kv.joint import JointCodec
-from tensornet_compress.kv.livecache import _allocated
 from tensornet_compress.kv.moments import SideMoments, side_rows
 from tensornet_compress.kv.planes import UNIT
 from tensornet_compress.kv.rope import Rotary
@@ -54,7 +53,7 @@ class Live:
 
     def __init__(self, profile: kv.Profile, bits: float, rotary: Rotary):
         self.name, self.rotary = f"ours, live {bits:g} b", rotary
-        self.codes = list(_allocated(profile, bits))
+        self.codes = profile.live_codes(bits)
 
     def recode(self, keys: States, values: States, positions: Tensor) -> tuple[States, States, float]:
         """See ``kv_peers.Peer``."""

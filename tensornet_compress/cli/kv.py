@@ -53,7 +53,7 @@ def kv_command(
         # The last windows of the caller's own text stay unseen, so that the report is honest.
         everything = text_windows(tokenizer, calibration, length, samples + 2)
         if len(everything) < 7:
-            raise TensorNetError(f"{str(calibration)!r} holds {len(everything)} windows of {length} tokens; at least 7 are needed")
+            raise TensorNetError(f"{str(calibration)!r} holds {len(everything)} windows of {length} tokens; 7 are needed")
         windows, tests = everything[:-2], everything[-2:]
     progress = RichProgress()
     with progress.stage("calibrate", len(windows)) as advance:

@@ -18,7 +18,8 @@ from tensornet_compress.kv.rope import PositionRecorder, rotary_module, rotary_s
 
 @dataclass(frozen=True)
 class CacheReport:
-    """Where the bytes of a cache are. ``skipped``: layers that keep their own class, with their type."""
+    """Where the bytes of a cache are. ``shared_nbytes``: what a profile holds in memory, once for all caches of a model and
+    not in ``nbytes``. ``skipped``: layers that keep their own class, with their type."""
 
     tokens: int
     sealed_tokens: int
@@ -29,6 +30,7 @@ class CacheReport:
     basis_nbytes: int
     other_nbytes: int
     exact_nbytes: int
+    shared_nbytes: int
     bits_per_element: float
     skipped: tuple[tuple[int, str], ...]
 
@@ -43,7 +45,8 @@ class CacheReport:
             f"{self.tokens} tokens, {self.sealed_tokens} sealed; {self.nbytes:,} bytes held, exact cache {self.exact_nbytes:,}",
             f"  payload {self.payload_nbytes:,}  sinks {self.sink_nbytes:,}  recent tail {self.tail_nbytes:,}  "
             f"own bases {self.basis_nbytes:,}  decoded working set {self.working_nbytes:,}  other layers {self.other_nbytes:,}",
-            f"  {self.bits_per_element:.3f} bits per key/value element, everything counted",
+            f"  {self.bits_per_element:.3f} bits per key/value element, everything counted; "
+            f"beside them {self.shared_nbytes:,} bytes of profile shared by all caches",
         ]
         lines += [f"  layer {index} keeps its own class: {kind}" for index, kind in self.skipped]
         return "\n".join(lines)
@@ -178,7 +181,9 @@ class CompressedCache(Cache):
         """Where the bytes are."""
         raise NotImplementedError
 
-    def make_report(self, *, sealed: int, payload: int, sinks: int, tail: int, working: int, basis: int) -> CacheReport:
+    def make_report(
+        self, *, sealed: int, payload: int, sinks: int, tail: int, working: int, basis: int, shared: int
+    ) -> CacheReport:
         """Fill in what does not depend on the mode."""
         layers = self.compressed_layers
         tokens = layers[0].get_seq_length()
@@ -196,6 +201,7 @@ class CompressedCache(Cache):
             working_nbytes=working,
             basis_nbytes=basis,
             other_nbytes=other,
+            shared_nbytes=shared,
             exact_nbytes=elements * itemsize + other,
             bits_per_element=8 * (payload + sinks + tail + basis) / elements if elements else 0.0,
             skipped=tuple((i, type(layer).__name__) for i, layer in others),

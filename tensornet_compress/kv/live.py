@@ -149,7 +149,7 @@ class SideCode:
     @cached_property
     def head_operand(self) -> Tensor:
         """fp32 (heads, rows, width)."""
-        return self._operand.view(self.layout.count, self.heads, -1).transpose(0, 1).contiguous()
+        return self._operand.view(self.layout.count, self.heads, -1).transpose(0, 1)
 
     @cached_property
     def head_constant(self) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -56,7 +55,7 @@ class LiveCache(CompressedCache):
         self._own_source: dict[int, tuple[tuple[LiveBasis, Curve], ...]] = {}
         super().__init__(model, bits, profile, mode, sinks=sinks, window=window, block=block)
         if profile is not None:
-            self._codes = list(_allocated(profile, bits))
+            self._codes = profile.live_codes(bits)
 
     def make_layer(self, index: int) -> Any:
         """See ``CompressedCache``."""
@@ -133,18 +132,6 @@ class LiveCache(CompressedCache):
             sinks=sum(layer.sink_nbytes for layer in layers),
             tail=sum(layer.held_bytes for layer in layers),
             working=0,
+            shared=sum(code.resident_nbytes for pair in self._codes or [] for code in pair),
             basis=sum(tensor.nbytes for tensor in self.own_tensors().values()),
-        )
-
-
-def _allocated(profile: Profile, bits: float) -> Iterator[tuple[SideCode, SideCode]]:
-    """Codes of every layer, bits shared out over all layers and both sides at once."""
-    bases = list(zip(*(profile.live[side] for side in SIDES)))
-    deviation = torch.cat([basis.deviation for pair in bases for basis in pair])
-    chosen = allocate(deviation, profile.curve, bits)
-    parts = iter(chosen.split([len(basis.deviation) for pair in bases for basis in pair]))
-    for (key, value), heads in zip(bases, profile.spec.heads):
-        yield (
-            SideCode(key, next(parts), profile.curve, heads),
-            SideCode(value, next(parts), profile.curve, heads),
         )

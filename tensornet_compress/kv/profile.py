@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.kv.live import Curve, LiveBasis
+from tensornet_compress.kv.live import Curve, LiveBasis, SideCode, allocate
 from tensornet_compress.kv.quantiser import Quantiser
 from tensornet_compress.kv.tree import SideTree, StoredBasis
 
@@ -63,6 +63,19 @@ class Profile:
     offset: Tensor
     live: dict[str, list[LiveBasis]]
     curve: Curve
+    _codes: dict[float, list[tuple[SideCode, SideCode]]] = field(default_factory=dict, compare=False, repr=False)
+
+    def live_codes(self, bits: float) -> list[tuple[SideCode, SideCode]]:
+        """Codes of keys and values of every layer, bits shared out over all layers and both sides; made once per rate."""
+        if bits not in self._codes:
+            pairs = list(zip(self.live["key"], self.live["value"]))
+            chosen = allocate(torch.cat([basis.deviation for pair in pairs for basis in pair]), self.curve, bits)
+            parts = iter(chosen.split([len(basis.deviation) for pair in pairs for basis in pair]))
+            self._codes[bits] = [
+                (SideCode(key, next(parts), self.curve, heads), SideCode(value, next(parts), self.curve, heads))
+                for (key, value), heads in zip(pairs, self.spec.heads)
+            ]
+        return self._codes[bits]
 
     @property
     def nbytes(self) -> int:

@@ -175,5 +175,11 @@ class StorageCache(CompressedCache):
         inside = self.compressed_layers[0].get_seq_length() - (self.sealed_length if self.frozen else 0)
         working = 0 if self.frozen or not inside else plain // inside * self.sealed_length
         return self.make_report(
-            sealed=self.sealed_length, payload=payload, sinks=sinks, tail=plain - working, working=working, basis=0
+            sealed=self.sealed_length,
+            payload=payload,
+            sinks=sinks,
+            tail=plain - working,
+            working=working,
+            basis=0,
+            shared=self.profile.nbytes if self.profile is not None else 0,
         )

@@ -3,8 +3,8 @@
 Leaves are units (one KV head of one layer) and hold the square root of the metric; every group of units has an orthonormal
 basis; the root joins the leading components of all groups. Tokens are the growing leg: a row of coefficients each.
 
-Bases are stored in int8 and int16. They are then no longer orthonormal, so coefficients are refined against the stored basis: what is
-decoded differs from what was encoded by quantisation of coefficients only.
+Bases are stored in int8 and int16. They are then no longer orthonormal, so coefficients are refined against the stored
+basis: what is decoded differs from what was encoded by quantisation of coefficients only.
 """
 
 from __future__ import annotations

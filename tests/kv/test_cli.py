@@ -39,7 +39,18 @@ def test_profile_is_written_and_reported(app: typer.Typer, tmp_path: Path) -> No
     generator = torch.Generator().manual_seed(0)
     text = tmp_path / "text"
     text.write_text(" ".join(map(str, torch.randint(1, VOCABULARY, (2600,), generator=generator).tolist())))
-    options = ["--calibration", str(text), "--length", "256", "--samples", "8", "--bits", "6", "--json", str(tmp_path / "r.json")]
+    options = [
+        "--calibration",
+        str(text),
+        "--length",
+        "256",
+        "--samples",
+        "8",
+        "--bits",
+        "6",
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
     done = CliRunner().invoke(app, ["kv", str(tmp_path), *options])
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "r.json").read_text())

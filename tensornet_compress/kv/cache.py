@@ -92,6 +92,7 @@ class CompressedCache(Cache):
                 raise TensorNetError(f"{name} must be at least {least}, was given {value}")
         self.profile, self.sinks, self.window, self.block = profile, sinks, window, block
         self.positions: Tensor | None = None
+        self.batch = 0
         self.style = rotary_style(model)
         module = rotary_module(model)
         self.recorder = PositionRecorder(module) if module is not None else None
@@ -128,8 +129,9 @@ class CompressedCache(Cache):
             new = self.recorder.positions(tokens).expand(batch, -1).cpu()
         else:
             new = torch.arange(total, total + tokens).expand(batch, -1)
-        if self.positions is not None and len(self.positions) != batch:
-            raise TensorNetError(f"the cache holds {len(self.positions)} sequences and was given {batch}; reset it first")
+        if total and self.batch != batch:
+            raise TensorNetError(f"the cache holds {self.batch} sequences and was given {batch}; reset it first")
+        self.batch = batch
         self.positions = new.clone() if self.positions is None else torch.cat([self.positions, new], 1)
 
     def first_real(self) -> list[int]:
@@ -144,10 +146,32 @@ class CompressedCache(Cache):
         if self.positions is not None and tokens_to_remove:
             self.positions = self.positions[:, : max(0, self.positions.shape[1] - abs(tokens_to_remove))]
 
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Rows in the order of ``beam_idx`` (rows,)."""
+        super().reorder_cache(beam_idx)
+        self.pick_rows(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row ``repeats`` times."""
+        super().batch_repeat_interleave(repeats)
+        self.pick_rows([row for row in range(self.batch) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only the rows ``indices`` (integers or a mask)."""
+        super().batch_select_indices(indices)
+        chosen = torch.as_tensor(indices).cpu()
+        self.pick_rows((torch.nonzero(chosen).flatten() if chosen.dtype == torch.bool else chosen).tolist())
+
+    def pick_rows(self, rows: list[int]) -> None:
+        """Follow a change of the batch in what is kept beside the layers."""
+        if self.positions is not None:
+            self.positions = self.positions[rows]
+        self.batch = len(rows)
+
     def reset(self) -> None:
         """Empty the cache."""
         super().reset()
-        self.positions = None
+        self.positions, self.batch = None, 0
 
     @property
     def payload_nbytes(self) -> int:

@@ -232,6 +232,7 @@ def _restore(cache: CompressedCache, record: CacheRecord, tensors: dict[str, Ten
         if length is not None:
             kept.cumulative_length = length
     cache.positions = tensors.get("positions")
+    cache.batch = len(tensors["tail0.keys"])
     if isinstance(cache, StorageCache):
         _restore_storage(cache, record, tensors)
     elif isinstance(cache, LiveCache):

@@ -141,27 +141,11 @@ class StorageCache(CompressedCache):
             self.sealed_length = length
             self.sequences = [sequence.cropped(length) for sequence in self.sequences]
 
-    def reorder_cache(self, beam_idx: Any) -> None:
-        """Rows in the order of ``beam_idx`` (rows,)."""
-        super().reorder_cache(beam_idx)
-        self._pick(beam_idx.tolist())
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Every row ``repeats`` times; repeated rows share their blocks."""
-        super().batch_repeat_interleave(repeats)
-        self._pick([row for row in range(len(self.sequences)) for _ in range(repeats)])
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Only the rows ``indices`` (integers or a mask)."""
-        super().batch_select_indices(indices)
-        chosen = torch.as_tensor(indices).cpu()
-        self._pick((torch.nonzero(chosen).flatten() if chosen.dtype == torch.bool else chosen).tolist())
-
-    def _pick(self, rows: list[int]) -> None:
+    def pick_rows(self, rows: list[int]) -> None:
+        """See ``CompressedCache``; repeated rows share their blocks."""
+        super().pick_rows(rows)
         if self.sequences:
             self.sequences = [self.sequences[row] for row in rows]
-        if self.positions is not None:
-            self.positions = self.positions[rows]
 
     def reset(self) -> None:
         """Empty the cache."""

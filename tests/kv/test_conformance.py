@@ -141,6 +141,25 @@ def test_batch_operations_act_on_rows(mode: str, ids: Tensor) -> None:
 
 
 @pytest.mark.parametrize("mode", ["storage", "live"])
+@pytest.mark.parametrize("sinks", [0, 4])
+@torch.no_grad()
+def test_batch_operations_before_anything_is_sealed(mode: str, sinks: int, ids: Tensor) -> None:
+    model = tiny("llama-gqa")
+    cache = kv.CompressedCache(model, bits=8.0, profile=tiny_profile("llama-gqa"), mode=mode, block=64, sinks=sinks)
+    reference = exact(model)
+    for past in (cache, reference):
+        model(ids, past_key_values=past)
+        past.batch_repeat_interleave(2)
+        past.reorder_cache(torch.tensor([3, 0, 1, 2]))
+        past.batch_select_indices(torch.tensor([0, 2, 3]))
+    following = torch.randint(1, VOCABULARY, (3, 100), generator=torch.Generator().manual_seed(7))
+    for part in following.split(50, 1):
+        got, wanted = (model(part, past_key_values=past).logits.log_softmax(-1) for past in (cache, reference))
+    assert cache.report().sealed_tokens > 0
+    assert (wanted.exp() * (wanted - got)).sum(-1).mean() < 2e-4
+
+
+@pytest.mark.parametrize("mode", ["storage", "live"])
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_fine_codes_come_close_in_every_family(name: str, mode: str, ids: Tensor) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from conftest import VOCABULARY, tiny
 from typer.testing import CliRunner
 
 import tensornet_compress.cli.kv as command
 import tensornet_compress.kv as kv
+from tests.kv.tiny_models import VOCABULARY, tiny
 
 
 class Words:

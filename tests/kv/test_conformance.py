@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY, generate, tiny, tiny_profile
 from torch import Tensor
 from transformers import DynamicCache
 
 import tensornet_compress.kv as kv
 from tensornet_compress.errors import TensorNetError
+from tests.kv.tiny_models import FAMILIES, VOCABULARY, generate, tiny, tiny_profile
 
 
 def identity(model: Any, **options: Any) -> kv.StorageCache:

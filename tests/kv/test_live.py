@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, generate, tiny, tiny_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +16,7 @@ from tensornet_compress.kv.attention import NAME, attend, contracting
 from tensornet_compress.kv.free import own_basis
 from tensornet_compress.kv.live import ALLOWED, Curve, SideCode, allocate
 from tensornet_compress.kv.livelayer import LiveView
+from tests.kv.tiny_models import FAMILIES, generate, tiny, tiny_profile
 
 
 def view_of(keys: Tensor, values: Tensor, bits: float, first: list[int]) -> LiveView:

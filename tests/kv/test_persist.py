@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny, tiny_profile
 from safetensors.torch import save_file
 from torch import Tensor
 
 import tensornet_compress.kv as kv
 from tensornet_compress.errors import CheckpointError, TensorNetError
+from tests.kv.tiny_models import tiny, tiny_profile
 
 
 def filled(model: Any, profile: kv.Profile | None, mode: str, ids: Tensor) -> kv.CompressedCache:

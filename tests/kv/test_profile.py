@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY, tiny, tiny_profile
 from safetensors.torch import load_file, save_file
 
 import tensornet_compress.kv as kv
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.kv.joint import JointCodec
 from tensornet_compress.kv.persist import fingerprint
+from tests.kv.tiny_models import FAMILIES, VOCABULARY, tiny, tiny_profile
 
 
 def states(profile: kv.Profile, seed: int, tokens: int = 200) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

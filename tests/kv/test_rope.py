@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny
 from transformers import DynamicCache
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.rope import PositionRecorder, Rotary, rotary_module, rotary_style
+from tests.kv.tiny_models import FAMILIES, tiny
 
 STYLES = dict.fromkeys(FAMILIES, "half") | {"gpt2": None, "cohere-interleaved": "interleaved"}
 

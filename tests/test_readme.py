@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -49,3 +50,13 @@ def test_make_targets_exist() -> None:
     wanted = re.findall(r"^\$ make (\w+)", README, flags=re.MULTILINE)
     assert wanted
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in wanted)
+
+
+def test_figures_are_those_of_the_committed_results() -> None:
+    path = Path(__file__).parent.parent / "benchmarks" / "readme_tables.py"
+    spec = importlib.util.spec_from_file_location("readme_tables", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert README.split(tables.START)[1].split(tables.END)[0] == tables.tables()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Self
 
 from pydantic import model_validator
@@ -28,8 +29,8 @@ class Budget(Frozen):
         given = {name: value for name, value in self if value is not None}
         if len(given) != 1:
             raise ValueError(f"give exactly one of bits_per_weight, ratio and nbytes; was given {given or 'none'}")
-        if not all(value > 0 for value in given.values()):
-            raise ValueError(f"a budget must be positive, was given {given}")
+        if not all(0 < value < inf for value in given.values()):
+            raise ValueError(f"a budget must be positive and finite, was given {given}")
         return self
 
     def __str__(self) -> str:

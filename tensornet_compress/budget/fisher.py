@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tensornet_compress.budget.sensitivity import kept_output
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import Batch, model_inputs
+from tensornet_compress.modes import evaluating
 from tensornet_compress.nn import module_kind
 
 
@@ -66,7 +67,6 @@ def _sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) -
 @contextmanager
 def frozen_evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without parameter gradients; embeddings start the graph instead."""
-    training = model.training
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_(torch.is_grad_enabled()))
@@ -74,16 +74,15 @@ def frozen_evaluation(model: nn.Module) -> Iterator[None]:
         if isinstance(module, nn.Embedding)
     ]
     try:
-        model.eval()
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        yield
+        with evaluating(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        model.train(training)
 
 
 @contextmanager

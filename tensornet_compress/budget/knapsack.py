@@ -47,7 +47,23 @@ def choose_options(nbytes: Sequence[Sequence[int]], damage: Sequence[Sequence[fl
     picked = result.x > 0.5
     starts = np.concatenate([[0], np.cumsum([len(sizes) for sizes in nbytes])])
     chosen = [int(np.flatnonzero(picked[a:b])[0]) for a, b in pairwise(starts)]
-    return _spend_rest(chosen, nbytes, damage, max_bytes)
+    return _spend_rest(_shed_excess(chosen, nbytes, damage, max_bytes), nbytes, damage, max_bytes)
+
+
+def _shed_excess(
+    chosen: list[int], nbytes: Sequence[Sequence[int]], damage: Sequence[Sequence[float]], max_bytes: int
+) -> list[int]:
+    """Cheapest downgrades until the bytes fit: the solver's own tolerance is relative, a budget is exact."""
+    chosen = list(chosen)
+    while sum(sizes[pick] for sizes, pick in zip(nbytes, chosen)) > max_bytes:
+        _, layer, option = min(
+            (damage[layer][option] - damage[layer][pick], layer, option)
+            for layer, pick in enumerate(chosen)
+            for option, size in enumerate(nbytes[layer])
+            if size < nbytes[layer][pick]
+        )
+        chosen[layer] = option
+    return chosen
 
 
 def _spend_rest(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.metric import Batch, model_inputs
+from tensornet_compress.modes import evaluating
 
 
 def output_divergence(reference: Tensor, output: Tensor, logits: bool) -> float:
@@ -47,25 +48,19 @@ def measure_sensitivity(
     ``probes[name]()`` gives a compressed weight, as the module stores it, and its squared error; the layer runs with it alone
     while everything else stays exact. Blocks before the probed one replay their recorded outputs, which halves the work.
     """
-    training = model.training
-    model.eval()
     device = next(model.parameters()).device
     inputs = [model_inputs(batch, device) for batch in batches]
     blocks = _blocks(model, list(probes))
-    try:
-        with torch.no_grad():
-            recorded: list[list[Any]] = []
-            references = []
-            for batch in inputs:
-                with _recording(blocks) as outputs:
-                    references.append(kept_output(model, batch))
-                recorded.append(list(outputs))
-            return {
-                name: _probe(model, name, probe, inputs, references, blocks, recorded, advance)
-                for name, probe in probes.items()
-            }
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        recorded: list[list[Any]] = []
+        references = []
+        for batch in inputs:
+            with _recording(blocks) as outputs:
+                references.append(kept_output(model, batch))
+            recorded.append(list(outputs))
+        return {
+            name: _probe(model, name, probe, inputs, references, blocks, recorded, advance) for name, probe in probes.items()
+        }
 
 
 def _probe(

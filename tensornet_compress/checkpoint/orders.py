@@ -1,4 +1,4 @@
-"""Fibre orders travel as packed tensors; the manifest's specs only say how long they are."""
+"""Fibre orders travel as packed tensors; the manifest's specs only say that they exist."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ from tensornet_compress.plan import Plan
 
 
 def without_permutations(plan: Plan) -> Plan:
-    """The plan with stored permutations replaced by identities of the same length."""
-    return _map_orders(
-        plan, lambda _, __, order: order.model_copy(update={"permutation": tuple(range(len(order.permutation)))})
-    )
+    """The plan with stored permutations left out."""
+    return _map_orders(plan, lambda _name, _number, _term, order: order.model_copy(update={"permutation": ()}))
 
 
 def with_permutations(plan: Plan, read: Callable[[str], Tensor]) -> Plan:
     """The plan with permutations unpacked from tensors; ``read`` gives a tensor by its full name."""
 
-    def unpack(layer: str, term: int, order: FibreOrder) -> FibreOrder:
-        packed = read(f"{layer}.{order_name(term, order.axis)}")
-        return order.model_copy(update={"permutation": unpack_permutation(packed, len(order.permutation))})
+    def unpack(layer: str, number: int, term: TermSpec, order: FibreOrder) -> FibreOrder:
+        packed = read(f"{layer}.{order_name(number, order.axis)}")
+        return order.model_copy(update={"permutation": unpack_permutation(packed, term.layout.shape[order.axis])})
 
     return _map_orders(plan, unpack)
 
 
-def _map_orders(plan: Plan, change: Callable[[str, int, FibreOrder], FibreOrder]) -> Plan:
+def _map_orders(plan: Plan, change: Callable[[str, int, TermSpec, FibreOrder], FibreOrder]) -> Plan:
     layers = {}
     for name, layer in plan.layers.items():
         terms = []
         for number, term in enumerate(layer.spec.terms):
-            orders = tuple(o if o.absorbed else change(name, number, o) for o in term.layout.fibre_orders)
+            orders = tuple(o if o.absorbed else change(name, number, term, o) for o in term.layout.fibre_orders)
             terms.append(_with_orders(term, orders))
         spec: NetworkSpec = layer.spec.model_copy(update={"terms": tuple(terms)})
         layers[name] = layer.model_copy(update={"spec": spec})

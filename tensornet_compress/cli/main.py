@@ -200,7 +200,7 @@ def parse_size(text: str | None) -> int | None:
     unit = next((unit for unit in sorted(units, key=len, reverse=True) if number.endswith(unit)), "")
     try:
         return int(float(number.removesuffix(unit)) * units.get(unit, 1))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise TensorNetError(f"--size {text!r} is not a size; use bytes or a number with KB, MB, GB, KiB, MiB or GiB") from None
 
 

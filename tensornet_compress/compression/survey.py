@@ -74,6 +74,8 @@ def survey_model(
     """
     if method != "auto" and method not in FAMILIES:
         raise TensorNetError(f"unknown method {method!r}; choose auto or one of {FAMILIES}")
+    if sensitivity not in ("fisher", "probe", None):
+        raise TensorNetError(f"unknown sensitivity {sensitivity!r}; choose fisher or probe")
     batches = list(calibration) if calibration is not None else []
     chosen, skipped = find_targets(model, targets, ignore)
     clock = Clock(progress or SilentProgress())

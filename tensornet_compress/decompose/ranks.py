@@ -17,7 +17,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import Layout
 from tensornet_compress.network import FloatFormat, NumberFormat, Topology, format_nbytes
 
-_BISECTIONS = 60
+_BISECTIONS = 36
 
 
 def ranks_for_error(spectra: Sequence[Tensor], max_squared_error: float, layout: Layout, topology: Topology) -> tuple[int, ...]:
@@ -100,11 +100,12 @@ def _bisect(
     ranks = tuple(max(1, len(spectrum) // 2) for spectrum in spectra)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        for _ in range(3):
+        for _ in range(2):
             ranks = _threshold(squares, costs, ranks, 2.0**middle)
-        if allowed(ranks):
+        fits = allowed(ranks)
+        if fits:
             best = ranks
-        if allowed(ranks) == cheapest:
+        if fits == cheapest:
             low = middle
         else:
             high = middle

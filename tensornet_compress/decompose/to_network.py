@@ -9,7 +9,7 @@ from torch import Tensor
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
 from tensornet_compress.decompose.realise import realise
-from tensornet_compress.decompose.spectra import bond_spectra
+from tensornet_compress.decompose.spectra import bond_spectra, tails
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric
@@ -58,7 +58,7 @@ def to_network(
         if max_error is not None:
             if not max_error >= 0:
                 raise TensorNetError(f"max_error must not be negative, was given {max_error}")
-            wanted = list(ranks_for_error(spectra, (max_error * float(laid_out.double().norm())) ** 2, layout, topology))
+            wanted = _ranks_within(spectra, (max_error * float(laid_out.double().norm())) ** 2, layout, topology)
         else:
             assert max_bytes is not None
             wanted = list(ranks_for_bytes(spectra, max_bytes, layout, topology, fmt))
@@ -67,6 +67,19 @@ def to_network(
     dtype = next((name for name, value in DTYPES.items() if value == tensor.dtype), "float32")
     spec = NetworkSpec.model_validate({"shape": tuple(tensor.shape), "dtype": dtype, "terms": (term,)})
     return realise(tensor, spec, metric, sweeps)
+
+
+def _ranks_within(spectra: Sequence[Tensor], allowed: float, layout: Layout, topology: Topology) -> list[int]:
+    """Ranks that cores can have and whose dropped squares are allowed: where the cores cap a rank below what the tolerance
+    needs, the ranks around it grow."""
+    wanted = list(ranks_for_error(spectra, allowed, layout, topology))
+    while True:
+        ranks = feasible_ranks(wanted, layout, topology)
+        dropped = sum(float(tails(spectrum)[rank]) for spectrum, rank in zip(spectra, ranks))
+        grown = [min(rank + 1, len(spectrum)) for spectrum, rank in zip(spectra, wanted)]
+        if dropped <= allowed or grown == wanted:
+            return ranks
+        wanted = grown
 
 
 def feasible_ranks(ranks: Sequence[int], layout: Layout, topology: Topology) -> list[int]:

@@ -58,7 +58,7 @@ def evaluate_language(
         log_q = logits.log_softmax(-1)
         entropy -= float(log_q.gather(-1, targets.to(log_q.device)[..., None]).double().sum())
         if reference is not None:
-            log_p = reference.log_probabilities[number].float()
+            log_p = reference.log_probabilities[number].float().log_softmax(-1)
             divergence += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
             agree += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
     tokens = windows.shape[0] * (windows.shape[1] - 1)

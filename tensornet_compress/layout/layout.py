@@ -32,7 +32,7 @@ class Layout(Frozen):
         if len(set(axes)) != len(axes):
             raise ValueError(f"more than one fibre order for an axis: {axes}; compose them with FibreOrder.then")
         for order in self.fibre_orders:
-            if not 0 <= order.axis < len(self.shape) or len(order.permutation) != self.shape[order.axis]:
+            if not 0 <= order.axis < len(self.shape) or len(order.permutation) not in (0, self.shape[order.axis]):
                 raise ValueError(
                     f"a fibre order of {len(order.permutation)} items on axis {order.axis} does not fit shape {self.shape}"
                 )

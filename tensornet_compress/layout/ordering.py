@@ -36,6 +36,7 @@ def entry_order_bits(entries: int) -> float:
 class FibreOrder(Frozen):
     """A permutation of the fibres of one axis: position ``i`` of the ordered axis shows fibre ``permutation[i]``.
 
+    An empty permutation stands for one that is stored elsewhere (a saved folder keeps it packed, as a tensor).
     ``absorbed`` says that a neighbouring tensor in the same file already carries the order, which makes it free.
     """
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from math import prod
 from typing import Annotated, Literal
 
@@ -247,6 +248,7 @@ def parse_format(name: str) -> FloatFormat | IntFormat:
     return IntFormat.model_validate({"bits": int(match[1]), "group": int(match[2]), "zero": zero})
 
 
+@cache
 def format_nbytes(fmt: FloatFormat | IntFormat, shape: tuple[int, ...]) -> int:
     """Exact stored bytes of a core of ``shape``."""
     return sum(prod(part_shape) * dtype.itemsize for part_shape, dtype in fmt.parts(shape).values())

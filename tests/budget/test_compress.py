@@ -136,12 +136,7 @@ def test_a_layer_of_zeros_is_no_obstacle():
         ({"calibration": [torch.ones(3)]}, TensorNetError, r"input_ids"),
         ({"budget": tnc.Budget(bits_per_weight=0.01)}, BudgetError, "smallest options"),
         ({"budget": tnc.Budget(nbytes=10)}, BudgetError, "10 bytes"),
-        pytest.param(
-            {"sensitivity": "guess"},
-            TensorNetError,
-            "guess",
-            marks=pytest.mark.xfail(strict=True, reason="an unknown sensitivity is taken for 'fisher'"),
-        ),
+        ({"sensitivity": "guess"}, TensorNetError, "guess"),
     ],
 )
 def test_bad_requests_are_refused_and_leave_the_model_alone(options, error, message):

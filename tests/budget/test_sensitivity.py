@@ -35,7 +35,6 @@ def same(before, after):
     return before[1] == after[1] and all(torch.equal(before[0][name], after[0][name]) for name in before[0])
 
 
-@pytest.mark.xfail(strict=True, reason="train(mode) overwrites the modes of submodules; modes.evaluating puts them back")
 @pytest.mark.parametrize("measure", MEASURES)
 def test_modules_of_both_modes_are_left_as_found(measure):
     model = tiny_llama().train()

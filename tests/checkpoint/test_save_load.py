@@ -133,7 +133,6 @@ def test_fibre_orders_travel_as_packed_tensors(tmp_path):
     assert folder_ledger(tmp_path / "out").totals()["folder"] == sum(f.stat().st_size for f in (tmp_path / "out").iterdir())
 
 
-@pytest.mark.xfail(strict=True, reason="the manifest spells out an identity of the same length beside the packed order")
 def test_an_order_costs_the_file_about_what_it_is_charged(tmp_path):
     sizes = []
     for orders in ((), (FibreOrder(axis=0, permutation=tuple(reversed(range(500)))),)):

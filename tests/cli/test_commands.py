@@ -138,10 +138,7 @@ def test_sizes(text, nbytes):
     assert parse_size(text) == nbytes
 
 
-INFINITE = pytest.param("inf", marks=pytest.mark.xfail(strict=True, raises=OverflowError, reason="no error message of its own"))
-
-
-@pytest.mark.parametrize("text", ["", "MB", "ten", "1e", INFINITE, "nanMB"])
+@pytest.mark.parametrize("text", ["", "MB", "ten", "1e", "inf", "nanMB"])
 def test_odd_sizes_are_quoted(text):
     with pytest.raises(TensorNetError, match="--size"):
         parse_size(text)

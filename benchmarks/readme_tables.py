@@ -1,0 +1,120 @@
+"""The README's result tables, made from the committed JSON and nothing else.
+
+python benchmarks/readme_tables.py          # print
+python benchmarks/readme_tables.py --write  # put them between the README's result marks
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+START, END = "<!-- results -->\n", "<!-- /results -->\n"
+
+
+def load(name: str) -> dict[str, Any]:
+    """A committed result."""
+    result: dict[str, Any] = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(row) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def by_method(rows: list[dict[str, Any]], figure: str, digits: int) -> str:
+    """Methods down, budgets across."""
+    budgets = list(dict.fromkeys(row["budget_bits_per_weight"] for row in rows))
+    table = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = [method]
+        for budget in budgets:
+            row = next((r for r in rows if r["method"] == method and r["budget_bits_per_weight"] == budget), None)
+            if row is None or figure not in row:
+                cells.append("not run" if row is None else "cannot be met")
+            else:
+                cells.append(f"{row[figure]:.{digits}f} ({row['bits_per_weight']:.2f} b)")
+        table.append(cells)
+    return grid(["method", *(f"{budget:g} bits" for budget in budgets)], table)
+
+
+def ranks() -> str:
+    result = load("weights_ranks")
+    dense = result["dense"]["perplexity"]
+    rows = [
+        [f"{r['keep']:g}", r["allocator"], f"{r['perplexity']:.1f}", f"{r['kl']:.3f}", f"{r['ratio_to_uniform']:.2f}"]
+        for r in sorted(result["rows"], key=lambda r: -r["keep"])
+    ]
+    return (
+        f"**Truncation alone** (two cores in bf16, no integers; dense perplexity {dense:.2f}): the uniform allocator is the\n"
+        "SVD-LLM baseline; the last column is the excess cross-entropy over it. `python benchmarks/weights_ranks.py`\n\n"
+        + grid(["bytes kept", "allocation of ranks", "perplexity", "KL", "excess / uniform's"], rows)
+    )
+
+
+def quality() -> str:
+    result = load("weights_table")
+    return (
+        "**KL to the dense model** (nats per token, with the bits in fact stored; everything counted). `rtn` rounds every\n"
+        "layer to nearest in groups of 64. `python benchmarks/weights_table.py`\n\n" + by_method(result["rows"], "kl", 4)
+    )
+
+
+def encoder() -> str:
+    result = load("encoder_table")
+    return (
+        "**all-MiniLM-L6-v2** (true fp32 weights): mean cosine of sentence embeddings to the original's; `rtn` is given more\n"
+        "bytes than the other rows. `python benchmarks/encoder_table.py`\n\n" + by_method(result["rows"], "mean_cosine", 4)
+    )
+
+
+def cost() -> str:
+    result = load("weights_cost")
+    seconds, peak = result["seconds"], result["peak_bytes"]
+    gib = {name: f"{value / 2**30:.1f} GiB" for name, value in peak.items()}
+    settings = result["settings"]
+    return (
+        f"**Cost** of `{settings['method']}` at {settings['bits']:g} bits: {seconds['compress']:.0f} s, beside "
+        f"{seconds['bare_svd_wall']:.0f} s for one bare SVD of each weight;\n"
+        f"peak memory {gib['parent']} and {gib['largest_worker']} per worker, for a model of "
+        f"{result['model_bytes'] / 2**30:.2f} GiB. The folder takes {result['on_disk']:,} bytes\n"
+        f"on disk, the ledger says {result['ledger']['folder']:,}. `python benchmarks/weights_cost.py`\n"
+    )
+
+
+def speed() -> str:
+    result = load("module_speed")
+    rows = [
+        [r["layer"], r["mode"], str(r["batch"]), f"{r['ours_over_by_hand']:.2f}", f"{r['ours_over_dense']:.2f}"]
+        for r in result["rows"]
+    ]
+    return (
+        f"**Module speed** (two fp32 cores at {result['settings']['keep']:g} of the bytes, "
+        f"{result['machine']['torch_threads']} threads): time of our module over a\n"
+        "hand-written module of two matmuls, and over the dense layer. `python benchmarks/module_speed.py`\n\n"
+        + grid(["layer", "mode", "batch", "ours / by hand", "ours / dense"], rows)
+    )
+
+
+def tables() -> str:
+    """All tables."""
+    return "\n".join(make() for make in (ranks, quality, encoder, cost, speed))
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    if "--write" in sys.argv[1:]:
+        before, after = text.split(START)[0], text.split(END)[1]
+        README.write_text(before + START + tables() + END + after, encoding="utf-8")
+    else:
+        print(tables())
+
+
+if __name__ == "__main__":
+    main()

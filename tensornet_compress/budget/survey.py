@@ -22,19 +22,21 @@ _PROBE_ERROR = 0.1
 
 @dataclass(frozen=True)
 class WeightSource:
-    """A weight in memory, or a tensor of a safetensors file that the job reads itself (``transpose`` for Conv1D)."""
+    """A weight in memory, or a tensor of a safetensors file that the job reads itself (``transpose`` for Conv1D), in the dtype
+    of the loaded model."""
 
     tensor: Tensor | None = None
     file: Path | None = None
     key: str = ""
     transpose: bool = False
+    dtype: torch.dtype | None = None
 
     def load(self) -> Tensor:
         """The weight, outputs first."""
         if self.tensor is not None:
             return self.tensor
         with safe_open(str(self.file), framework="pt") as file:
-            tensor: Tensor = file.get_tensor(self.key)
+            tensor: Tensor = file.get_tensor(self.key).to(self.dtype)
         return tensor.T.contiguous() if self.transpose else tensor
 
 

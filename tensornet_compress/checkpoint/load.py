@@ -47,11 +47,12 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
         replacement = _network_module(layer, name, tensors)
         set_submodule(skeleton, name, replacement)
         for other in layer.tied:
-            set_submodule(skeleton, other, _tied_module(skeleton.get_submodule(other), layer, other, replacement, tensors))
+            bias = tensors.get(manifest.shared.get(f"{other}.bias", f"{other}.bias"))
+            set_submodule(skeleton, other, _tied_module(skeleton.get_submodule(other), layer, bias, replacement))
     _assign(skeleton, {name: value for name, value in tensors.items() if not _inside(name, plan)})
     _share(skeleton, {name: other for name, other in manifest.shared.items() if not _inside(name, plan)})
     setattr(skeleton, PLAN_ATTRIBUTE, plan)
-    return skeleton.eval()
+    return skeleton.to(device).eval()
 
 
 def load_plan(out_dir: str | Path) -> Plan:
@@ -129,7 +130,7 @@ def _check(
     model: nn.Module, plan: Plan, manifest: Manifest, header: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]
 ) -> None:
     """Names, shapes and dtypes of the file against what the model and the plan ask for, before anything is changed."""
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in plan.layers.items():
         unknown = [other for other in (name, *layer.tied) if other not in modules]
         if unknown:
@@ -185,12 +186,10 @@ def _network_module(layer: LayerPlan, name: str, tensors: Mapping[str, Tensor]) 
     return TNLinear(layer.spec, stored, bias, conv1d=layer.kind == "conv1d")
 
 
-def _tied_module(
-    original: nn.Module, layer: LayerPlan, name: str, owner: NetworkModule, tensors: Mapping[str, Tensor]
-) -> NetworkModule:
+def _tied_module(original: nn.Module, layer: LayerPlan, bias: Tensor | None, owner: NetworkModule) -> NetworkModule:
     if isinstance(original, nn.Embedding):
         return TNEmbedding(layer.spec, owner.stored(), original.padding_idx).share_network(owner)
-    return TNLinear(layer.spec, owner.stored(), tensors.get(f"{name}.bias")).share_network(owner)
+    return TNLinear(layer.spec, owner.stored(), bias, conv1d=layer.kind == "conv1d").share_network(owner)
 
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

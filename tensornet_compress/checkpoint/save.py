@@ -91,6 +91,8 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         raise CheckpointError(f"{str(target)!r} exists; choose another folder, or pass overwrite")
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{str(target)!r} is a file, a folder is needed")
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise CheckpointError(f"{str(target)!r} holds files but no {MANIFEST}: it was not written by this tool and is kept")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

@@ -73,7 +73,7 @@ def weights(
 ) -> None:
     """Compress the weights of MODEL into the folder OUT."""
     from tensornet_compress.budget import Budget
-    from tensornet_compress.checkpoint import save
+    from tensornet_compress.checkpoint import MANIFEST, save
     from tensornet_compress.cli.common import DTYPES
     from tensornet_compress.compression import compress
     from tensornet_compress.frozen import validated
@@ -84,6 +84,8 @@ def weights(
         raise TensorNetError(f"{str(out)!r} exists; choose another folder, or pass --overwrite")
     if dtype not in DTYPES:
         raise TensorNetError(f"unknown dtype {dtype!r}; choose from {sorted(DTYPES)}")
+    if (Path(model) / MANIFEST).is_file():
+        raise TensorNetError(f"{model!r} is compressed already; give the original model")
     tokenizer = load_any_tokenizer(model)
     loaded = (load_encoder if encoder else load_causal_lm)(model, DTYPES[dtype])
     if calibration is None:

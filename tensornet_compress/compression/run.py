@@ -165,7 +165,7 @@ def _report(
     allowed = sizes.allowed + sum(sizes.fixed.values())
     notes = []
     if targeted < 0.99 * allowed:
-        notes.append(f"the offered options end below the budget: {targeted:,} of {allowed:,} bytes are used")
+        notes.append(f"{targeted:,} of {allowed:,} bytes are used: no better combination of the offered options fits")
     kept = [layer.name for layer in layers if layer.family == "dense"]
     if kept and method not in ("dense", "auto"):
         notes.append(f"{len(kept)} layers stay dense: no {method} network of theirs was worth its bytes")

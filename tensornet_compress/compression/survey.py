@@ -149,7 +149,8 @@ def weight_index(folder: Path) -> dict[str, Path]:
 def weight_source(model: nn.Module, target: Target, index: dict[str, Path]) -> WeightSource:
     key = f"{target.name}.weight"
     if key in index:
-        return WeightSource(file=index[key], key=key, transpose=target.kind == "conv1d")
+        dtype = layer_weight(model.get_submodule(target.name)).dtype
+        return WeightSource(file=index[key], key=key, transpose=target.kind == "conv1d", dtype=dtype)
     return WeightSource(tensor=layer_weight(model.get_submodule(target.name)).cpu().contiguous())
 
 

@@ -18,7 +18,9 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def require_finite(tensor: Tensor, what: str) -> None:
-    """Raise TensorNetError when ``tensor`` is empty or holds a NaN or an infinity."""
+    """Raise TensorNetError when ``tensor`` is not real floating point, is empty or holds a NaN or an infinity."""
+    if not tensor.is_floating_point():
+        raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} holds {tensor.dtype}; give real floating point numbers")
     if tensor.numel() == 0:
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} is empty; there is nothing to decompose")
     if not torch.isfinite(tensor).all():

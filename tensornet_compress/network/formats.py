@@ -155,7 +155,9 @@ class IntFormat(Frozen):
         return parts
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Stored parts -> core of ``shape`` in ``dtype``."""
+        """Stored parts -> core of ``shape`` in ``dtype``; scaled in at least float32 and rounded once."""
+        if dtype not in (torch.float32, torch.float64):
+            return self.decode(parts, shape, torch.float32).to(dtype)
         rows, run = grouped_view(shape, self.group)
         width = self.width(run)
         groups = -(-run // width)

@@ -33,11 +33,13 @@ def build_replacement(module: nn.Module, network: TensorNetwork) -> NetworkModul
 
 def replace_module(model: nn.Module, name: str, network: TensorNetwork, tied: tuple[str, ...] = ()) -> NetworkModule:
     """Replace the module at ``name``, and let the modules in ``tied`` share its parameters."""
+    original = model.get_submodule(name)
     owners = [(other, model.get_submodule(other)) for other in tied]
-    replacement = build_replacement(model.get_submodule(name), network)
+    replacement = build_replacement(original, network)
     set_submodule(model, name, replacement)
     for other, module in owners:
-        set_submodule(model, other, build_replacement(module, network).share_network(replacement))
+        same = module is original
+        set_submodule(model, other, replacement if same else build_replacement(module, network).share_network(replacement))
     return replacement
 
 

@@ -64,7 +64,8 @@ def find_targets(
     Raises:
         TargetError: a pattern that matches no compressible module, with the nearest names; or nothing is left to compress.
     """
-    kinds = {name: kind for name, module in model.named_modules() if (kind := module_kind(module)) is not None}
+    modules = model.named_modules(remove_duplicate=False)
+    kinds = {name: kind for name, module in modules if (kind := module_kind(module)) is not None}
     for pattern in (*(targets or ()), *ignore):
         _require_match(pattern, kinds)
     heads = _output_heads(model)
@@ -142,7 +143,9 @@ def _output_heads(model: nn.Module) -> set[str]:
 
 def _tied_groups(model: nn.Module, kinds: dict[str, str]) -> dict[str, tuple[str, ...]]:
     """Name -> all names that share its weight (first in model order first), for weights with more than one owner."""
-    owners: dict[int, list[str]] = {}
+    owners: dict[tuple[object, ...], list[str]] = {}
     for name in kinds:
-        owners.setdefault(id(model.get_submodule(name).weight), []).append(name)
+        weight = layer_weight(model.get_submodule(name))
+        key = (id(model.get_submodule(name)),) if weight.is_meta else (weight.data_ptr(), tuple(weight.shape))
+        owners.setdefault(key, []).append(name)
     return {name: tuple(names) for names in owners.values() if len(names) > 1 for name in names}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
+    from tensornet_compress import kv
     from tensornet_compress.budget import Budget
     from tensornet_compress.checkpoint import load, load_plan, save
     from tensornet_compress.compression import apply_plan, compress
@@ -63,6 +64,7 @@ __all__ = [
     "apply_plan",
     "compress",
     "decoded",
+    "kv",
     "load",
     "load_plan",
     "materialize",
@@ -75,6 +77,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "kv":
+        return import_module("tensornet_compress.kv")
     if name in _HOMES:
         return getattr(import_module(f"tensornet_compress.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'tensornet_compress' has no attribute {name!r}")

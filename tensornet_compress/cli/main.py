@@ -1,4 +1,4 @@
-"""``tensornet-compress``: weights, eval, generate, inspect."""
+"""``tensornet-compress``: weights, eval, generate, inspect, kv."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tensornet_compress.cli.common import (
     text_windows,
     write_json,
 )
+from tensornet_compress.cli.kv import register as register_kv
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.version import __version__
@@ -191,6 +192,9 @@ def inspect(
         totals.add_row(name, f"{value:,}")
     console.print(totals)
     write_json(json, ledger.model_dump(mode="json") | {"totals": ledger.totals()})
+
+
+register_kv(app)
 
 
 def parse_size(text: str | None) -> int | None:

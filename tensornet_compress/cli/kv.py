@@ -1,0 +1,148 @@
+"""The ``kv`` command, and what ``generate --kv-bits`` and ``eval --kv-bits`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from tensornet_compress.cli.common import load_any, load_any_tokenizer, plain_errors, text_windows, write_json
+from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.errors import TensorNetError
+
+if TYPE_CHECKING:
+    from tensornet_compress.kv import CompressedCache, Profile
+
+PROFILE_FOLDER = "kv_profile"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``kv`` command to an app."""
+    app.command(name="kv")(plain_errors(kv_command))
+
+
+def kv_command(
+    model: Annotated[str, typer.Argument(help="Model folder (compressed or not), hub id or embedded name.")],
+    bits: Annotated[float, typer.Option(help="Payload bits per key/value element to report on.")] = 2.0,
+    calibration: Annotated[Path | None, typer.Option(help="Text file; the bundled Wikipedia sample by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the profile; MODEL/kv_profile by default.")] = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.", min=5)] = 44,
+    length: Annotated[int, typer.Option(help="Tokens per window.", min=64)] = 1152,
+    mode: Annotated[str, typer.Option(help="live or storage: the cache to report on.")] = "storage",
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")] = None,
+) -> None:
+    """Calibrate MODEL's KV cache, write the profile, and report quality and bytes of a cache at --bits."""
+    from tensornet_compress.inputs import calibration_windows, heldout_windows
+    from tensornet_compress.kv import calibrate
+
+    if out is None:
+        if not Path(model).is_dir():
+            raise TensorNetError(f"{model!r} is not a folder, so the profile has no place in it; give --out FOLDER")
+        out = Path(model) / PROFILE_FOLDER
+    tokenizer = load_any_tokenizer(model)
+    loaded = load_any(model)
+    if calibration is None:
+        windows, tests = calibration_windows(tokenizer, length, samples), heldout_windows(tokenizer, length, 4)
+    else:
+        # The last windows of the caller's own text stay unseen, so that the report is honest.
+        everything = text_windows(tokenizer, calibration, length, samples + 2)
+        if len(everything) < 7:
+            raise TensorNetError(f"{str(calibration)!r} holds {len(everything)} windows of {length} tokens; 7 are needed")
+        windows, tests = everything[:-2], everything[-2:]
+    progress = RichProgress()
+    with progress.stage("calibrate", len(windows)) as advance:
+        profile = calibrate(loaded, _counted(windows, advance))
+    profile.save(out)
+    with progress.stage("evaluate", len(tests)) as advance:
+        quality = evaluate_cache(loaded, tests, bits, mode, profile, advance)
+    result = {
+        "model": model,
+        "profile": str(out),
+        "profile_nbytes": profile.nbytes,
+        "profile_share_of_model": profile.nbytes / sum(p.nbytes for p in loaded.parameters()),
+        "mode": mode,
+        "bits": bits,
+    } | quality
+    table = Table("figure", "value")
+    for name, value in result.items():
+        table.add_row(name, f"{value:,.5g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    write_json(json, result)
+
+
+def _counted(windows: Tensor, advance: Callable[[], None]) -> Iterator[Tensor]:
+    for window in windows.split(1):
+        yield window
+        advance()
+
+
+def find_profile(model: str, folder: Path | None) -> Profile | None:
+    """The profile in ``folder``, else the one beside the model; ``None`` when the model has none."""
+    from tensornet_compress.kv import Profile
+
+    if folder is not None:
+        return Profile.load(folder)
+    beside = Path(model) / PROFILE_FOLDER
+    return Profile.load(beside) if beside.is_dir() else None
+
+
+@torch.no_grad()
+def evaluate_cache(
+    model: Any, windows: Tensor, bits: float, mode: str, profile: Profile | None, advance: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """What a compressed cache costs on windows (count, tokens): the first seven eighths are cached, the rest is read.
+
+    Returns mean KL to the exact cache and change of cross-entropy (nats a token), top-1 agreement, bits per element of the
+    payload and of everything held, and bytes.
+    """
+    from transformers import DynamicCache
+
+    from tensornet_compress.kv import CompressedCache
+
+    ahead = max(1, windows.shape[1] // 8)
+    total: dict[str, float] = {}
+    for ids in windows.split(1):
+        context, following = ids[:, :-ahead], ids[:, -ahead:]
+        cache: CompressedCache = CompressedCache(model, bits=bits, mode=mode, profile=profile)
+        scores = []
+        for past in (cache, DynamicCache(config=model.config)):
+            model(context, past_key_values=past, use_cache=True)
+            if past is cache:
+                report = cache.report()
+            scores.append(model(following, past_key_values=past, use_cache=True).logits[0].float().log_softmax(-1))
+        got, exact = scores
+        target = following[0, 1:, None]
+        sealed = max(report.sealed_tokens, 1)
+        elements = report.exact_nbytes / report.tokens / next(model.parameters()).element_size()
+        row = {
+            "kl": float((exact.exp() * (exact - got)).sum(-1).mean()),
+            "dce": float((exact[:-1].gather(1, target) - got[:-1].gather(1, target)).mean()),
+            "top1_agreement": float((got.argmax(-1) == exact.argmax(-1)).float().mean()),
+            "payload_bits_per_element": 8 * report.payload_nbytes / (sealed * elements),
+            "bits_per_element": report.bits_per_element,
+            "nbytes": float(report.nbytes - report.working_nbytes),
+            "exact_nbytes": float(report.exact_nbytes),
+        }
+        for name, value in row.items():
+            total[name] = total.get(name, 0.0) + value / len(windows)
+        advance()
+    return total
+
+
+@torch.no_grad()
+def continue_compressed(
+    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, bits: float, mode: str, profile: Profile | None
+) -> tuple[str, CompressedCache]:
+    """Greedy continuation of a prompt with a compressed cache: the text, and the cache for its report."""
+    from tensornet_compress.kv import compressed
+
+    ids = tokenizer(prompt, return_tensors="pt")
+    with compressed(model, bits=bits, mode=mode, profile=profile) as caches:  # type: ignore[arg-type]
+        made = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True), caches[-1]

@@ -1,0 +1,27 @@
+"""The key-value cache as a tensor network: calibration, codecs, and drop-in ``transformers`` caches."""
+
+from importlib.util import find_spec
+
+from tensornet_compress.errors import MissingExtraError
+
+if find_spec("transformers") is None:
+    raise MissingExtraError("the KV cache needs transformers; run: python -m pip install 'tensornet-compress[hf]'")
+
+from tensornet_compress.kv.cache import CacheReport, CompressedCache
+from tensornet_compress.kv.calibrate import calibrate
+from tensornet_compress.kv.codec import IdentityCodec
+from tensornet_compress.kv.context import compressed
+from tensornet_compress.kv.livecache import LiveCache
+from tensornet_compress.kv.profile import Profile
+from tensornet_compress.kv.storage import StorageCache
+
+__all__ = [
+    "CacheReport",
+    "CompressedCache",
+    "IdentityCodec",
+    "LiveCache",
+    "Profile",
+    "StorageCache",
+    "calibrate",
+    "compressed",
+]

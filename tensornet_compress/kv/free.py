@@ -1,0 +1,133 @@
+"""Without calibration: bases made from the sequence itself, stored with it and counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tensornet_compress.kv.codec import Payload, row_payload, scalar
+from tensornet_compress.kv.live import Curve, LiveBasis
+from tensornet_compress.kv.moments import layers_of, rows_of
+from tensornet_compress.kv.quantiser import Quantiser, Statistics
+from tensornet_compress.kv.rans import lane_count
+from tensornet_compress.kv.tree import StoredBasis, principal_rows
+
+_STEPS = 24
+_BITS_PER_OCTAVE = 0.7
+
+
+def own_basis(states: Tensor) -> tuple[LiveBasis, Curve]:
+    """Head by head principal axes of states (batch, heads, tokens, width), shared by the batch, and the quantiser's curve."""
+    blocks, deviations = [], []
+    rows = states.float().transpose(1, 2).flatten(0, 1)
+    mean = rows.mean(0)
+    samples = []
+    for head in range(rows.shape[1]):
+        centred = rows[:, head] - mean[head]
+        basis = StoredBasis.store(principal_rows(centred.T @ centred / len(centred)), 0.0)
+        coefficients = basis.analyse(centred)
+        deviation = coefficients.square().mean(0).sqrt().clamp_min(1e-9)
+        samples.append((coefficients / deviation).flatten())
+        blocks.append(basis)
+        deviations.append(deviation)
+    sample = torch.cat(samples)
+    curve = Curve.measure(sample[:: max(1, len(sample) // 100_000)])
+    return LiveBasis(tuple(blocks), torch.cat(deviations).float(), mean.flatten()), curve
+
+
+class FreeCodec:
+    """Storage without a profile: per block and unit (one KV head of one layer) a truncated principal basis in int8 and
+    entropy-coded coefficients, one step for all. The target counts everything in the payload."""
+
+    def __init__(self, bits: float):
+        self.bits = bits
+        self.quantiser = Quantiser(*Statistics().finish())
+
+    def encode(self, keys: list[Tensor], values: list[Tensor]) -> Payload:
+        """Plain keys and values, per layer (heads, tokens, channels), -> payload. The least step that meets the target is used;
+        components below it are dropped with their basis vectors."""
+        sides = {side: _principal(states) for side, states in (("key", keys), ("value", values))}
+        tokens = keys[0].shape[1]
+        target = self.bits * sum(side.centred.numel() for side in sides.values())
+        heads = torch.tensor([len(k) for k in keys], dtype=torch.int16)
+        low, high = 1e-6, max(float(side.scale.max()) for side in sides.values()) * 4 + 1e-6
+        for _ in range(_STEPS):
+            step = float(scalar((low * high) ** 0.5))
+            spent = sum(self._bits(_kept(side, step), step) for side in sides.values())
+            low, high = (step, high) if spent > target else (low, step)
+            if high / low < 1.01:
+                break
+        step = float(scalar(high))
+        tensors = {"step": scalar(step), "heads": heads}
+        for side, found in sides.items():
+            kept = _kept(found, step)
+            coded, escaped = self.quantiser.encode(kept.coefficients, kept.scale.float(), step)
+            tensors |= {
+                f"{side}.mean": found.mean,
+                f"{side}.codes": kept.basis.codes,
+                f"{side}.scale": kept.basis.scale,
+            }
+            tensors |= {f"{side}.magnitude": kept.scale, f"{side}.coded": coded, f"{side}.escaped": escaped}
+            tensors[f"{side}.ranks"] = kept.ranks
+        return row_payload(tokens, **tensors)
+
+    def _bits(self, kept: _Kept, step: float) -> float:
+        stored = (kept.basis.codes, kept.basis.scale, kept.scale, kept.ranks)
+        lanes = 32 * lane_count(kept.coefficients.numel())
+        return self.quantiser.bits(kept.coefficients, kept.scale.float(), step) + lanes + 8 * sum(t.nbytes for t in stored)
+
+    def decode(self, payload: Payload) -> tuple[list[Tensor], list[Tensor]]:
+        """Payload -> plain keys and values, per layer fp32 (heads, tokens, channels)."""
+        out = []
+        for side in ("key", "value"):
+            part = {name.split(".", 1)[1]: t for name, t in payload.tensors.items() if name.startswith(f"{side}.")}
+            ranks = part["ranks"].tolist()
+            scale = part["magnitude"].float()
+            step = float(payload.tensors["step"])
+            coefficients = self.quantiser.decode(part["coded"], part["escaped"], scale, step, payload.tokens)
+            width = part["mean"].shape[1]
+            dense = part["codes"].float() * part["scale"].float()[:, None]
+            units = [c @ d for c, d in zip(coefficients.split(ranks, 1), dense.split(ranks, 0))]
+            rows = torch.cat([u + m.float() for u, m in zip(units, part["mean"])], 1)
+            out.append(layers_of(rows, payload.tensors["heads"].tolist(), width))
+        return out[0], out[1]
+
+
+@dataclass(frozen=True)
+class _Side:
+    mean: Tensor
+    centred: Tensor
+    vectors: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class _Kept:
+    basis: StoredBasis
+    coefficients: Tensor
+    scale: Tensor
+    ranks: Tensor
+
+
+def _principal(states: list[Tensor]) -> _Side:
+    rows = rows_of([s.float().cpu() for s in states]).unflatten(1, (-1, states[0].shape[-1]))
+    mean = rows.mean(0).half()
+    centred = (rows - mean.float()).transpose(0, 1)
+    vectors = torch.stack([principal_rows(unit.T @ unit / len(unit)) for unit in centred])
+    return _Side(mean, centred, vectors, torch.einsum("utc,urc->utr", centred, vectors).abs().mean(1))
+
+
+def _kept(side: _Side, step: float) -> _Kept:
+    """The basis vectors that earn back their own bytes within this block, and the coefficients in them."""
+    tokens, width = side.centred.shape[1:]
+    worth = tokens * (side.scale / step).clamp_min(1e-9).log2() * _BITS_PER_OCTAVE > 8 * (width + 4)
+    ranks = worth.sum(1)
+    basis = StoredBasis.store(side.vectors[worth].view(-1, width), 0.0)
+    parts = [
+        unit @ torch.linalg.pinv(rows) for unit, rows in zip(side.centred, basis.dense().split(ranks.tolist(), 0)) if len(rows)
+    ]
+    coefficients = torch.cat(parts, 1) if parts else torch.zeros(tokens, 0)
+    scale = coefficients.abs().mean(0).clamp_min(step / 16).half() if parts else torch.zeros(0, dtype=torch.float16)
+    return _Kept(basis, coefficients, scale, ranks.to(torch.int16))

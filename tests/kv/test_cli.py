@@ -1,0 +1,68 @@
+"""The ``kv`` command on a tiny saved model: writes a profile, reports, and names bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import tensornet_compress.cli.kv as command
+import tensornet_compress.kv as kv
+from tests.kv.tiny_models import VOCABULARY, tiny
+
+
+class Words:
+    """A tokenizer of numbers: the least that the command needs."""
+
+    eos_token_id = 0
+
+    def __call__(self, text: str, **_: object) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([[int(word) % VOCABULARY for word in text.split()]])}
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+    """An app with the command, whose loaders give the tiny model."""
+    monkeypatch.setattr(command, "load_any", lambda _folder: tiny("llama-gqa"))
+    monkeypatch.setattr(command, "load_any_tokenizer", lambda _folder: Words())
+    made = typer.Typer()
+    command.register(made)
+    made.command(name="other")(lambda: None)
+    return made
+
+
+def test_profile_is_written_and_reported(app: typer.Typer, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = tmp_path / "text"
+    text.write_text(" ".join(map(str, torch.randint(1, VOCABULARY, (2600,), generator=generator).tolist())))
+    options = [
+        "--calibration",
+        str(text),
+        "--length",
+        "256",
+        "--samples",
+        "8",
+        "--bits",
+        "6",
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
+    done = CliRunner().invoke(app, ["kv", str(tmp_path), *options])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert kv.Profile.load(tmp_path / "kv_profile").nbytes == result["profile_nbytes"]
+    assert result["kl"] < 1e-3
+    assert result["payload_bits_per_element"] == pytest.approx(6, rel=0.1)
+    found = command.find_profile(str(tmp_path), None)
+    assert found is not None
+    assert command.find_profile("somewhere/else", None) is None
+
+
+def test_a_model_that_is_no_folder_needs_out(app: typer.Typer) -> None:
+    done = CliRunner().invoke(app, ["kv", "owner/name"])
+    assert done.exit_code == 2
+    assert "--out FOLDER" in done.output

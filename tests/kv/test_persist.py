@@ -1,0 +1,64 @@
+"""A saved cache continues as the one in memory does; damaged or foreign files are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import tensornet_compress.kv as kv
+from tensornet_compress.errors import CheckpointError, TensorNetError
+from tests.kv.tiny_models import tiny, tiny_profile
+
+
+def filled(model: Any, profile: kv.Profile | None, mode: str, ids: Tensor) -> kv.CompressedCache:
+    """A cache of 180 tokens, the first row padded."""
+    mask = torch.ones(2, 180, dtype=torch.int64)
+    mask[0, :5] = 0
+    cache = kv.CompressedCache(model, bits=3.0, profile=profile, mode=mode, block=64)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        model(torch.cat([ids, ids], 1), attention_mask=mask, position_ids=positions, past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("mode", ["storage", "live"])
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma3-hybrid", "gpt2"])
+def test_loaded_cache_continues_alike(name: str, mode: str, calibrated: bool, ids: Tensor, tmp_path: Path) -> None:
+    model = tiny(name)
+    profile = tiny_profile(name) if calibrated else None
+    cache = filled(model, profile, mode, ids)
+    size = cache.save(tmp_path / "cache.safetensors")
+    loaded = kv.CompressedCache.load(tmp_path / "cache.safetensors", model, profile)
+    assert loaded.get_seq_length() == 180
+    report = cache.report()
+    assert abs(size - (report.nbytes - report.working_nbytes)) < 16_000
+    following = torch.cat([ids[:, :80]], 1)
+    positions = torch.arange(175, 255).expand(2, -1) + torch.tensor([[0], [5]])
+    with torch.no_grad():
+        got, wanted = (model(following, past_key_values=c, position_ids=positions).logits for c in (loaded, cache))
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_foreign_and_damaged_files_are_refused(ids: Tensor, tmp_path: Path) -> None:
+    model, profile = tiny("llama-gqa"), tiny_profile("llama-gqa")
+    path = tmp_path / "cache.safetensors"
+    filled(model, profile, "storage", ids).save(path)
+    with pytest.raises(CheckpointError, match="pass that one"):
+        kv.CompressedCache.load(path, model)
+    with pytest.raises(CheckpointError, match="pass that one"):
+        kv.CompressedCache.load(path, model, tiny_profile("qwen3"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-50])
+    with pytest.raises(CheckpointError, match="no readable cache"):
+        kv.CompressedCache.load(path, model, profile)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="not of a cache"):
+        kv.CompressedCache.load(path, model, profile)
+    with pytest.raises(TensorNetError, match="empty"):
+        kv.CompressedCache(model, profile=profile).save(path)

@@ -94,9 +94,9 @@ def speed() -> str:
     rows = [[r["layer"], r["mode"], str(r["batch"]), *(f"{r[figure]:.2f}" for figure in figures)] for r in result["rows"]]
     threads = result["machine"]["torch_threads"]
     return (
-        f"**Module speed** (two fp32 cores at {result['settings']['keep']:g} of the bytes, {threads} thread{'s' * (threads > 1)}): "
-        "time of our module over a\nhand-written module of two matmuls, over the bare expression outside any module, and over the "
-        "dense layer.\n`python benchmarks/module_speed.py`\n\n"
+        f"**Module speed** (two fp32 cores at {result['settings']['keep']:g} of the bytes, threads: {threads}): "
+        "time of our module over a\nhand-written module of two matmuls, over the bare expression outside any module, "
+        "and over the dense layer.\n`python benchmarks/module_speed.py`\n\n"
         + grid(["layer", "mode", "batch", "ours / by hand", "ours / bare", "ours / dense"], rows)
     )
 

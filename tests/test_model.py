@@ -23,7 +23,8 @@ def test_two_half_blocks_of_a_real_model_lose_less_than_by_round_to_nearest(tmp_
     model = load_causal_lm("smollm2-135m", torch.float32)
     reference = Reference(model, windows)
     baseline = copy.deepcopy(model)
-    report = tnc.compress(model, tnc.Budget(bits_per_weight=3.5), calibration, targets=TARGETS, method="dense", refine=0, workers=1)
+    budget = tnc.Budget(bits_per_weight=3.5)
+    report = tnc.compress(model, budget, calibration, targets=TARGETS, method="dense", refine=0, workers=1)
     nearest = 0
     for layer in report.layers:
         weight = baseline.get_submodule(layer.name).weight.detach()

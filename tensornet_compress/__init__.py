@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
-    from tensornet_compress import kv
     from tensornet_compress.budget import Budget
     from tensornet_compress.checkpoint import load, load_plan, save
     from tensornet_compress.compression import apply_plan, compress
@@ -64,7 +63,6 @@ __all__ = [
     "apply_plan",
     "compress",
     "decoded",
-    "kv",
     "load",
     "load_plan",
     "materialize",
@@ -77,6 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    # Not in __all__: this room needs the optional transformers, which a star import must not load.
     if name == "kv":
         return import_module("tensornet_compress.kv")
     if name in _HOMES:

@@ -2,8 +2,9 @@
 
     python benchmarks/weights_table.py [--bits 4.5 3.5 2.5] [--methods dense svd ...]
 
-One survey of the model serves all rows; trains and trees are not refined by ALS here, and sensitivities are those of the
-exact model (``refine=0``), to keep the run short. Rows are written as they come, so that a stopped run keeps what it has.
+One survey of the model serves all rows. To keep the run short, trains and trees are not refined by ALS, and only ``dense``,
+``auto`` and ``svd`` measure sensitivities anew at the compressed model (``refine`` in each row). Rows are written as they
+come, so that a stopped run keeps what it has.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from common import LENGTH, MODEL, Lines, language_inputs, original_layers, write_result
+from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.compression import survey_model
@@ -20,6 +22,7 @@ from tensornet_compress.evaluate import Reference, evaluate_language
 
 METHODS = ("dense", "auto", "svd", "ttm", "tt", "tree")
 ROUND_TO_NEAREST = {4.5: "int4g64o", 3.5: "int3g64o", 2.5: "int2g64o"}
+REFINE = {"dense": 2, "auto": 2, "svd": 2}
 WINDOWS = 8
 
 
@@ -33,13 +36,22 @@ def main() -> None:
     dense = evaluate_language(model, heldout, reference)
     rows: list[dict[str, Any]] = []
 
-    def record(label: str, bits: float, **options: Any) -> None:
+    def record(label: str, bits: float, calibration: list[Tensor] | None = None, **options: Any) -> None:
+        refine = REFINE.get(label, 0)
         started = perf_counter()
         with original_layers(model):
-            report = tnc.compress(model, tnc.Budget(bits_per_weight=bits), progress=Lines(), **options)
+            report = tnc.compress(
+                model, tnc.Budget(bits_per_weight=bits), calibration, refine=refine, progress=Lines(), **options
+            )
             seconds = perf_counter() - started
             quality = evaluate_language(model, heldout, reference)
-        row = {"method": label, "budget_bits_per_weight": bits, "seconds": seconds, "notes": list(report.notes)}
+        row = {
+            "method": label,
+            "budget_bits_per_weight": bits,
+            "refine": refine,
+            "seconds": seconds,
+            "notes": list(report.notes),
+        }
         rows.append(row | {k: v for k, v in report.summary().items() if k != "seconds"} | quality.model_dump())
         print(
             f"{label:6} {report.bits_per_weight:.3f} bits: KL {quality.kl:.4f} perplexity {quality.perplexity:.2f}", flush=True
@@ -52,7 +64,7 @@ def main() -> None:
             "round_to_nearest": ROUND_TO_NEAREST,
             "sweeps": 0,
         }
-        write_result("weights_table", content | {"settings": settings | {"round_to_nearest": ROUND_TO_NEAREST}})
+        write_result("weights_table", content | {"settings": settings})
 
     for bits in arguments.bits:
         record("rtn", bits, method="dense", formats=[ROUND_TO_NEAREST[bits]], allocator="uniform")
@@ -61,7 +73,7 @@ def main() -> None:
     for method in arguments.methods:
         for bits in arguments.bits:
             try:
-                record(method, bits, method=method, survey=survey)
+                record(method, bits, batches, method=method, survey=survey)
             except tnc.TensorNetError as error:
                 rows.append({"method": method, "budget_bits_per_weight": bits, "failed": str(error)})
                 print(method, bits, "failed:", error, flush=True)

@@ -46,6 +46,20 @@ class _Front:
         return off
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """An allocation with the model's divergence under it, and each layer's derivative of that."""
+
+    divergence: float
+    derivative: dict[str, float]
+    options: list[Option]
+    realised: list[Realised]
+
+    @property
+    def has_networks(self) -> bool:
+        return any(option.family != "dense" for option in self.options)
+
+
 def _kind(option: Option) -> tuple[str, str]:
     return option.family, option.spec.terms[0].formats[0].name
 
@@ -56,38 +70,61 @@ class Allocation:
     def __init__(
         self, survey: ModelSurvey, method: Method, sizes: Sizes, allocator: Allocator, workers: int | None, clock: Clock
     ):
-        self.survey, self.sizes, self.allocator = survey, sizes, allocator
+        self.survey, self.method, self.sizes, self.allocator = survey, method, sizes, allocator
         self.workers, self.clock = workers, clock
         self.fronts = [_Front(_offered(layer.options, method)) for layer in survey.layers]
         self.weights = [survey.damage_weight(layer, allocator == "sensitivity") for layer in survey.layers]
-        self._done: dict[tuple[int, int], Realised] = {}
-        self._rounds = 0
+        self._done: dict[tuple[int, Option], Realised] = {}
+        self._rounds = self._measurements = 0
 
     def solve(self) -> tuple[list[Option], list[Realised]]:
         """Allocate and realise, again while realised errors belie the predictions."""
-        picks: list[int] = []
+        options: list[Option] = []
         for _ in range(_CORRECTIONS):
-            picks = self._pick()
-            if not self._realise([(layer, pick) for layer, pick in enumerate(picks) if (layer, pick) not in self._done]):
+            options = [front.options[pick] for front, pick in zip(self.fronts, self._pick())]
+            if not self._realise([pick for pick in enumerate(options) if pick not in self._done]):
                 break
-        options = [front.options[pick] for front, pick in zip(self.fronts, picks)]
-        return options, [self._done[layer, pick] for layer, pick in enumerate(picks)]
+        return options, [self._done[pick] for pick in enumerate(options)]
 
     def refine(self, point: OperatingPoint, rounds: int) -> tuple[list[Option], list[Realised], list[float]]:
         """Allocate with sensitivities measured anew at the compressed model, ``rounds`` times; the allocation of least
-        divergence wins. Also gives the divergence of each."""
-        best: tuple[float, list[Option], list[Realised]] | None = None
-        history: list[float] = []
-        for number in range(rounds + 1):
-            options, realised = self.solve()
-            with self.clock.stage(f"measure {number}", 1):
-                divergence, derivative = point.measure(self._module_weights(realised))
-            history.append(divergence)
-            if best is None or divergence < best[0]:
-                best = (divergence, options, realised)
-            self._learn(realised, derivative)
-        assert best is not None
-        return best[1], best[2], history
+        divergence wins. Also gives the divergence of each.
+
+        Networks beside dense integers have to prove themselves: unless the model diverges less with them than with the best
+        allocation of dense layers alone, they are dropped."""
+        best = current = self._measured(point)
+        history = [best.divergence]
+        networks, dense = self.fronts, self._dense_fronts()
+        if self.method == "auto" and best.has_networks and self._fits(dense):
+            self.fronts = dense
+            plain = self._measured(point)
+            history.append(plain.divergence)
+            if plain.divergence <= best.divergence:
+                best = current = plain
+            else:
+                self.fronts = networks
+        for _ in range(rounds):
+            self._learn(current)
+            current = self._measured(point)
+            history.append(current.divergence)
+            best = min(best, current, key=lambda measured: measured.divergence)
+        return best.options, best.realised, history
+
+    def _dense_fronts(self) -> list[_Front]:
+        return [
+            _Front(pareto([o for o in layer.options if o.family == "dense"]), front.corrections)
+            for layer, front in zip(self.survey.layers, self.fronts)
+        ]
+
+    def _fits(self, fronts: Sequence[_Front]) -> bool:
+        return sum(min(option.nbytes for option in front.options) for front in fronts) <= self.sizes.allowed
+
+    def _measured(self, point: OperatingPoint) -> _Measured:
+        options, realised = self.solve()
+        with self.clock.stage(f"measure {self._measurements}", 1):
+            divergence, derivative = point.measure(self._module_weights(realised))
+        self._measurements += 1
+        return _Measured(divergence, derivative, options, realised)
 
     def _pick(self) -> list[int]:
         nbytes = [[option.nbytes for option in front.options] for front in self.fronts]
@@ -97,16 +134,16 @@ class Allocation:
         share = self.sizes.allowed / sum(self.sizes.weights.values())
         return uniform_options(nbytes, damage, [share * self.sizes.weights[job.name] for job in self.survey.jobs])
 
-    def _realise(self, fresh: list[tuple[int, int]]) -> int:
+    def _realise(self, fresh: list[tuple[int, Option]]) -> int:
         """Make networks; the number whose error was not as predicted."""
-        tasks = [(self.survey.jobs[layer], self.fronts[layer].options[pick].spec) for layer, pick in fresh]
+        tasks = [(self.survey.jobs[layer], option.spec) for layer, option in fresh]
         with self.clock.stage("realise" if self._rounds == 0 else f"realise {self._rounds}", len(tasks)) as advance:
             results = run_jobs(realise_layer, tasks, self.workers, advance)
         self._rounds += 1
         off = 0
-        for (layer, pick), result in zip(fresh, results):
-            self._done[layer, pick] = result
-            off += self.fronts[layer].learn(self.fronts[layer].options[pick], result.error)
+        for (layer, option), result in zip(fresh, results):
+            self._done[layer, option] = result
+            off += self.fronts[layer].learn(option, result.error)
         return off
 
     def _module_weights(self, realised: Sequence[Realised]) -> dict[str, Tensor]:
@@ -117,16 +154,16 @@ class Allocation:
             dense[target.name] = weight.T if target.kind == "conv1d" else weight
         return dense
 
-    def _learn(self, realised: Sequence[Realised], derivative: dict[str, float]) -> None:
+    def _learn(self, measured: _Measured) -> None:
         """Move what errors count half way, on a logarithmic scale, to what was measured; layers without an error follow the
         others' mean."""
         steps: list[float | None] = []
-        for weight, layer, done in zip(self.weights, self.survey.layers, realised):
+        for weight, layer, done in zip(self.weights, self.survey.layers, measured.realised):
             if done.error <= _NO_ERROR * layer.energy or weight <= 0:
                 steps.append(None)
                 continue
-            measured = derivative[layer.name] / (2 * done.error)
-            steps.append(log(min(max(measured / weight, 1 / _LARGEST_STEP), _LARGEST_STEP)) / 2)
+            seen = measured.derivative[layer.name] / (2 * done.error)
+            steps.append(log(min(max(seen / weight, 1 / _LARGEST_STEP), _LARGEST_STEP)) / 2)
         known = [step for step in steps if step is not None]
         mean = sum(known) / len(known) if known else 0.0
         self.weights = [w * exp(mean if step is None else step) for w, step in zip(self.weights, steps)]

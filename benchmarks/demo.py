@@ -1,4 +1,4 @@
-"""``make demo``: compress the embedded model, check it on held-out text, and generate from the saved folder.
+"""``make demo``: compress the embedded model, wrap its KV cache, check both on held-out text, and generate.
 
 python benchmarks/demo.py [--bits 4.5] [--out out/demo]
 """
@@ -9,19 +9,25 @@ import argparse
 import json
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from common import MODEL, language_inputs
 from rich.console import Console
 from rich.table import Table
 
 import tensornet_compress as tnc
+import tensornet_compress.kv as kv
+from tensornet_compress.cli.kv import PROFILE_FOLDER, counted, evaluate_cache
 from tensornet_compress.cli.main import continue_text, folder_nbytes
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.compression import model_nbytes
 from tensornet_compress.evaluate import Reference, evaluate_language
-from tensornet_compress.inputs import resolve_model
+from tensornet_compress.inputs import calibration_windows, heldout_windows, resolve_model
+from tensornet_compress.nn import decoded
 
 PROMPT = "The capital of France is"
+CACHES = (("storage", 2.0), ("live", 3.0))
+KV_LENGTH, KV_WINDOWS, KV_SENSITIVITY_WINDOWS, KV_HELDOUT = 1152, 24, 8, 4
 
 
 def main() -> None:
@@ -40,7 +46,9 @@ def main() -> None:
     loaded = tnc.load(arguments.out)
     with progress.stage("evaluate", 2) as advance:
         after = evaluate_language(loaded, heldout, reference, advance=advance)
-    text = continue_text(loaded, tokenizer, PROMPT, 24)
+    cache_rows = wrap_cache(loaded, tokenizer, arguments.out / PROFILE_FOLDER, progress)
+    with kv.compressed(loaded, bits=CACHES[-1][1], profile=kv.Profile.load(arguments.out / PROFILE_FOLDER)) as caches:
+        text = continue_text(loaded, tokenizer, PROMPT, 120)
     minutes = (perf_counter() - started) / 60
     table = Table("figure", "before", "after", title=f"{MODEL}: block linears at {report.bits_per_weight:.3f} bits per weight")
     table.add_row("bytes of the block linears", f"{report.targeted_original_nbytes:,}", f"{report.targeted_nbytes:,}")
@@ -49,11 +57,45 @@ def main() -> None:
     table.add_row("KL to the original (nats/token)", "0", f"{after.kl:.4f}")
     table.add_row("same best token", "100 %", f"{after.top1:.1%}")
     console.print(table)
+    console.print(cache_table(cache_rows))
     console.print(str(report))
     console.print(f"saved {arguments.out} ({folder_nbytes(arguments.out):,} bytes on disk), {minutes:.1f} minutes in all")
-    console.print(f"generated from the saved folder: {text!r}")
+    console.print(f"generated from the saved folder through a compressed cache: {text!r}")
+    console.print(str(caches[-1].report()))
     result = {"summary": report.summary(), "before": before.model_dump(), "after": after.model_dump(), "minutes": minutes}
+    result |= {"caches": cache_rows}
     (arguments.out.parent / "demo.json").write_text(json.dumps(result | {"text": text}, indent=1) + "\n", encoding="utf-8")
+
+
+def wrap_cache(model: Any, tokenizer: Any, folder: Path, progress: RichProgress) -> list[dict[str, Any]]:
+    """Calibrate the cache of a model, save the profile, and measure it on held-out windows."""
+    windows = calibration_windows(tokenizer, KV_LENGTH, KV_WINDOWS)
+    with decoded(model):
+        with progress.stage("calibrate cache", len(windows)) as advance:
+            profile = kv.calibrate(model, counted(windows, advance), sensitivity_windows=KV_SENSITIVITY_WINDOWS)
+        profile.save(folder)
+        rows = []
+        heldout = heldout_windows(tokenizer, KV_LENGTH, KV_HELDOUT)
+        for mode, bits in CACHES:
+            with progress.stage(f"{mode} cache at {bits:g} bits", len(heldout)) as advance:
+                rows.append({"mode": mode, "bits": bits} | evaluate_cache(model, heldout, bits, mode, profile, advance))
+    return [row | {"profile_nbytes": profile.nbytes} for row in rows]
+
+
+def cache_table(rows: list[dict[str, Any]]) -> Table:
+    """The caches against the exact cache of the same model."""
+    table = Table("cache", "bits, all counted", "bytes", "exact bytes", "KL to exact", "same best token")
+    table.title = f"KV cache of {KV_LENGTH * 7 // 8} tokens; profile {rows[0]['profile_nbytes']:,} bytes, shared by all caches"
+    for row in rows:
+        table.add_row(
+            f"{row['mode']}, {row['bits']:g} bits",
+            f"{row['bits_per_element']:.3f}",
+            f"{row['nbytes']:,.0f}",
+            f"{row['exact_nbytes']:,.0f}",
+            f"{row['kl']:.5f}",
+            f"{row['top1_agreement']:.1%}",
+        )
+    return table
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 import kv_common as common
 import torch
-from kv_peers import Kivi, Pca, Peer, PerToken, SequenceSvd, States, TurboQuant
+from kv_peers import Kivi, Pca, Peer, PerToken, SequenceSvd, SequenceTrain, SequenceTucker, States, TurboQuant
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -139,6 +139,8 @@ def contenders(
     if "svd" in which:
         for bits in (4.0, 2.0):
             yield SequenceSvd(bits)
+            yield SequenceTrain(bits)
+            yield SequenceTucker(bits)
     if "pca" in which:
         moments = calibrated_moments(model, tokenizer, moments_file)
         layer = dict.fromkeys(moments, width * profile.spec.heads[0])

@@ -2,18 +2,19 @@
 
     python benchmarks/weights_table.py [--bits 4.5 3.5 2.5] [--methods dense svd ...]
 
-One survey of the model serves all rows. To keep the run short, trains and trees are not refined by ALS, and only ``dense``,
-``auto`` and ``svd`` measure sensitivities anew at the compressed model (``refine`` in each row). Rows are written as they
-come, so that a stopped run keeps what it has.
+One survey of the model serves all rows. To keep the run short, trains and trees are not refined by ALS, and only ``dense``
+and ``auto`` measure sensitivities anew at the compressed model (``refine`` in each row). Rows are written as they come, and
+``--resume`` makes only those that the result file lacks.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from time import perf_counter
 from typing import Any
 
-from common import LENGTH, MODEL, Lines, language_inputs, original_layers, write_result
+from common import LENGTH, MODEL, RESULTS, Lines, language_inputs, original_layers, write_result
 from torch import Tensor
 
 import tensornet_compress as tnc
@@ -22,7 +23,7 @@ from tensornet_compress.evaluate import Reference, evaluate_language
 
 METHODS = ("dense", "auto", "svd", "ttm", "tt", "tree")
 ROUND_TO_NEAREST = {4.5: "int4g64o", 3.5: "int3g64o", 2.5: "int2g64o"}
-REFINE = {"dense": 2, "auto": 2, "svd": 2}
+REFINE = {"dense": 2, "auto": 2}
 WINDOWS = 8
 
 
@@ -30,11 +31,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=float, nargs="+", default=list(ROUND_TO_NEAREST), choices=list(ROUND_TO_NEAREST))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the result file")
     arguments = parser.parse_args()
     model, _, batches, heldout = language_inputs(WINDOWS)
     reference = Reference(model, heldout)
     dense = evaluate_language(model, heldout, reference)
-    rows: list[dict[str, Any]] = []
+    stored = RESULTS / "weights_table.json"
+    rows: list[dict[str, Any]] = json.loads(stored.read_text())["rows"] if arguments.resume and stored.exists() else []
+
+    def missing(label: str) -> list[float]:
+        done = {row["budget_bits_per_weight"] for row in rows if row["method"] == label}
+        return [bits for bits in arguments.bits if bits not in done]
 
     def record(label: str, bits: float, calibration: list[Tensor] | None = None, **options: Any) -> None:
         refine = REFINE.get(label, 0)
@@ -66,12 +73,12 @@ def main() -> None:
         }
         write_result("weights_table", content | {"settings": settings})
 
-    for bits in arguments.bits:
+    for bits in missing("rtn"):
         record("rtn", bits, method="dense", formats=[ROUND_TO_NEAREST[bits]], allocator="uniform")
     survey = survey_model(model, batches, method="auto", sweeps=0, progress=Lines())
     print(survey.seconds, flush=True)
     for method in arguments.methods:
-        for bits in arguments.bits:
+        for bits in missing(method):
             try:
                 record(method, bits, batches, method=method, survey=survey)
             except tnc.TensorNetError as error:

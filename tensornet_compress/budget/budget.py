@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import inf
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
+from tensornet_compress.errors import BudgetError
 from tensornet_compress.frozen import Frozen
 
 
@@ -24,6 +25,16 @@ class Budget(Frozen):
     bits_per_weight: float | None = None
     ratio: float | None = None
     nbytes: int | None = None
+
+    def __init__(self, *, bits_per_weight: float | None = None, ratio: float | None = None, nbytes: int | None = None):
+        """Raises ``BudgetError`` unless exactly one positive, finite value is given."""
+        given: dict[str, object] = {"bits_per_weight": bits_per_weight, "ratio": ratio, "nbytes": nbytes}
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = "".join(f"{part}: " for part in first["loc"])
+            raise BudgetError(field + first["msg"].removeprefix("Value error, ")) from error
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -12,13 +12,21 @@ from typing import Any
 
 import torch
 import typer
+from rich.console import Console
 from torch import Tensor
 
 from tensornet_compress.checkpoint import MANIFEST, load
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.inputs import load_causal_lm, load_tokenizer
 
+_PIPED_WIDTH = 160
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def console() -> Console:
+    """For tables: as wide as the terminal, or wide enough for any name where the output is piped."""
+    found = Console()
+    return found if found.is_terminal else Console(width=_PIPED_WIDTH)
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:

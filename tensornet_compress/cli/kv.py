@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tensornet_compress.cli.common import load_any, load_any_tokenizer, plain_errors, text_windows, write_json
+from tensornet_compress.cli.common import console, load_any, load_any_tokenizer, plain_errors, text_windows, write_json
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.errors import TensorNetError
 
 if TYPE_CHECKING:
-    from tensornet_compress.kv import CompressedCache, Profile
+    from tensornet_compress.kv import CacheCost, CompressedCache, Profile
 
 PROFILE_FOLDER = "kv_profile"
+_FRONT_TOKENS = 4096
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +40,7 @@ def kv_command(
 ) -> None:
     """Calibrate MODEL's KV cache, write the profile, and report quality and bytes of a cache at --bits."""
     from tensornet_compress.inputs import calibration_windows, heldout_windows
-    from tensornet_compress.kv import calibrate
+    from tensornet_compress.kv import calibrate, costs, front
 
     if out is None:
         if not Path(model).is_dir():
@@ -57,7 +58,7 @@ def kv_command(
         windows, tests = everything[:-2], everything[-2:]
     progress = RichProgress()
     with progress.stage("calibrate", len(windows)) as advance:
-        profile = calibrate(loaded, _counted(windows, advance))
+        profile = calibrate(loaded, counted(windows, advance))
     profile.save(out)
     with progress.stage("evaluate", len(tests)) as advance:
         quality = evaluate_cache(loaded, tests, bits, mode, profile, advance)
@@ -69,14 +70,35 @@ def kv_command(
         "mode": mode,
         "bits": bits,
     } | quality
+    kinds = front(costs(loaded, profile, _FRONT_TOKENS))
+    result["front"] = [asdict(cost) for cost in kinds]
     table = Table("figure", "value")
     for name, value in result.items():
-        table.add_row(name, f"{value:,.5g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+        if name != "front":
+            table.add_row(name, f"{value:,.5g}" if isinstance(value, float) else str(value))
+    console().print(table)
+    console().print(_front_table(kinds))
     write_json(json, result)
 
 
-def _counted(windows: Tensor, advance: Callable[[], None]) -> Iterator[Tensor]:
+def _front_table(kinds: Sequence[CacheCost]) -> Table:
+    table = Table("cache", "bits", "held bytes", "working bytes", "multiply-adds a step", "to thaw", "expected error")
+    table.title = f"Kinds of cache for {_FRONT_TOKENS} tokens, as predicted; no kind beats another in everything"
+    for cost in kinds:
+        table.add_row(
+            f"{cost.mode}, {cost.attention}",
+            f"{cost.bits:g}",
+            f"{cost.held_nbytes:,}",
+            f"{cost.working_nbytes:,}",
+            f"{cost.step_multiply_adds:,}",
+            f"{cost.thaw_multiply_adds:,}",
+            f"{cost.error:.3g}",
+        )
+    return table
+
+
+def counted(windows: Tensor, advance: Callable[[], None]) -> Iterator[Tensor]:
+    """Windows one by one, with progress."""
     for window in windows.split(1):
         yield window
         advance()
@@ -133,16 +155,3 @@ def evaluate_cache(
             total[name] = total.get(name, 0.0) + value / len(windows)
         advance()
     return total
-
-
-@torch.no_grad()
-def continue_compressed(
-    model: Any, tokenizer: Any, prompt: str, max_new_tokens: int, bits: float, mode: str, profile: Profile | None
-) -> tuple[str, CompressedCache]:
-    """Greedy continuation of a prompt with a compressed cache: the text, and the cache for its report."""
-    from tensornet_compress.kv import compressed
-
-    ids = tokenizer(prompt, return_tensors="pt")
-    with compressed(model, bits=bits, mode=mode, profile=profile) as caches:  # type: ignore[arg-type]
-        made = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    return tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True), caches[-1]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from tensornet_compress.cli.common import (
+    console,
     load_any,
     load_any_tokenizer,
     plain_errors,
     text_windows,
     write_json,
 )
+from tensornet_compress.cli.kv import evaluate_cache, find_profile
 from tensornet_compress.cli.kv import register as register_kv
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.errors import TensorNetError
@@ -30,6 +33,9 @@ app = typer.Typer(
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
 Dtype = Annotated[str, typer.Option(help="Dtype to load a plain model in: auto, float32, bfloat16 or float16.")]
 Length = Annotated[int, typer.Option(help="Tokens per window.", min=2)]
+KvBits = Annotated[float | None, typer.Option(help="Also compress the KV cache to this many payload bits per element.")]
+KvMode = Annotated[str, typer.Option(help="live or storage: the kind of compressed cache.")]
+KvProfile = Annotated[Path | None, typer.Option(help="Profile folder of the `kv` command; MODEL/kv_profile if there is one.")]
 
 
 def run() -> None:
@@ -121,10 +127,14 @@ def evaluate(
     text: Annotated[Path | None, typer.Option(help="Text file; held-out articles of the bundled sample by default.")] = None,
     windows: Annotated[int, typer.Option(help="Number of windows.", min=1)] = 16,
     length: Length = 512,
+    kv_bits: KvBits = None,
+    kv_mode: KvMode = "live",
+    kv_profile: KvProfile = None,
     dtype: Dtype = "auto",
     json: JsonFile = None,
 ) -> None:
-    """Perplexity of MODEL, and divergence from --reference, on held-out text."""
+    """Perplexity of MODEL, and divergence from --reference, on held-out text; with --kv-bits also what a compressed cache
+    changes against MODEL with an exact cache."""
     from tensornet_compress.compression import model_nbytes
     from tensornet_compress.evaluate import Reference, evaluate_language
     from tensornet_compress.inputs import heldout_windows
@@ -143,13 +153,19 @@ def evaluate(
     with progress.stage("evaluate", steps) as advance:
         quality = evaluate_language(loaded, ids, known, advance=advance)
     result = {"model": model, "reference": reference, "nbytes": model_nbytes(loaded)} | quality.model_dump()
+    if kv_bits is not None:
+        profile = find_profile(model, kv_profile)
+        with progress.stage("cache", len(ids)) as advance:
+            cache = evaluate_cache(loaded, ids, kv_bits, kv_mode, profile, advance)
+        result |= {f"kv_{name}": value for name, value in cache.items()}
+        result["kv_profile_nbytes"] = 0 if profile is None else profile.nbytes
     table = Table("figure", "value")
     for name, value in result.items():
         table.add_row(
             name,
             f"{value:,.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value),
         )
-    Console().print(table)
+    console().print(table)
     write_json(json, result)
 
 
@@ -159,15 +175,29 @@ def generate(
     model: Annotated[str, typer.Argument(help="Model folder (compressed or not), hub id or embedded name.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 40,
+    kv_bits: KvBits = None,
+    kv_mode: KvMode = "live",
+    kv_profile: KvProfile = None,
     dtype: Dtype = "auto",
     json: JsonFile = None,
 ) -> None:
-    """Continue a prompt greedily."""
+    """Continue a prompt greedily; with --kv-bits through a compressed cache, whose bytes go to stderr."""
     tokenizer = load_any_tokenizer(model)
-    with RichProgress().stage("generate", max_new_tokens) as advance:
-        text = continue_text(load_any(model, dtype), tokenizer, prompt, max_new_tokens, advance)
-    typer.echo(text)
-    write_json(json, {"model": model, "prompt": prompt, "text": text})
+    loaded = load_any(model, dtype)
+    result: dict[str, Any] = {"model": model, "prompt": prompt}
+    with RichProgress().stage("generate", max_new_tokens) as advance, ExitStack() as stack:
+        if kv_bits is not None:
+            from tensornet_compress.kv import compressed
+
+            profile = find_profile(model, kv_profile)
+            caches = stack.enter_context(compressed(loaded, bits=kv_bits, mode=kv_mode, profile=profile))  # type: ignore[arg-type]
+        result["text"] = continue_text(loaded, tokenizer, prompt, max_new_tokens, advance)
+    typer.echo(result["text"])
+    if kv_bits is not None:
+        report = caches[-1].report()
+        typer.echo(f"KV cache: {report}", err=True)
+        result["kv"] = asdict(report) | {"nbytes": report.nbytes}
+    write_json(json, result)
 
 
 @app.command()
@@ -181,16 +211,16 @@ def inspect(
     from tensornet_compress.evaluate.ledger import folder_ledger
 
     ledger = folder_ledger(out)
-    console = Console()
+    out_console = console()
     table = Table("layer", "network", "bytes", "bits/weight", "error", "share", title=str(out))
     for row in ledger.layers if all_layers else ledger.by_kind():
         error = "" if row.error is None else f"{row.error:.4f}"
         table.add_row(row.name, row.network, f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}", error, f"{row.share:.1%}")
-    console.print(table)
+    out_console.print(table)
     totals = Table("part of the folder", "bytes")
     for name, value in ledger.totals().items():
         totals.add_row(name, f"{value:,}")
-    console.print(totals)
+    out_console.print(totals)
     write_json(json, ledger.model_dump(mode="json") | {"totals": ledger.totals()})
 
 

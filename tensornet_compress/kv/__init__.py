@@ -12,10 +12,12 @@ from tensornet_compress.kv.calibrate import calibrate
 from tensornet_compress.kv.codec import IdentityCodec
 from tensornet_compress.kv.context import compressed
 from tensornet_compress.kv.livecache import LiveCache
+from tensornet_compress.kv.planning import CacheCost, costs, front
 from tensornet_compress.kv.profile import Profile
 from tensornet_compress.kv.storage import StorageCache
 
 __all__ = [
+    "CacheCost",
     "CacheReport",
     "CompressedCache",
     "IdentityCodec",
@@ -24,4 +26,6 @@ __all__ = [
     "StorageCache",
     "calibrate",
     "compressed",
+    "costs",
+    "front",
 ]

@@ -116,7 +116,7 @@ class SideCode:
 
     def __init__(self, basis: LiveBasis, bits: Tensor, curve: Curve, heads: int):
         """``bits``: int64 (channels,), one of ``ALLOWED`` each."""
-        self.heads = heads
+        self.heads, self.bits = heads, bits
         self.layout = PlaneLayout.of(bits)
         dense = basis.dense()
         step = (curve.step[bits] * basis.deviation).double()

@@ -1,0 +1,129 @@
+"""What a cache of a given kind will cost before one is made: bytes, arithmetic and expected error, and the front between them.
+
+The error is the expected squared error per key/value element in the metric of the profile's calibration, so that storage and
+live caches compare; multiply-adds count what attention does beyond the projections of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.kv.profile import SIDES, Profile
+from tensornet_compress.kv.quantiser import ROUNDING
+from tensornet_compress.kv.rope import text_config
+from tensornet_compress.kv.tree import SideTree
+
+RATES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+_QUANTILES = 512
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class CacheCost:
+    """One way to keep a cache of ``tokens`` tokens (batch 1).
+
+    ``held_nbytes``: between steps; ``working_nbytes``: more while a step runs (a decoded working set, or one layer rebuilt);
+    ``step_multiply_adds``: attention of one new token over all layers; ``thaw_multiply_adds``: once per use of a frozen cache;
+    ``error``: expected squared error per element in the profile's metric, 0 for the exact cache.
+    """
+
+    mode: Literal["exact", "live", "storage"]
+    attention: Literal["stock", "contract", "rebuild"]
+    bits: float
+    tokens: int
+    held_nbytes: int
+    working_nbytes: int
+    step_multiply_adds: int
+    thaw_multiply_adds: int
+    error: float
+
+
+def costs(
+    model: nn.Module,
+    profile: Profile,
+    tokens: int,
+    rates: Sequence[float] = RATES,
+    *,
+    sinks: int = 4,
+    window: int = 64,
+) -> list[CacheCost]:
+    """Every kind of cache at every rate (payload bits per element), and the exact cache, for ``tokens`` cached tokens.
+
+    Raises:
+        TensorNetError: no tokens to seal, or a rate out of range.
+    """
+    sealed = tokens - window
+    if sealed <= sinks:
+        raise TensorNetError(f"{tokens} tokens leave nothing to compress beside {sinks} sinks and a window of {window}")
+    query_heads = int(text_config(model).num_attention_heads)
+    itemsize = next(model.parameters()).element_size()
+    per_token = profile.elements_per_token
+    layers, width = len(profile.spec.layers), profile.spec.key.width
+    stock = 2 * layers * query_heads * tokens * width
+    plain = (tokens - sealed + sinks) * per_token * itemsize
+    decoded = sealed * per_token * itemsize
+    found = [CacheCost("exact", "stock", 8.0 * itemsize, tokens, tokens * per_token * itemsize, 0, stock, 0, 0.0)]
+    unpacking = sum(_synthesis(profile.trees[side]) for side in SIDES) * sealed
+    for bits in rates:
+        held = plain + int(bits * sealed * per_token / 8)
+        found.append(
+            CacheCost("storage", "stock", bits, tokens, held, decoded, stock, unpacking, _storage_error(profile, bits))
+        )
+        codes = profile.live_codes(bits)
+        held = plain + sealed * sum(code.layout.bits_per_token for pair in codes for code in pair) // 8
+        rows = [(code.layout.count, code.heads * width) for pair in codes for code in pair]
+        contracted = sum(query_heads * count * sealed + query_heads * count * width for count, _ in rows)
+        recent = 2 * layers * query_heads * (tokens - sealed) * width
+        rebuilt = sum(count * channels for count, channels in rows) * sealed
+        error = _live_error(profile, bits)
+        found.append(CacheCost("live", "contract", bits, tokens, held, 0, contracted + recent, 0, error))
+        found.append(CacheCost("live", "rebuild", bits, tokens, held, decoded // layers, rebuilt + stock, 0, error))
+    return found
+
+
+def front(candidates: Sequence[CacheCost]) -> list[CacheCost]:
+    """Those that no other beats in bytes (held and working), arithmetic (of a step, and of thawing) and error at once."""
+
+    def keys(cost: CacheCost) -> tuple[float, ...]:
+        return (cost.held_nbytes, cost.working_nbytes, cost.step_multiply_adds, cost.thaw_multiply_adds, cost.error)
+
+    def beats(a: CacheCost, b: CacheCost) -> bool:
+        return keys(a) != keys(b) and all(x <= y for x, y in zip(keys(a), keys(b)))
+
+    return [cost for cost in candidates if not any(beats(other, cost) for other in candidates)]
+
+
+def _synthesis(tree: SideTree) -> int:
+    """Multiply-adds that rebuild one token of one side from its coefficients."""
+    units = tree.mean.numel() // tree.width
+    root = tree.root.rank * tree.root.width if tree.root is not None else 0
+    return root + sum(basis.rank * basis.width for basis in tree.bases) + units * tree.width**2
+
+
+def _storage_error(profile: Profile, bits: float) -> float:
+    """Laplace coefficients of the calibrated scales under the dead-zone quantiser at the calibrated step."""
+    step = profile.step(bits)
+    level = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
+    magnitude = -(1 - level).log()
+    scale = torch.cat([profile.scale[side] for side in SIDES]).double()
+    total = sum(float(_squared_error(part[:, None] * magnitude, step).mean(1).sum()) for part in scale.split(_CHUNK))
+    return total / profile.elements_per_token
+
+
+def _squared_error(values: Tensor, step: float) -> Tensor:
+    return (values - (values / step + ROUNDING).floor() * step).square()
+
+
+def _live_error(profile: Profile, bits: float) -> float:
+    total = 0.0
+    for place, pair in enumerate(profile.live_codes(bits)):
+        for side, code in zip(SIDES, pair):
+            deviation = profile.live[side][place].deviation.double()
+            total += float((deviation.square() * profile.curve.error.double()[code.bits]).sum())
+    return total / profile.elements_per_token

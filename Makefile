@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check bench peers
 
 setup: $(STAMP)
 
@@ -29,3 +29,7 @@ test: check
 
 bench: setup
 	$(BIN)/python benchmarks/run_all.py
+
+# Quantised caches that transformers can use: only benchmarks need them, so they stay outside the environment.
+peers: setup
+	$(BIN)/python -m pip install --quiet --target .peers --no-deps --upgrade optimum-quanto hqq termcolor ninja

@@ -25,6 +25,7 @@ CONTEXT, AHEAD, SINKS, WINDOW = 1024, 128, 4, 64
 COPY_SKIP = 8
 CALIBRATION_WINDOWS = 44
 RESULTS = Path(__file__).parent / "results"
+PROFILE = "out/kv_profile"
 
 
 @dataclass
@@ -68,14 +69,13 @@ def second_domain_ids(tokenizer: Any, length: int, count: int) -> Tensor:
     return torch.stack([whole[s : s + length] for s in starts.tolist()])
 
 
-def profile(model: Any, tokenizer: Any, folder: str | None) -> kv.Profile:
-    """The profile in ``folder``, made there first when it is missing."""
-    if folder and (Path(folder) / "profile.json").exists():
-        return kv.Profile.load(folder)
-    made = kv.calibrate(model, calibration_windows(tokenizer).split(1))
-    if folder:
-        made.save(folder)
-    return made
+def profile(model: Any, tokenizer: Any, folder: str) -> kv.Profile:
+    """The profile in ``folder``, made there first by ``calibrate`` with its defaults when it is missing."""
+    if not (Path(folder) / "profile.json").exists():
+        began = time.perf_counter()
+        kv.calibrate(model, calibration_windows(tokenizer).split(1)).save(folder)
+        print(f"calibrated in {time.perf_counter() - began:.0f} s", flush=True)
+    return kv.Profile.load(folder)
 
 
 def attention_outputs(model: Any, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:

@@ -1,6 +1,6 @@
 """Long greedy generation: where a compressed cache first departs from the exact one, and how much agrees.
 
-python benchmarks/kv_generation.py --profile FOLDER [--prompt 512] [--new 512] [--documents 1]
+python benchmarks/kv_generation.py [--profile FOLDER] [--prompt 512] [--new 512] [--documents 1]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def forced(model: Any, ids: Tensor, continuation: Tensor, cache: Any, chunk: int
 def main() -> None:
     """Measure and write ``results/kv_generation.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", required=True)
+    parser.add_argument("--profile", default=common.PROFILE, help="folder of a profile; made there when missing")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=512)
     parser.add_argument("--documents", type=int, default=1)

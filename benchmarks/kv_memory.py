@@ -1,6 +1,6 @@
 """Memory of a cache as the operating system sees it: one process per cache and length.
 
-python benchmarks/kv_memory.py --profile FOLDER [--lengths 1024 4096 8192]
+python benchmarks/kv_memory.py [--profile FOLDER] [--lengths 1024 4096 8192]
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def peak() -> int:
 def main() -> None:
     """Measure and write ``results/kv_memory.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", required=True)
+    parser.add_argument("--profile", default=common.PROFILE, help="folder of a profile; made there when missing")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--child", nargs=2, metavar=("KIND", "LENGTH"), help=argparse.SUPPRESS)
@@ -101,6 +101,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(child(options.child[0], int(options.child[1]), options.profile, options.chunk)))
         return
+    common.profile(*common.model_and_tokenizer(), options.profile)
     rows: list[dict[str, Any]] = []
     for length in options.lengths:
         for kind in KINDS:

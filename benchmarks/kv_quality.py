@@ -4,15 +4,20 @@ Protocol: a context of 1024 tokens; 4 sinks and the last 64 tokens stay exact; e
 read with the coded cache, a natural continuation and a verbatim copy of a far span. All payload bits are counted; what
 calibration learned is stated once, beside the table.
 
-    python benchmarks/kv_quality.py --profile FOLDER [--documents 8] [--domain wikipedia|pydoc]
+    python benchmarks/kv_quality.py [--profile FOLDER] [--documents 8] [--domain wikipedia|pydoc] [--resume]
+
+The stock quantised caches need ``make peers`` and ``PYTHONPATH=.peers``; without them they are reported as skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +38,7 @@ from tensornet_compress.kv.rope import Rotary
 
 BODY = slice(common.SINKS, common.CONTEXT - common.WINDOW)
 RATES = (4.0, 3.0, 2.0, 1.5, 1.25, 1.0)
+PARTS = ("ours", "free", "simple", "stock", "sequence", "pca")
 
 
 class Storage:
@@ -76,6 +82,7 @@ class Stock:
     """transformers ``QuantizedCache`` layers (quanto or hqq), groups of 64, on rotated keys."""
 
     def __init__(self, backend: str, bits: int, rotary: Rotary):
+        import_module({"quanto": "optimum.quanto", "hqq": "hqq.core.quantize"}[backend])
         from transformers.cache_utils import HQQQuantizedLayer, QuantoQuantizedLayer
 
         self.name, self.bits, self.rotary = f"QuantizedCache {backend} int{bits}", bits, rotary
@@ -113,42 +120,47 @@ def calibrated_moments(model: Any, tokenizer: Any, file: Path) -> dict[str, tupl
 
 def contenders(
     model: Any, tokenizer: Any, profile: kv.Profile, rotary: Rotary, which: set[str], moments_file: Path
-) -> Iterator[Peer]:
-    """Everything in the table, ours first."""
+) -> Iterator[tuple[str, Callable[[], Peer]]]:
+    """Everything in the table, ours first: the name and how to make it."""
     width = profile.trees["key"].width
     if "ours" in which:
         for bits in RATES:
-            yield Storage(f"ours, storage {bits:g} b", JointCodec(profile, bits))
+            yield f"ours, storage {bits:g} b", partial(storage, bits, JointCodec, profile)
         for bits in RATES:
-            yield Live(profile, bits, rotary)
+            yield f"ours, live {bits:g} b", partial(Live, profile, bits, rotary)
     if "free" in which:
         for bits in (3.0, 2.0):
-            yield Storage(f"ours, no calibration {bits:g} b", FreeCodec(bits))
+            yield f"ours, no calibration {bits:g} b", partial(storage, bits, FreeCodec)
     if "simple" in which:
-        for bits in (4, 3, 2):
-            yield Kivi(bits, rotary)
-        for bits in (4, 3):
-            yield PerToken(bits, rotary)
-        for bits in (4, 3, 2):
-            yield TurboQuant(bits, rotary, width)
+        made: list[Peer] = [Kivi(bits, rotary) for bits in (4, 3, 2)]
+        made += [PerToken(bits, rotary) for bits in (4, 3, 2)]
+        made += [TurboQuant(bits, rotary, width) for bits in (4, 3, 2, 1)]
+        for peer in made:
+            yield peer.name, partial(_same, peer)
     if "stock" in which:
-        for bits in (4, 2):
-            yield Stock("quanto", bits, rotary)
-        for bits in (4, 2):
-            yield Stock("hqq", bits, rotary)
-    if "svd" in which:
-        for bits in (4.0, 2.0):
-            yield SequenceSvd(bits)
-            yield SequenceTrain(bits)
-            yield SequenceTucker(bits)
+        for backend in ("quanto", "hqq"):
+            for bits in (4, 2):
+                yield f"QuantizedCache {backend} int{bits}", partial(Stock, backend, bits, rotary)
+    if "sequence" in which:
+        for kind in (SequenceSvd, SequenceTrain, SequenceTucker):
+            for bits in (4.0, 2.0):
+                yield kind(bits).name, partial(kind, bits)
     if "pca" in which:
         moments = calibrated_moments(model, tokenizer, moments_file)
         layer = dict.fromkeys(moments, width * profile.spec.heads[0])
         whole = {side: len(mean) for side, (mean, _) in moments.items()}
-        for bits in RATES:
-            yield Pca("all layers PCA (KVTC-like)", moments, whole, bits, profile.curve)
-        for bits in (3.0, 2.0, 1.25):
-            yield Pca("per-layer PCA (KVTC-like)", moments, layer, bits, profile.curve)
+        for label, span in (("all layers PCA (KVTC-like)", whole), ("per-layer PCA (KVTC-like)", layer)):
+            for bits in RATES:
+                yield f"{label} {bits:g} b", partial(Pca, label, moments, span, bits, profile.curve)
+
+
+def storage(bits: float, codec: Callable[..., BlockCodec], *profile: kv.Profile) -> Storage:
+    """Our storage codec, with a profile or without."""
+    return Storage("", codec(*profile, bits))
+
+
+def _same(peer: Peer) -> Peer:
+    return peer
 
 
 def measure(model: Any, peer: Peer, documents: list[common.Document]) -> dict[str, Any]:
@@ -168,7 +180,6 @@ def measure(model: Any, peer: Peer, documents: list[common.Document]) -> dict[st
         for name, (log_probability, attention) in common.read_on(model, whole[0], whole[1], document.continuations).items():
             found[name].append(common.compare(document, name, log_probability, attention))
     row: dict[str, Any] = {
-        "method": peer.name,
         "bits": statistics.mean(spent),
         "seconds_per_document": seconds / len(documents),
     }
@@ -180,11 +191,12 @@ def measure(model: Any, peer: Peer, documents: list[common.Document]) -> dict[st
 def main() -> None:
     """Measure and write ``results/kv_quality[_DOMAIN]_PART.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", required=True, help="folder of a profile; made there when missing")
+    parser.add_argument("--profile", default=common.PROFILE, help="folder of a profile; made there when missing")
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--domain", choices=["wikipedia", "pydoc"], default="wikipedia")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--parts", nargs="+", default=["ours", "free", "simple", "stock", "svd", "pca"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the result file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, tokenizer = common.model_and_tokenizer()
@@ -194,20 +206,29 @@ def main() -> None:
     documents = common.documents(model, texts(tokenizer, length, options.documents))
     with Runner(model) as runner:
         rotary = runner.recorder.rotary(runner.style)  # type: ignore[union-attr, arg-type]
-    rows = []
+    stored = common.RESULTS / f"kv_quality_{options.domain}.json"
+    rows: list[dict[str, Any]] = json.loads(stored.read_text())["rows"] if options.resume and stored.exists() else []
     model_bytes = 2 * sum(p.numel() for p in model.parameters())
-    for peer in contenders(
-        model, tokenizer, profile, rotary, set(options.parts), Path(options.profile) / "moments.safetensors"
-    ):
-        rows.append(measure(model, peer, documents))
-        last = rows[-1]
-        print(
-            f"{last['method']:38s} {last['bits']:.3f} b  natural {last['natural']['kl']:.5f}  copy {last['copy']['kl']:.5f}  "
-            f"top-1 {last['natural']['top1']:.3f}/{last['copy']['top1']:.3f}",
-            flush=True,
-        )
+    moments_file = Path(options.profile) / "moments.safetensors"
+    for name, make in contenders(model, tokenizer, profile, rotary, set(options.parts), moments_file):
+        if any(row["method"] == name and "skipped" not in row for row in rows):
+            continue
+        rows = [row for row in rows if row["method"] != name]
+        try:
+            peer = make()
+        except ImportError as error:
+            rows.append({"method": name, "skipped": str(error)})
+            print(f"{name:38s} skipped: {error}", flush=True)
+        else:
+            rows.append({"method": name} | measure(model, peer, documents))
+            last = rows[-1]
+            print(
+                f"{name:38s} {last['bits']:.3f} b  natural {last['natural']['kl']:.5f}  copy {last['copy']['kl']:.5f}  "
+                f"top-1 {last['natural']['top1']:.3f}/{last['copy']['top1']:.3f}",
+                flush=True,
+            )
         common.write(
-            f"kv_quality_{options.domain}_{'_'.join(options.parts)}",
+            f"kv_quality_{options.domain}",
             {
                 "model": common.MODEL,
                 "documents": options.documents,

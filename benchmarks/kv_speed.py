@@ -3,7 +3,7 @@
 Prefill is one forward pass of T tokens; decode is single-token steps from a filled cache. Every cache is filled with the same
 keys and values of a real text. Encode is the time spent in sealing per sealed token.
 
-    python benchmarks/kv_speed.py --profile FOLDER [--lengths 1024 4096] [--threads 2]
+    python benchmarks/kv_speed.py [--profile FOLDER] [--lengths 1024 4096] [--threads 2]
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def storage_speed(profile: kv.Profile, keys: list[Tensor], values: list[Tensor])
 def main() -> None:
     """Measure and write ``results/kv_speed.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", required=True)
+    parser.add_argument("--profile", default=common.PROFILE, help="folder of a profile; made there when missing")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)

@@ -5,7 +5,7 @@ neighbour, so this gives prediction every advantage: closed-loop prediction of e
 with the best weight of that component in this very document, Laplace lengths with that document's own scales, nothing of it
 charged; then in native order, and along a greedy path through the most similar tokens, whose permutation costs log2(T!) bits.
 
-    python benchmarks/kv_token_order.py --profile FOLDER [--bits 2] [--documents 8]
+    python benchmarks/kv_token_order.py [--profile FOLDER] [--bits 2] [--documents 8]
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def similarity_path(coefficients: Tensor) -> list[int]:
 def main() -> None:
     """Measure and write ``results/kv_token_order.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", required=True)
+    parser.add_argument("--profile", default=common.PROFILE, help="folder of a profile; made there when missing")
     parser.add_argument("--bits", type=float, default=2.0)
     parser.add_argument("--documents", type=int, default=8)
     options = parser.parse_args()

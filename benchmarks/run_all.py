@@ -6,14 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = ("module_speed", "weights_cost", "weights_ranks", "encoder_table", "weights_table")
+SCRIPTS = (
+    "module_speed", "weights_cost", "weights_ranks", "encoder_table", "weights_table",
+    "kv_quality", "kv_memory", "kv_speed --no-stock", "kv_generation --no-stock", "kv_token_order",
+)  # fmt: skip
+
+
+def command(script: str) -> list[str]:
+    """What runs a script with its options."""
+    name, *options = script.split()
+    return [sys.executable, str(Path(__file__).parent / f"{name}.py"), *options]
 
 
 def main() -> int:
     failed = []
     for name in SCRIPTS:
         print(f"== {name}", flush=True)
-        if subprocess.run([sys.executable, str(Path(__file__).parent / f"{name}.py")], check=False).returncode:
+        if subprocess.run(command(name), check=False).returncode:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

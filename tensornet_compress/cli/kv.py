@@ -35,6 +35,7 @@ def kv_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the profile; MODEL/kv_profile by default.")] = None,
     samples: Annotated[int, typer.Option(help="Calibration windows.", min=5)] = 44,
     length: Annotated[int, typer.Option(help="Tokens per window.", min=64)] = 1152,
+    sensitivity_windows: Annotated[int, typer.Option(help="Windows with backward passes, the slow part.", min=1)] = 32,
     mode: Annotated[str, typer.Option(help="live or storage: the cache to report on.")] = "storage",
     json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")] = None,
 ) -> None:
@@ -58,7 +59,7 @@ def kv_command(
         windows, tests = everything[:-2], everything[-2:]
     progress = RichProgress()
     with progress.stage("calibrate", len(windows)) as advance:
-        profile = calibrate(loaded, counted(windows, advance))
+        profile = calibrate(loaded, counted(windows, advance), sensitivity_windows=sensitivity_windows)
     profile.save(out)
     with progress.stage("evaluate", len(tests)) as advance:
         quality = evaluate_cache(loaded, tests, bits, mode, profile, advance)

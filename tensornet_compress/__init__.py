@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
     from tensornet_compress.plan import Plan
     from tensornet_compress.report import CompressionReport
+    from tensornet_compress.searching import SearchResult, search
 
 _HOMES = {
     "Budget": "budget",
@@ -28,6 +29,7 @@ _HOMES = {
     "Layout": "layout",
     "NetworkSpec": "network",
     "Plan": "plan",
+    "SearchResult": "searching",
     "TNConv2d": "nn",
     "TNEmbedding": "nn",
     "TNLinear": "nn",
@@ -44,6 +46,7 @@ _HOMES = {
     "realise": "decompose",
     "round_cores": "decompose",
     "save": "checkpoint",
+    "search": "searching",
     "to_network": "decompose",
 }
 
@@ -53,6 +56,7 @@ __all__ = [
     "Layout",
     "NetworkSpec",
     "Plan",
+    "SearchResult",
     "TNConv2d",
     "TNEmbedding",
     "TNLinear",
@@ -70,6 +74,7 @@ __all__ = [
     "realise",
     "round_cores",
     "save",
+    "search",
     "to_network",
 ]
 

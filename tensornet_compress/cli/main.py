@@ -1,4 +1,4 @@
-"""``tensornet-compress``: weights, eval, generate, inspect, kv."""
+"""``tensornet-compress``: weights, eval, generate, inspect, kv, search."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tensornet_compress.cli.common import (
 from tensornet_compress.cli.kv import evaluate_cache, find_profile
 from tensornet_compress.cli.kv import register as register_kv
 from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.cli.search import register as register_search
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.version import __version__
 
@@ -225,6 +226,7 @@ def inspect(
 
 
 register_kv(app)
+register_search(app)
 
 
 def parse_size(text: str | None) -> int | None:

@@ -1,0 +1,116 @@
+"""The ``search`` command: one tensor from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tensornet_compress.cli.common import plain_errors, write_json
+from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.errors import MissingExtraError, TensorNetError
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``search`` command to an app."""
+    app.command(name="search")(plain_errors(search_command))
+
+
+def search_command(
+    file: Annotated[str, typer.Argument(help="FILE.npy, an image, or FILE.safetensors:NAME.")],
+    max_error: Annotated[float | None, typer.Option(help="Relative error to keep.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Stored bytes to keep.")] = None,
+    ordering: Annotated[list[str] | None, typer.Option(help="mode or fibre (repeatable); both by default.")] = None,
+    topology: Annotated[list[str] | None, typer.Option(help="dense, svd, cut, tt, ttm or tree (repeatable).")] = None,
+    format: Annotated[list[str] | None, typer.Option(help="Number formats allowed (repeatable).")] = None,  # noqa: A002
+    time_budget: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
+    null: Annotated[bool, typer.Option(help="Run the null control.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the null control's shuffle.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Write the picture of the search here (.png, .svg or .pdf).")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")] = None,
+) -> None:
+    """Search the layout, topology, ranks and formats of fewest bytes for one tensor."""
+    from tensornet_compress.searching import FAMILIES, ORDERINGS, search
+
+    tensor = read_tensor(file)
+    result = search(
+        tensor,
+        max_error=max_error,
+        max_bytes=max_bytes,
+        orderings=tuple(ordering) if ordering else ORDERINGS,  # type: ignore[arg-type]
+        topologies=tuple(topology) if topology else FAMILIES,  # type: ignore[arg-type]
+        formats=format,
+        time_budget=time_budget,
+        null=null,
+        seed=seed,
+        progress=RichProgress(),
+    )
+    typer.echo(str(result))
+    if plot is not None:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        result.plot().savefig(plot)
+    front = [{"family": f.family, "nbytes": f.nbytes, "error": f.error, "ordered": f.ordered} for f in result.pareto]
+    content: dict[str, Any] = {
+        "file": file,
+        "shape": list(tensor.shape),
+        "limit": result.limit,
+        "nbytes": result.best.nbytes,
+        "error": result.error,
+        "reason": result.reason,
+        "gain": result.gain,
+        "null": None if result.null is None else {"gain": result.null.gain, "nbytes": result.null.nbytes},
+        "seconds": result.seconds,
+        "finished": result.finished,
+        "pareto": front,
+        "spec": result.best.spec.model_dump(mode="json"),
+    }
+    write_json(json, content)
+
+
+def read_tensor(file: str) -> Tensor:
+    """The tensor that ``FILE.npy``, an image or ``FILE.safetensors:NAME`` names.
+
+    Raises:
+        TensorNetError: no such file or tensor, an unknown kind of file, or one that cannot be read.
+    """
+    path, _, name = file.partition(":") if ".safetensors:" in file else (file, "", "")
+    found = Path(path)
+    if not found.is_file():
+        raise TensorNetError(f"no file at {path!r}")
+    suffix = found.suffix.lower()
+    try:
+        if suffix == ".npy":
+            return torch.from_numpy(np.ascontiguousarray(np.load(found, allow_pickle=False)))
+        if suffix == ".safetensors":
+            with safe_open(path, framework="pt") as stored:
+                names = list(stored.keys())
+                if name not in names:
+                    shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+                    raise TensorNetError(f"{path!r} has no tensor {name!r}; write {path}:NAME with one of {shown}")
+                tensor: Tensor = stored.get_tensor(name)
+                return tensor
+        if suffix in _IMAGES:
+            return _image(found)
+    except (ValueError, SafetensorError, OSError) as error:
+        if isinstance(error, TensorNetError):
+            raise
+        raise TensorNetError(f"cannot read {path!r}: {error}") from error
+    raise TensorNetError(f"{path!r} is neither .npy nor .safetensors nor an image; pickled files are never opened")
+
+
+def _image(path: Path) -> Tensor:
+    """Pixels as fp32 in 0 .. 1, (height, width) or (height, width, channels)."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("images need Pillow; run: python -m pip install 'tensornet-compress[report]'") from error
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert("L" if opened.mode in ("1", "L", "I", "F") else "RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels / 255.0)

@@ -1,0 +1,137 @@
+"""Candidates: a layout, a topology and a format, with bytes and error predicted from spectra alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import log
+
+from torch import Tensor
+
+from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
+from tensornet_compress.decompose.spectra import tails
+from tensornet_compress.decompose.to_network import feasible_ranks
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.layout import FibreOrder, Layout, Tensorization, choose_radices
+from tensornet_compress.network import FloatFormat, NetworkSpec, NumberFormat, TermSpec, Topology
+from tensornet_compress.searching.graphs import merged
+from tensornet_compress.searching.store import SpectrumStore
+
+_FINE_NUMBERS = 1 << 14
+_MANY_AXES = 5
+_PADDED = 0.1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A topology over the digits of a tensor, before ranks and formats. Positions of ``topology`` are the digits of
+    ``tensorization`` in native order. ``ordered``: whether the order of modes was searched or fibres were reordered."""
+
+    family: str
+    tensorization: Tensorization
+    topology: Topology
+    fibre_orders: tuple[FibreOrder, ...] = ()
+    ordered: bool = False
+
+    def laid_out(self) -> tuple[Layout, Topology]:
+        """The same with the modes in the order in which the cores come: a layout, and a topology of its positions."""
+        order = tuple(mode for legs in self.topology.legs for mode in legs)
+        place = {mode: position for position, mode in enumerate(order)}
+        legs = tuple(tuple(place[mode] for mode in core) for core in self.topology.legs)
+        layout = Layout(tensorization=self.tensorization, mode_order=order, fibre_orders=self.fibre_orders)
+        return layout, Topology(legs=legs, edges=self.topology.edges)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape with ranks and formats; ``error`` is the relative error that spectra and formats predict."""
+
+    shape: Shape
+    spec: NetworkSpec
+    nbytes: int
+    error: float
+
+
+def tensorize(shape: Sequence[int]) -> Tensorization:
+    """The finest digits that candidates are made of: about 2 for small tensors, about 4 for large ones; axes of a tensor with
+    many axes stay whole. Coarser digits need no candidates of their own: cores that share a bond of full rank are merged."""
+    total = 1
+    for size in shape:
+        total *= size
+    radix = 2 if total <= _FINE_NUMBERS else 4
+    radices: list[tuple[int, ...]] = []
+    for size in shape:
+        if len(shape) > _MANY_AXES or size < 2 * radix:
+            radices.append((size,))
+            continue
+        parts = max(1, round(log(size) / log(radix)))
+        radices.append(choose_radices(size, parts, _PADDED).radices)
+    return Tensorization(shape=tuple(shape), radices=tuple(radices))
+
+
+def rounding_error(fmt: NumberFormat) -> float:
+    """Squared rounding error relative to the squared numbers, for normal numbers."""
+    if isinstance(fmt, FloatFormat):
+        return {"fp32": 2.0**-50, "bf16": 2.0**-18, "fp16": 2.0**-24}[fmt.dtype]
+    return (5.0 / fmt.levels) ** 2 / 12
+
+
+def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: float, slack: float = 1.0) -> Candidate | None:
+    """The candidate of fewest bytes whose predicted error is at most ``max_error`` (times ``slack``, when a measurement has
+    shown predictions to be too careful or too bold); ``None`` where rounding alone exceeds it."""
+
+    def ranks(topology: Topology) -> list[int] | None:
+        allowed = (slack * max_error) ** 2 - rounding_error(fmt) * len(topology.legs)
+        if allowed <= 0:
+            return None
+        layout, placed = replace(shape, topology=topology).laid_out()
+        wanted = ranks_for_error(_spectra(store, topology), allowed * store.energy, layout, placed)
+        return feasible_ranks(wanted, layout, placed)
+
+    return _settled(shape, store, fmt, ranks)
+
+
+def for_bytes(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_bytes: int) -> Candidate | None:
+    """The candidate of least predicted error within ``max_bytes``; ``None`` where none fits."""
+
+    def ranks(topology: Topology) -> list[int] | None:
+        layout, placed = replace(shape, topology=topology).laid_out()
+        try:
+            wanted = ranks_for_bytes(_spectra(store, topology), max_bytes, layout, placed, fmt)
+        except TensorNetError:
+            return None
+        return feasible_ranks(wanted, layout, placed)
+
+    return _settled(shape, store, fmt, ranks)
+
+
+def _settled(
+    shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks_of: Callable[[Topology], list[int] | None]
+) -> Candidate | None:
+    """Choose ranks, merge cores that need no bond, and choose again with what that leaves; ``None`` when that is one core,
+    which is the dense tensor and competes as such."""
+    topology = shape.topology
+    while True:
+        ranks = ranks_of(topology)
+        if ranks is None:
+            return None
+        simpler = merged(topology, store.dims, ranks)
+        if len(simpler.legs) == 1:
+            return None
+        if simpler == topology:
+            return _candidate(replace(shape, topology=topology), store, fmt, ranks)
+        topology = simpler
+
+
+def _spectra(store: SpectrumStore, topology: Topology) -> list[Tensor]:
+    return [store.spectrum(topology.side(bond)) for bond in range(len(topology.edges))]
+
+
+def _candidate(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks: Sequence[int]) -> Candidate:
+    layout, placed = shape.laid_out()
+    term = TermSpec(layout=layout, topology=placed, ranks=tuple(ranks), formats=(fmt,) * len(placed.legs))
+    spec = NetworkSpec.model_validate({"shape": layout.shape, "dtype": "float32", "terms": (term,)})
+    spectra = _spectra(store, shape.topology)
+    dropped = sum(float(tails(spectrum)[rank]) for spectrum, rank in zip(spectra, ranks)) / max(store.energy, 1e-300)
+    error = (dropped + rounding_error(fmt) * len(placed.legs)) ** 0.5
+    return Candidate(shape, spec, spec.nbytes, error)

@@ -1,0 +1,380 @@
+"""``search``: the layout, topology, ranks and formats of fewest bytes for one tensor, and whether ordering helped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tensornet_compress.decompose import realise
+from tensornet_compress.decompose.linalg import require_finite
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.layout import FibreOrder, Layout, Tensorization
+from tensornet_compress.metric import KroneckerMetric, euclidean
+from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology, parse_format
+from tensornet_compress.network.network import DTYPES
+from tensornet_compress.progress import Progress, SilentProgress
+from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, tensorize
+from tensornet_compress.searching.fibres import assigned, best_split, seriations
+from tensornet_compress.searching.result import Event, Found, Null, SearchResult
+from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
+from tensornet_compress.searching.store import SpectrumStore
+
+Ordering = Literal["mode", "fibre"]
+ORDERINGS: tuple[Ordering, ...] = ("mode", "fibre")
+DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
+CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp32")
+_KEPT = 3
+_TRIES = 4
+_MARGIN = 1.01
+_LOOSE = 0.93
+_LARGEST_FIBRES = 4096
+_LARGEST_ASSIGNED = 1024
+
+
+def search(
+    tensor: Tensor,
+    *,
+    max_error: float | None = None,
+    max_bytes: int | None = None,
+    metric: KroneckerMetric | None = None,
+    orderings: Sequence[Ordering] = ORDERINGS,
+    topologies: Sequence[Family] = FAMILIES,
+    formats: Sequence[str] | None = None,
+    time_budget: float = 60.0,
+    null: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Find the network of fewest bytes within a relative error, or of least error within a number of bytes.
+
+    Spectra of unfoldings are computed once and predict every candidate; only the best few are decomposed and measured. Dense
+    (quantised) forms and all native orders always compete. An ordering is accepted only when it lowers the total, its own
+    bytes included, by 1 % more than the same search does on the same entries shuffled.
+
+    Args:
+        tensor: real, any shape and floating dtype.
+        max_error: relative error in the metric, 0 or more. max_bytes: stored bytes. Exactly one of them.
+        metric: of a matrix (first axis, all others); Euclidean by default. It measures and fits; predictions are Euclidean.
+        orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed).
+        topologies: families that compete besides ``dense``.
+        formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
+        time_budget: seconds, null control included (it takes about half); the best so far is returned when they are over.
+        null: whether to run the null control; without it any gain counts.
+        seed: of the shuffle.
+
+    Raises:
+        TensorNetError: bad input, or no form fits into ``max_bytes``.
+    """
+    if (max_error is None) == (max_bytes is None):
+        raise TensorNetError(f"give exactly one of max_error and max_bytes; was given {max_error} and {max_bytes}")
+    if max_error is not None and not 0 <= max_error < float("inf"):
+        raise TensorNetError(f"max_error must be 0 or more and finite, was given {max_error}")
+    if max_bytes is not None and max_bytes < 1:
+        raise TensorNetError(f"max_bytes must be at least 1, was given {max_bytes}")
+    if not time_budget > 0:
+        raise TensorNetError(f"time_budget must be positive, was given {time_budget}")
+    for name, given, known in (("orderings", orderings, ORDERINGS), ("topologies", topologies, FAMILIES)):
+        unknown = [item for item in given if item not in known]
+        if unknown:
+            raise TensorNetError(f"unknown {name} {unknown}; choose from {known}")
+    require_finite(tensor, "tensor")
+    if tensor.ndim == 0:
+        raise TensorNetError("a tensor without axes is a single number; there is nothing to search")
+    limit = _Limit(max_error, max_bytes)
+    formats = tuple(formats) if formats is not None else None
+    started = perf_counter()
+    run = _Search(tensor, limit, metric, orderings, topologies, formats, started + time_budget * (0.5 if null else 1.0))
+    with (progress or SilentProgress()).stage("search", 2 if null else 1) as advance:
+        run.run()
+        advance()
+        control: Null | None = None
+        if null and run.choice().ordered:
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+            shuffled = tensor.reshape(-1)[order].reshape(tensor.shape)
+            other = _Search(shuffled, limit, metric, orderings, topologies, formats, started + time_budget)
+            other.run()
+            luck = other.choice()
+            control = Null(luck.nbytes, luck.error, other.gain(), luck.family)
+            advance()
+    return run.result(control, perf_counter() - started)
+
+
+class _Limit:
+    """What a network must keep, and which of two that keep it is better."""
+
+    def __init__(self, max_error: float | None, max_bytes: int | None):
+        self.max_error, self.max_bytes = max_error, max_bytes
+
+    def __str__(self) -> str:
+        return f"error at most {self.max_error:g}" if self.max_error is not None else f"at most {self.max_bytes:,} bytes"
+
+    def keeps(self, found: Found) -> bool:
+        if self.max_error is not None:
+            return found.error <= self.max_error
+        return self.max_bytes is not None and found.nbytes <= self.max_bytes
+
+    def cost(self, nbytes: int, error: float, ordered: bool = False) -> tuple[float, bool, float]:
+        return (nbytes, ordered, error) if self.max_error is not None else (error, ordered, nbytes)
+
+
+class _Search:
+    """One run over one tensor."""
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        limit: _Limit,
+        metric: KroneckerMetric | None,
+        orderings: Sequence[Ordering],
+        families: Sequence[Family],
+        formats: tuple[str, ...] | None,
+        deadline: float,
+    ):
+        self.tensor = tensor.detach()
+        self.work = self.tensor if tensor.dtype == torch.float64 else self.tensor.float()
+        self.limit, self.orderings, self.families, self.deadline = limit, orderings, families, deadline
+        self.metric = metric or euclidean()
+        self.given_metric = metric
+        self.dense_formats = [parse_format(name) for name in formats or DENSE_FORMATS]
+        self.formats = [parse_format(name) for name in formats or CORE_FORMATS]
+        self.norm = self.metric.norm2(self._matrix(self.work))
+        self.found: list[Found] = []
+        self.history: list[Event] = []
+        self.stores: list[SpectrumStore] = []
+        self.spectra: dict[str, list[float]] = {}
+        self.started = perf_counter()
+        self.stopped = False
+
+    def alive(self) -> bool:
+        """False once the time is up."""
+        if perf_counter() < self.deadline:
+            return True
+        self.stopped = True
+        return False
+
+    def run(self) -> None:
+        """Dense forms, then native formats, then orders of modes, then orders of fibres."""
+        self._dense()
+        if self.work.numel() < 4 or self.norm == 0.0:
+            return
+        tensorization = tensorize(tuple(self.work.shape))
+        store = self._store(tensorization, ())
+        self._try(store, list(native_shapes(tensorization, self.families)))
+        if "mode" in self.orderings:
+            self._try_kronecker(self.work, ())
+            self._search_modes(store, tensorization, ())
+        if "fibre" in self.orderings and self.work.ndim <= 4:
+            self._search_fibres(tensorization)
+
+    def choice(self) -> Found:
+        """The best of all; ties go to native order."""
+        return self._best(self.found)
+
+    def unordered(self) -> Found:
+        """The best without any ordering."""
+        return self._best([item for item in self.found if not item.ordered])
+
+    def gain(self) -> float:
+        """Bytes (or error) without ordering over those with."""
+        without, best = self.unordered(), self.choice()
+        if self.limit.max_error is not None:
+            return without.nbytes / best.nbytes
+        return without.error / best.error if best.error > 0 else 1.0 if without.error == 0 else float("inf")
+
+    def result(self, null: Null | None, seconds: float) -> SearchResult:
+        """The result, with the null control applied."""
+        best, without, gain = self.choice(), self.unordered(), self.gain()
+        luck = 1.0 if null is None else null.gain
+        if best.ordered and gain < _MARGIN * luck:
+            reason = f"ordering gains {gain:.3f} here and {luck:.3f} on shuffled entries, too little beyond it: not accepted"
+            best = without
+        elif best.ordered:
+            beyond = "" if null is None else f", {null.gain:.3f} on shuffled entries"
+            reason = f"ordering accepted: bytes without it over bytes with it {gain:.3f}{beyond}"
+            if self.limit.max_error is None:
+                reason = reason.replace("bytes without it over bytes with it", "error without it over error with it")
+        elif best.family == "dense":
+            reason = (
+                "no network beats the dense tensor in " + best.network.spec.terms[0].formats[0].name + ": no structure to use"
+            )
+        else:
+            reason = "no ordering lowers the total, its own price included"
+        return SearchResult(
+            best=best.network,
+            choice=best,
+            unordered=without,
+            found=tuple(self.found),
+            gain=gain,
+            null=null,
+            reason=reason,
+            limit=str(self.limit),
+            seconds=seconds,
+            unfoldings=sum(len(store) for store in self.stores),
+            finished=not self.stopped,
+            spectra=self.spectra,
+            history=tuple(self.history),
+        )
+
+    def _best(self, items: Sequence[Found]) -> Found:
+        kept = [item for item in items if self.limit.keeps(item)]
+        if not kept:
+            least = min(items, key=lambda item: item.nbytes)
+            raise TensorNetError(
+                f"no form keeps {self.limit}; the smallest tried takes {least.nbytes:,} bytes ({least.family})"
+            )
+        return min(kept, key=lambda item: self.limit.cost(item.nbytes, item.error, item.ordered))
+
+    def _dense(self) -> None:
+        shape = tuple(self.work.shape)
+        layout, topology = Layout.native(shape), Topology.one_core(len(shape))
+        for fmt in self.dense_formats:
+            term = TermSpec(layout=layout, topology=topology, ranks=(), formats=(fmt,))
+            self._measure("dense", self._spec(term), ordered=False)
+
+    def _store(self, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> SpectrumStore:
+        ordered = self.work
+        for order in orders:
+            ordered = order.apply(ordered)
+        self.stores.append(SpectrumStore(tensorization.apply(ordered)))
+        return self.stores[-1]
+
+    def _search_modes(self, store: SpectrumStore, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> None:
+        if not self.alive():
+            return
+        allowed = self._allowed(store)
+        self._try(store, list(searched_shapes(store, tensorization, self.families, allowed, self.alive, orders)))
+
+    def _allowed(self, store: SpectrumStore) -> float:
+        """The squared norm that structure is judged at: the limit, or the error that the best so far has."""
+        error = self.limit.max_error if self.limit.max_error is not None else self.choice().error
+        return max((0.95 * error) ** 2, 1e-14) * store.energy
+
+    def _try_kronecker(self, tensor: Tensor, orders: tuple[FibreOrder, ...]) -> None:
+        """The cut between high and low digits that stands out most, with digits that fit it."""
+        if tensor.ndim != 2 or "cut" not in self.families or not self.alive():
+            return
+        split = best_split(tensor)
+        if split is not None:
+            tensorization = Tensorization(shape=tuple(tensor.shape), radices=split)
+            shape = Shape("cut", tensorization, Topology.two_cores(4, (0, 2)), orders, ordered=True)
+            self._try(self._store(tensorization, orders), [shape])
+
+    def _search_fibres(self, tensorization: Tensorization) -> None:
+        for orders in self._fibre_orders():
+            if not self.alive():
+                return
+            store = self._store(tensorization, orders)
+            self._try(store, list(native_shapes(tensorization, self.families, orders)))
+            self._search_modes(store, tensorization, orders)
+        if self.work.ndim == 2 and max(self.work.shape) <= _LARGEST_ASSIGNED and self.alive():
+            split = best_split(self.work)
+            if split is None:
+                return
+            rows, columns = assigned(self.work, split)
+            orders = tuple(
+                FibreOrder(axis=axis, permutation=tuple(order))
+                for axis, order in enumerate((rows, columns))
+                if order != list(range(len(order)))
+            )
+            if orders:
+                tensor = self.work[rows][:, columns]
+                self._try_kronecker(tensor, orders)
+                self._search_modes(self._store(tensorization, orders), tensorization, orders)
+
+    def _fibre_orders(self) -> list[tuple[FibreOrder, ...]]:
+        """Seriation of all axes that are long enough, and of each alone."""
+        by_axis: dict[int, dict[str, FibreOrder]] = {}
+        for axis, size in enumerate(self.work.shape):
+            if 4 <= size <= _LARGEST_FIBRES and self.work.ndim > 1 and self.alive():
+                by_axis[axis] = seriations(self.work, axis)
+        found: list[tuple[FibreOrder, ...]] = []
+        for name in ("path", "spectral"):
+            orders = tuple(named[name] for named in by_axis.values() if name in named)
+            if orders and orders not in found:
+                found.append(orders)
+            found += [(order,) for order in orders if len(orders) > 1 and name == "path"]
+        return found
+
+    def _try(self, store: SpectrumStore, shapes: Sequence[Shape]) -> None:
+        """Predict all shapes in all formats; make and measure the best few, and whatever could beat the best so far."""
+        predicted: list[Candidate] = []
+        for shape in shapes:
+            for fmt in self.formats:
+                candidate = self._predict(shape, store, fmt, 1.0)
+                if candidate is not None:
+                    self._note(f"{shape.family} in {fmt.name}, predicted", candidate.nbytes, candidate.error)
+                    predicted.append(candidate)
+        predicted.sort(key=lambda c: self.limit.cost(c.nbytes, c.error))
+        made: set[tuple[str, str]] = set()
+        for candidate in predicted:
+            kind = candidate.shape.family, candidate.spec.terms[0].formats[0].name
+            if len(made) >= _KEPT or not self.alive():
+                return
+            if kind not in made:
+                made.add(kind)
+                self._make(candidate, store)
+
+    def _predict(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat, slack: float) -> Candidate | None:
+        if self.limit.max_error is not None:
+            return for_error(shape, store, fmt, self.limit.max_error, slack)
+        assert self.limit.max_bytes is not None
+        return for_bytes(shape, store, fmt, self.limit.max_bytes)
+
+    def _make(self, candidate: Candidate, store: SpectrumStore) -> None:
+        """Decompose and measure; where the error was predicted too high or too low, once more with other ranks."""
+        slack, kept = 1.0, None
+        fmt = candidate.spec.terms[0].formats[0]
+        for _ in range(_TRIES):
+            found = self._measure(candidate.shape.family, self._spec(candidate.spec.terms[0]), candidate.shape.ordered)
+            if self.limit.max_error is None or self.limit.max_error == 0.0:
+                break
+            ratio = found.error / self.limit.max_error
+            if kept is not None and (ratio > 1 or found.nbytes >= kept.nbytes):
+                break
+            if ratio <= 1:
+                kept = found
+                if ratio > _LOOSE:
+                    break
+            slack *= min(4.0, 0.985 / ratio) if ratio > 0 else 4.0
+            following = self._predict(candidate.shape, store, fmt, slack)
+            if following is None or following.spec == candidate.spec or not self.alive():
+                break
+            candidate = following
+        if store.dims and "native" not in self.spectra:
+            self.spectra["native"] = _leading(store, Topology.two_cores(len(store.dims), range((len(store.dims) + 1) // 2)))
+        term, topology = candidate.spec.terms[0], candidate.shape.topology
+        if self.found and self.choice() is self.found[-1] and term.ranks:
+            widest = max(range(len(term.ranks)), key=term.ranks.__getitem__)
+            values = store.spectrum(topology.side(widest))
+            self.spectra["best"] = (values / values[0].clamp_min(1e-300))[:256].tolist()
+
+    def _measure(self, family: str, spec: NetworkSpec, ordered: bool) -> Found:
+        network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1)
+        dense = network.to_dense(self.work.dtype)
+        error = (self.metric.norm2(self._matrix(self.work - dense)) / self.norm) ** 0.5 if self.norm else 0.0
+        found = Found(family, network, error, ordered)
+        self.found.append(found)
+        self._note(f"{family} measured", network.nbytes, error)
+        return found
+
+    def _spec(self, term: TermSpec) -> NetworkSpec:
+        dtype = next((name for name, value in DTYPES.items() if value == self.tensor.dtype), "float32")
+        return NetworkSpec.model_validate({"shape": tuple(self.work.shape), "dtype": dtype, "terms": (term,)})
+
+    def _note(self, what: str, nbytes: int, error: float) -> None:
+        self.history.append(Event(perf_counter() - self.started, what, nbytes, error))
+
+    @staticmethod
+    def _matrix(tensor: Tensor) -> Tensor:
+        return tensor.reshape(tensor.shape[0], -1)
+
+
+def _leading(store: SpectrumStore, topology: Topology) -> list[float]:
+    values = store.spectrum(topology.side(0))
+    leading: list[float] = (values / values[0].clamp_min(1e-300))[:256].tolist()
+    return leading

@@ -1,0 +1,196 @@
+"""Orders of the fibres of an axis: starts from distances (spectral, path) and refinement by linear assignment against a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse.csgraph import connected_components, laplacian
+from torch import Tensor
+
+from tensornet_compress.layout import FibreOrder
+
+_NEIGHBOURS = 8
+_EXCHANGES = 4000
+_ROUNDS = 40
+Split = tuple[tuple[int, int], tuple[int, int]]
+"""A high and a low radix for the rows, and for the columns."""
+
+
+def squared_distances(tensor: Tensor, axis: int) -> np.ndarray:
+    """Squared Euclidean distances between the fibres of an axis, float64 (n, n)."""
+    rows = tensor.movedim(axis, 0).flatten(1).double()
+    gram = rows @ rows.T
+    norms = gram.diagonal()
+    return np.asarray((norms[:, None] + norms - 2 * gram).clamp_min(0).cpu())
+
+
+def spectral_fibres(distances: np.ndarray) -> list[int]:
+    """The Fiedler order of the graph of nearest fibres, component by component (Atkins, Boman & Hendrickson 1998)."""
+    count = len(distances)
+    if count < 4:
+        return list(range(count))
+    nearest = np.sort(distances, 1)[:, 1 : 1 + min(_NEIGHBOURS, count - 1)]
+    scale = np.maximum(nearest.mean(1), 1e-12 * max(float(distances.max()), 1e-100))
+    weights = np.exp(-distances / np.sqrt(scale[:, None] * scale))
+    weights[distances > np.maximum(nearest[:, -1:], nearest[:, -1])] = 0.0
+    np.fill_diagonal(weights, 0.0)
+    order: list[int] = []
+    parts, labels = connected_components(weights > 0, directed=False)
+    for part in range(parts):
+        members = np.flatnonzero(labels == part)
+        if len(members) < 3:
+            order += members.tolist()
+            continue
+        vector = np.linalg.eigh(np.asarray(laplacian(weights[np.ix_(members, members)], normed=True)))[1][:, 1]
+        order += members[np.argsort(vector, kind="stable")].tolist()
+    return order
+
+
+def path_fibres(distances: np.ndarray, start: Sequence[int]) -> list[int]:
+    """A short path through all fibres: the shorter of ``start`` and the greedy path, improved by reversals (2-opt)."""
+    lengths = np.sqrt(distances)
+    candidates = [np.asarray(start), _greedy_path(lengths)]
+    order = min(candidates, key=lambda path: float(lengths[path[:-1], path[1:]].sum()))
+    return _without_crossings(lengths, order).tolist()
+
+
+def _greedy_path(lengths: np.ndarray) -> np.ndarray:
+    """From one end of the longest distance always to the nearest fibre left."""
+    count = len(lengths)
+    left = np.ones(count, bool)
+    path = [int(np.unravel_index(int(lengths.argmax()), lengths.shape)[0])]
+    for _ in range(count - 1):
+        left[path[-1]] = False
+        path.append(int(np.where(left, lengths[path[-1]], np.inf).argmin()))
+    return np.asarray(path)
+
+
+def _without_crossings(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """2-opt of an open path: the best reversal again and again. A fibre at no distance from all others stands for the start."""
+    count = len(order)
+    lengths = np.pad(lengths, (0, 1))
+    order = np.concatenate([[count], order])
+    for _ in range(_EXCHANGES):
+        placed = lengths[np.ix_(order, order)]
+        step = placed.diagonal(1)
+        # Reversing places i+1 .. j replaces the steps (i, i+1) and (j, j+1) by (i, j) and (i+1, j+1).
+        gain = step[:, None] + np.append(step, 0.0)[1:] - placed[:-1, 1:]
+        crossed = np.zeros_like(gain)
+        crossed[:, :-1] = placed[1:, 2:]
+        gain = np.triu(gain - crossed, 1)
+        i, j = np.unravel_index(int(gain.argmax()), gain.shape)
+        if gain[i, j] <= 1e-9 * max(float(step.sum()), 1e-300):
+            break
+        order = np.concatenate([order[: i + 1], order[i + 1 : j + 2][::-1], order[j + 2 :]])
+    return order[1:]
+
+
+def seriations(tensor: Tensor, axis: int) -> dict[str, FibreOrder]:
+    """Orders of one axis worth trying, by name; those equal to the native order or its reverse are left out."""
+    distances = squared_distances(tensor, axis)
+    spectral = spectral_fibres(distances)
+    found = {"spectral": spectral, "path": path_fibres(distances, spectral)}
+    native = list(range(tensor.shape[axis]))
+    return {
+        name: FibreOrder(axis=axis, permutation=tuple(order))
+        for name, order in found.items()
+        if order not in (native, native[::-1])
+    }
+
+
+def assigned(matrix: Tensor, radices: Split) -> tuple[list[int], list[int]]:
+    """Row and column orders under which a matrix is closest to a sum of few Kronecker products.
+
+    Alternates a fit (truncated SVD of the rearranged matrix) with a linear assignment of rows, then of columns, to those of
+    the fit, once for every rank up to what stands out of the noise (Gavish & Donoho 1305.5870): fits of too high a rank repeat
+    the wrong places they were fitted to. The order of least entropy of the rearranged spectrum wins. It repairs orders that are
+    partly right; a full scramble needs a better start (see ``seriations``).
+    """
+    target = matrix.double().cpu().numpy()
+    native = np.arange(len(target)), np.arange(target.shape[1])
+    values = np.linalg.svd(_arranged(target, radices), compute_uv=False)
+    most = standing_out(values, _arranged(target, radices).shape)
+    best = (_entropy(values), native)
+    for rank in sorted({1 << power for power in range(most.bit_length())} | {most}):
+        rows, columns = _alternate(target, radices, rank)
+        arranged = _arranged(target[np.ix_(rows, columns)], radices)
+        entropy = _entropy(np.linalg.svd(arranged, compute_uv=False))
+        if entropy < best[0] - 1e-9:
+            best = entropy, (rows, columns)
+    return best[1][0].tolist(), best[1][1].tolist()
+
+
+def _alternate(target: np.ndarray, radices: Split, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.arange(len(target)), np.arange(target.shape[1])
+    for _ in range(_ROUNDS):
+        fit = _kronecker_fit(target[np.ix_(rows, columns)], radices, rank)
+        new_rows = _assign(target[:, columns], fit)
+        fit = _kronecker_fit(target[np.ix_(new_rows, columns)], radices, rank)
+        new_columns = _assign(target[new_rows].T, fit.T)
+        if np.array_equal(new_rows, rows) and np.array_equal(new_columns, columns):
+            break
+        rows, columns = new_rows, new_columns
+    return rows, columns
+
+
+def _entropy(values: np.ndarray) -> float:
+    weights = values**2 / max(float((values**2).sum()), 1e-300)
+    return float(-(weights * np.log2(np.maximum(weights, 1e-300))).sum())
+
+
+def _arranged(matrix: np.ndarray, radices: Split) -> np.ndarray:
+    """Rows: high digits of both axes; columns: low digits (Van Loan's rearrangement)."""
+    (a, b), (c, d) = radices
+    return np.asarray(matrix.reshape(a, b, c, d).transpose(0, 2, 1, 3).reshape(a * c, b * d))
+
+
+def _assign(items: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """``order`` so that ``items[order]`` is nearest to ``places``."""
+    cost = (places**2).sum(1)[:, None] - 2 * places @ items.T + (items**2).sum(1)
+    return np.asarray(linear_sum_assignment(cost)[1])
+
+
+def _kronecker_fit(matrix: np.ndarray, radices: Split, rank: int) -> np.ndarray:
+    (a, b), (c, d) = radices
+    left, values, right = np.linalg.svd(_arranged(matrix, radices), full_matrices=False)
+    fit = (left[:, :rank] * values[:rank]) @ right[:rank]
+    return np.asarray(fit.reshape(a, c, b, d).transpose(0, 2, 1, 3).reshape(matrix.shape))
+
+
+def standing_out(values: np.ndarray, shape: tuple[int, int]) -> int:
+    """How many singular values of a matrix of ``shape`` stand out of noise of unknown level (at least 1)."""
+    ratio = min(shape) / max(shape)
+    threshold = (0.56 * ratio**3 - 0.95 * ratio**2 + 1.82 * ratio + 1.43) * float(np.median(values))
+    return max(1, int((values > max(threshold, 1e-9 * float(values[0]))).sum()))
+
+
+def kronecker_splits(shape: tuple[int, int]) -> list[Split]:
+    """All ways to cut rows and columns in a high and a low digit, both at least 2."""
+
+    def cuts(size: int) -> list[tuple[int, int]]:
+        return [(size // low, low) for low in range(2, size // 2 + 1) if size % low == 0]
+
+    return [(rows, columns) for rows in cuts(shape[0]) for columns in cuts(shape[1])]
+
+
+def best_split(matrix: Tensor) -> Split | None:
+    """The cut whose rearranged matrix stands out most: the energy above noise per number that it takes to store."""
+    best: tuple[float, Split] | None = None
+    wide = matrix.double()
+    total = float(wide.square().sum())
+    for (a, b), (c, d) in kronecker_splits((matrix.shape[0], matrix.shape[1])):
+        if max(a * c, b * d) > 16 * min(a * c, b * d):
+            continue
+        arranged = wide.reshape(a, b, c, d).permute(0, 2, 1, 3).reshape(a * c, b * d)
+        arranged = arranged if a * c <= b * d else arranged.T
+        values = torch.linalg.eigvalsh(arranged @ arranged.T).flip(0).clamp_min(0).sqrt().numpy()
+        rank = standing_out(values, (a * c, b * d))
+        explained = float((values[:rank] ** 2).sum()) / max(total, 1e-300)
+        expected = rank * (a * c + b * d) / (a * b * c * d)
+        score = explained - expected
+        if best is None or score > best[0]:
+            best = score, ((a, b), (c, d))
+    return None if best is None or best[0] <= 0 else best[1]

@@ -1,0 +1,166 @@
+"""Shapes of networks over the modes of a tensor: orders of a train and trees, found from what the modes know of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from math import prod
+
+import numpy as np
+from scipy.sparse.csgraph import laplacian
+
+from tensornet_compress.network import Topology
+from tensornet_compress.network.topology import Nested
+from tensornet_compress.searching.store import SpectrumStore
+
+Alive = Callable[[], bool]
+"""False once the time is up."""
+
+
+def mutual_information(store: SpectrumStore) -> np.ndarray:
+    """Between all pairs of modes, in bits: ``S(a) + S(b) - S(ab)``, float64 (modes, modes)."""
+    count = len(store.dims)
+    single = [store.entropy({mode}) for mode in range(count)]
+    found = np.zeros((count, count))
+    for a, b in combinations(range(count), 2):
+        found[a, b] = found[b, a] = max(0.0, single[a] + single[b] - store.entropy({a, b}))
+    return found
+
+
+def spectral_order(weights: np.ndarray) -> list[int]:
+    """Items along the Fiedler vector of a graph: strongly tied ones come close together."""
+    if len(weights) < 3:
+        return list(range(len(weights)))
+    matrix = np.asarray(laplacian(weights + 1e-9 * max(float(weights.max()), 1e-300)))
+    vector = np.linalg.eigh(matrix)[1][:, 1]
+    order = np.argsort(vector, kind="stable").tolist()
+    return order if order[0] <= order[-1] else order[::-1]
+
+
+def numbers(store: SpectrumStore, topology: Topology, allowed: float) -> int:
+    """Stored numbers when every bond may drop an equal share of the squared norm ``allowed``; positions are modes."""
+    share = allowed / max(1, len(topology.edges))
+    ranks = [store.rank(topology.side(bond), share) for bond in range(len(topology.edges))]
+    return sum(
+        prod(store.dims[mode] for mode in legs) * prod(ranks[bond] for bond in topology.bonds_of(core))
+        for core, legs in enumerate(topology.legs)
+    )
+
+
+def train_of(order: Sequence[int]) -> Topology:
+    """A train with one mode per core, in this order."""
+    return Topology.train([(mode,) for mode in order])
+
+
+def improved_order(store: SpectrumStore, order: Sequence[int], allowed: float, alive: Alive) -> list[int]:
+    """Neighbours change places while a train gets smaller; each exchange needs one new spectrum."""
+    best = list(order)
+    least = numbers(store, train_of(best), allowed)
+    changed = True
+    while changed and alive():
+        changed = False
+        for place in range(len(best) - 1):
+            if not alive():
+                break
+            tried = [*best[:place], best[place + 1], best[place], *best[place + 2 :]]
+            size = numbers(store, train_of(tried), allowed)
+            if size < least:
+                best, least, changed = tried, size, True
+    return best
+
+
+def agglomerated(store: SpectrumStore, alive: Alive) -> Nested:
+    """A binary tree from the bottom up: again and again the two parts that share most information are joined."""
+    parts: list[tuple[frozenset[int], Nested]] = [(frozenset({mode}), mode) for mode in range(len(store.dims))]
+    shared: dict[tuple[frozenset[int], frozenset[int]], float] = {}
+
+    def information(a: frozenset[int], b: frozenset[int]) -> float:
+        if (a, b) not in shared:
+            shared[a, b] = store.entropy(a) + store.entropy(b) - store.entropy(a | b)
+        return shared[a, b]
+
+    while len(parts) > 2:
+        pairs = list(combinations(range(len(parts)), 2))
+        if alive():
+            # Information is judged beside the smaller entropy, or two large parts would always look alike.
+            i, j = max(pairs, key=lambda pair: _tie(information(parts[pair[0]][0], parts[pair[1]][0]), pair))
+        else:
+            i, j = min(pairs, key=lambda pair: len(parts[pair[0]][0]) + len(parts[pair[1]][0]))
+        joined = (parts[i][0] | parts[j][0], (parts[i][1], parts[j][1]))
+        parts = [part for place, part in enumerate(parts) if place not in (i, j)] + [joined]
+    return tuple(part for _, part in parts) if len(parts) == 2 else parts[0][1]
+
+
+def _tie(information: float, pair: tuple[int, int]) -> tuple[float, int, int]:
+    return round(information, 9), -pair[0], -pair[1]
+
+
+def reconnected(store: SpectrumStore, topology: Topology, allowed: float, alive: Alive) -> Topology:
+    """Local reconnection (2209.03196): at every bond between two inner cores, exchange subtrees across it while the network
+    gets smaller. Each exchange needs one new spectrum."""
+    best, least = topology, numbers(store, topology, allowed)
+    changed = True
+    while changed and alive():
+        changed = False
+        for bond in range(len(best.edges)):
+            for tried in exchanges(best, bond):
+                if not alive():
+                    return best
+                size = numbers(store, tried, allowed)
+                if size < least:
+                    best, least, changed = tried, size, True
+                    break
+    return best
+
+
+def exchanges(topology: Topology, bond: int) -> list[Topology]:
+    """The trees in which one neighbour of each end of ``bond`` has changed sides."""
+    a, b = topology.edges[bond]
+    graph = topology.graph()
+    found = []
+    for x in sorted(set(graph[a]) - {b}):
+        for y in sorted(set(graph[b]) - {a}):
+            edges = {tuple(sorted(edge)) for edge in graph.edges}
+            edges -= {tuple(sorted((a, x))), tuple(sorted((b, y)))}
+            edges |= {tuple(sorted((b, x))), tuple(sorted((a, y)))}
+            found.append(Topology(legs=topology.legs, edges=tuple(sorted((p, q) for p, q in edges))))
+    return found
+
+
+def merged(topology: Topology, dims: Sequence[int], ranks: Sequence[int]) -> Topology:
+    """Neighbouring cores are contracted while that stores no more numbers at these ranks: a bond of full rank is of no use."""
+    current, widths = topology, dict(zip(topology.edges, ranks))
+    while current.edges:
+        best: tuple[int, int] | None = None
+        for place, edge in enumerate(current.edges):
+            joint = _numbers_of(current, dims, widths, edge[0]) * _numbers_of(current, dims, widths, edge[1])
+            joint //= widths[edge] ** 2
+            saved = sum(_numbers_of(current, dims, widths, core) for core in edge) - joint
+            if saved >= 0 and (best is None or saved > best[0]):
+                best = saved, place
+        if best is None:
+            return current
+        current, widths = _contracted(current, widths, current.edges[best[1]])
+    return current
+
+
+def _numbers_of(topology: Topology, dims: Sequence[int], widths: dict[tuple[int, int], int], core: int) -> int:
+    bonds = prod(widths[topology.edges[bond]] for bond in topology.bonds_of(core))
+    return bonds * prod(dims[position] for position in topology.legs[core])
+
+
+def _contracted(
+    topology: Topology, widths: dict[tuple[int, int], int], edge: tuple[int, int]
+) -> tuple[Topology, dict[tuple[int, int], int]]:
+    kept, gone = edge
+    legs = [[*core] for core in topology.legs]
+    legs[kept] += legs[gone]
+    place = {core: core - (core > gone) for core in range(len(legs)) if core != gone}
+    place[gone] = place[kept]
+    moved = {}
+    for pair, width in widths.items():
+        if pair != edge:
+            a, b = sorted((place[pair[0]], place[pair[1]]))
+            moved[a, b] = width
+    legs = [core for number, core in enumerate(legs) if number != gone]
+    return Topology(legs=tuple(tuple(core) for core in legs), edges=tuple(sorted(moved))), moved

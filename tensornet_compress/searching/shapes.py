@@ -1,0 +1,134 @@
+"""Which shapes a search looks at: the unsearched formats, and those found from the spectra of the tensor at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+from tensornet_compress.layout import FibreOrder, Tensorization
+from tensornet_compress.network import Topology
+from tensornet_compress.network.topology import Nested
+from tensornet_compress.searching.candidates import Shape
+from tensornet_compress.searching.graphs import (
+    Alive,
+    agglomerated,
+    improved_order,
+    mutual_information,
+    numbers,
+    reconnected,
+    spectral_order,
+    train_of,
+)
+from tensornet_compress.searching.store import SpectrumStore
+
+Family = Literal["dense", "svd", "cut", "tt", "ttm", "tree"]
+FAMILIES: tuple[Family, ...] = ("dense", "svd", "cut", "tt", "ttm", "tree")
+
+
+def native_shapes(
+    tensorization: Tensorization, families: Sequence[Family], orders: tuple[FibreOrder, ...] = ()
+) -> Iterator[Shape]:
+    """The usual formats in the order in which the digits come."""
+    count = len(tensorization.modes)
+    axes = [[m for m, owner in enumerate(tensorization.mode_axes) if owner == a] for a in range(len(tensorization.shape))]
+
+    def shape(family: str, topology: Topology) -> Shape:
+        return Shape(family, tensorization, topology, orders, ordered=bool(orders))
+
+    if "svd" in families:
+        for cut in range(1, len(axes)):
+            yield shape("svd", Topology.two_cores(count, [mode for axis in axes[:cut] for mode in axis]))
+    if count < 2:
+        return
+    if "tt" in families:
+        yield shape("tt", Topology.train(count))
+    if "ttm" in families and len(axes) == 2:
+        yield shape("ttm", Topology.train(paired(axes[0], axes[1])))
+    if "tree" in families and count > 2:
+        yield shape("balanced tree", Topology.balanced_tree(range(count)))
+
+
+def paired(rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, ...]]:
+    """Digits of rows and columns side by side, least significant ones matched; what is left of the longer list comes first."""
+    longer, shorter = (rows, columns) if len(rows) >= len(columns) else (columns, rows)
+    extra = len(longer) - len(shorter)
+    pairs = [tuple(sorted(pair)) for pair in zip(longer[extra:], shorter)]
+    return [*((mode,) for mode in longer[:extra]), *pairs]
+
+
+def searched_shapes(
+    store: SpectrumStore,
+    tensorization: Tensorization,
+    families: Sequence[Family],
+    allowed: float,
+    alive: Alive,
+    orders: tuple[FibreOrder, ...] = (),
+) -> Iterator[Shape]:
+    """Cuts, trains and trees whose order of modes follows from what the modes share, at a squared norm ``allowed`` to drop."""
+    count = len(tensorization.modes)
+    if count < 3:
+        return
+
+    def shape(family: str, topology: Topology) -> Shape:
+        return Shape(family, tensorization, topology, orders, ordered=True)
+
+    shared = mutual_information(store)
+    order = spectral_order(shared)
+    if "cut" in families:
+        cuts = [Topology.two_cores(count, sorted(side)) for side in _cuts(tensorization, order)]
+        sizes = [numbers(store, cut, allowed) if alive() else np.inf for cut in cuts]
+        for place in np.argsort(sizes, kind="stable")[:2]:
+            yield shape("cut", cuts[int(place)])
+    if "tt" in families:
+        starts = [list(range(count)), order]
+        best = min(starts, key=lambda start: numbers(store, train_of(start), allowed))
+        yield shape("tt", train_of(improved_order(store, best, allowed, alive)))
+    if "ttm" in families and len(tensorization.shape) == 2:
+        pairs = _tied_pairs(shared)
+        yield shape("ttm", Topology.train([pairs[i] for i in spectral_order(_between(shared, pairs))]))
+    if "tree" in families:
+        tree = Topology.tree(agglomerated(store, alive))
+        yield shape("tree", reconnected(store, tree, allowed, alive))
+        yield shape("tree", reconnected(store, Topology.tree(_halved(order)), allowed, alive))
+
+
+def _cuts(tensorization: Tensorization, order: Sequence[int]) -> list[tuple[int, ...]]:
+    """Kronecker cuts (leading digits of some axes) and prefixes of the spectral order; each at least 1/16 of the largest."""
+    count = len(tensorization.modes)
+    axes = [[m for m, owner in enumerate(tensorization.mode_axes) if owner == a] for a in range(len(tensorization.shape))]
+    found = {tuple(sorted(order[:cut])) for cut in range(1, count)}
+    if len(axes) <= 3:
+        sides: list[tuple[int, ...]] = [()]
+        for axis in axes:
+            sides = [(*side, *axis[:cut]) for side in sides for cut in range(len(axis) + 1)]
+        found |= {side for side in sides if 0 < len(side) < count}
+    logs = np.log2(np.asarray(tensorization.modes, dtype=np.float64))
+    total = float(logs.sum())
+
+    def shorter(side: tuple[int, ...]) -> float:
+        length = float(logs[list(side)].sum())
+        return min(length, total - length)
+
+    most = max(map(shorter, found))
+    return sorted(side for side in found if shorter(side) >= most - 4)
+
+
+def _tied_pairs(shared: np.ndarray) -> list[tuple[int, ...]]:
+    """Modes in pairs, those that share most first; an odd one stays alone."""
+    left = set(range(len(shared)))
+    pairs: list[tuple[int, ...]] = []
+    for a, b in sorted(((a, b) for a in left for b in left if a < b), key=lambda pair: (-round(float(shared[pair]), 9), pair)):
+        if a in left and b in left:
+            pairs.append((a, b))
+            left -= {a, b}
+    return pairs + [(mode,) for mode in sorted(left)]
+
+
+def _between(shared: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.array([[0.0 if g is h else float(shared[np.ix_(g, h)].sum()) for h in groups] for g in groups])
+
+
+def _halved(order: Sequence[int]) -> Nested:
+    return order[0] if len(order) == 1 else (_halved(order[: len(order) // 2]), _halved(order[len(order) // 2 :]))

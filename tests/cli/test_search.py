@@ -1,0 +1,55 @@
+"""The ``search`` command on every kind of file, and on files it must refuse."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from tensornet_compress.cli.main import app
+
+
+@pytest.fixture
+def folder(tmp_path):
+    from PIL import Image
+
+    np.save(tmp_path / "eye.npy", np.eye(16, dtype=np.float32))
+    save_file({"a": torch.eye(16), "b": torch.ones(4, 4)}, tmp_path / "some.safetensors")
+    Image.fromarray(np.eye(16, dtype=np.uint8) * 255).save(tmp_path / "eye.png")
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY nonsense")
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x02pickle")
+    np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["eye.npy", "some.safetensors:a", "eye.png"])
+def test_an_identity_is_found_in_any_file(folder, name):
+    options = ["--max-error", "1e-6", "--json", str(folder / "r.json"), "--plot", str(folder / "picture.png")]
+    done = CliRunner().invoke(app, ["search", str(folder / name), *options])
+    assert done.exit_code == 0, done.output
+    result = json.loads((folder / "r.json").read_text())
+    assert result["nbytes"] <= 64 * 4
+    assert result["pareto"]
+    assert (folder / "picture.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.npy", "no file at"),
+        ("bad.npy", "cannot read"),
+        ("objects.npy", "cannot read"),
+        ("weights.pt", "pickled files are never opened"),
+        ("some.safetensors", "one of a, b"),
+        ("some.safetensors:c", "no tensor 'c'"),
+    ],
+)
+def test_other_files_end_with_one_clear_line(folder, name, message):
+    done = CliRunner().invoke(app, ["search", str(folder / name), "--max-error", "0.1"])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+    assert done.output.count("\n") == 1

@@ -1,0 +1,175 @@
+"""The search on tensors whose best network is known, and on those that have none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tensornet_compress as tnc
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import input_second_moment
+from tensornet_compress.searching import SpectrumStore
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0), (0, 2, 1, 3)])
+def test_an_identity_is_found_from_any_order_of_its_modes(order):
+    tensor = torch.eye(64).reshape(8, 8, 8, 8).permute(order).contiguous()
+    result = tnc.search(tensor, max_error=1e-6, orderings=("mode",))
+    assert result.best.nbytes <= 256 * 4
+    assert result.error <= 1e-6
+    assert torch.allclose(result.best.to_dense(), tensor, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hidden_pairs_are_found_exactly(seed):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(5, 5, generator=generator) for _ in range(3)]
+    order = torch.randperm(6, generator=generator).tolist()
+    tensor = torch.einsum("ab,cd,ef->abcdef", *parts).permute(order).contiguous()
+    result = tnc.search(tensor, max_error=1e-5, formats=("fp32",))
+    pairs = {frozenset(order[p] // 2 for p in legs) for legs in _axes_of_cores(result.best.spec)}
+    assert pairs == {frozenset({0}), frozenset({1}), frozenset({2})}
+    assert result.best.nbytes == 3 * 25 * 4
+
+
+def _axes_of_cores(spec):
+    term = spec.terms[0]
+    return [[term.layout.position_axes[p] for p in legs] for legs in term.topology.legs]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("limit", [{"max_error": 0.1}, {"max_bytes": 6000}])
+def test_noise_gets_no_ordering(seed, limit):
+    tensor = torch.randn(96, 80, generator=torch.Generator().manual_seed(seed))
+    result = tnc.search(tensor, **limit)
+    assert not result.choice.ordered
+    assert result.choice.family == "dense"
+    assert "no structure" in result.reason or "not accepted" in result.reason
+
+
+def test_a_scrambled_field_costs_little_more_than_the_field():
+    x, y = torch.linspace(0, 1, 128)[:, None], torch.linspace(0, 1, 96)[None]
+    field = torch.sin(6 * x * y * 3 + 2 * x) + torch.exp(-20 * ((x - 0.4) ** 2 + (y - 0.6) ** 2))
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.randperm(128, generator=generator), torch.randperm(96, generator=generator)
+    plain = tnc.search(field, max_error=0.01, null=False)
+    scrambled = tnc.search(field[rows][:, columns], max_error=0.01)
+    assert scrambled.error <= 0.01
+    assert scrambled.choice.ordered
+    assert scrambled.gain > scrambled.null.gain
+    orders = scrambled.best.spec.terms[0].layout.order_nbytes
+    assert orders > 0
+    assert scrambled.best.nbytes - orders <= 1.2 * plain.best.nbytes
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_a_partly_scrambled_kronecker_sum_is_put_right(share):
+    generator = torch.Generator().manual_seed(4)
+    plain = sum(torch.kron(torch.randn(16, 16, generator=generator), torch.randn(8, 8, generator=generator)) for _ in range(8))
+    orders = []
+    for _ in range(2):
+        order, some = torch.arange(128), torch.randperm(128, generator=generator)[: int(share * 128)]
+        order[some] = order[some[torch.randperm(len(some), generator=generator)]]
+        orders.append(order)
+    result = tnc.search(plain[orders[0]][:, orders[1]], max_error=1e-5)
+    fibres = {order.axis: torch.tensor(order.permutation) for order in result.best.spec.terms[0].layout.fibre_orders}
+    assert all(torch.equal(orders[axis][fibres[axis]], torch.arange(128)) for axis in (0, 1))
+    assert result.best.nbytes == 8 * (16 * 16 + 8 * 8) * 4 + 2 * 90
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 13), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+    limit=st.sampled_from([0.5, 0.1, 1e-3, 0.0]),
+)
+def test_any_shape_keeps_its_limit(shape, seed, limit):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    result = tnc.search(tensor, max_error=limit, time_budget=5)
+    dense = result.best.to_dense()
+    assert dense.shape == tensor.shape
+    assert float((dense - tensor).norm() / tensor.norm().clamp_min(1e-30)) <= limit + 1e-6
+    assert result.best.nbytes <= result.unordered.nbytes
+    assert sum(t.numel() * t.element_size() for t in result.best.stored_tensors().values()) == result.best.nbytes
+
+
+def test_equal_input_and_seed_give_equal_results():
+    tensor = torch.randn(24, 36, generator=torch.Generator().manual_seed(1)).cumsum(0).cumsum(1)
+    first, second = (tnc.search(tensor, max_error=0.02, time_budget=600) for _ in range(2))
+    assert first.best.spec == second.best.spec
+    assert all(torch.equal(a, b) for a, b in zip(first.best.stored_tensors().values(), second.best.stored_tensors().values()))
+
+
+def test_a_metric_decides_what_is_kept():
+    generator = torch.Generator().manual_seed(2)
+    tensor = torch.randn(32, 24, generator=generator)
+    weights = torch.full((24,), 1e-4)
+    weights[:2] = 1.0
+    result = tnc.search(tensor, max_bytes=500, metric=input_second_moment(torch.diag(weights)))
+    kept = (result.best.to_dense() - tensor)[:, :2].norm() / tensor[:, :2].norm()
+    assert kept < 0.2
+
+
+def test_the_front_is_sorted_and_the_text_says_what_happened():
+    tensor = torch.randn(16, 16, generator=torch.Generator().manual_seed(3))
+    result = tnc.search(tensor, max_error=0.05)
+    front = result.pareto
+    assert [f.nbytes for f in front] == sorted(f.nbytes for f in front)
+    assert [f.error for f in front] == sorted((f.error for f in front), reverse=True)
+    assert result.reason in str(result)
+    assert len(result.plot().axes) == 3
+    assert len(result.history) >= len(result.found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    tensor = torch.eye(16, dtype=dtype)
+    result = tnc.search(tensor, max_error=1e-3)
+    assert result.best.to_dense().dtype == dtype
+    assert torch.allclose(result.best.to_dense().double(), tensor.double(), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "options", "message"),
+    [
+        (torch.ones(3, 3), {}, "exactly one of max_error and max_bytes"),
+        (torch.ones(3, 3), {"max_error": 0.1, "max_bytes": 5}, "exactly one"),
+        (torch.ones(3, 3), {"max_error": -1.0}, "was given -1.0"),
+        (torch.ones(3, 3), {"max_bytes": 0}, "at least 1"),
+        (torch.full((3, 3), float("nan")), {"max_error": 0.1}, "NaN"),
+        (torch.ones(0, 3), {"max_error": 0.1}, "empty"),
+        (torch.ones(3, 3, dtype=torch.int64), {"max_error": 0.1}, "int64"),
+        (torch.tensor(1.0), {"max_error": 0.1}, "without axes"),
+        (torch.ones(3, 3), {"max_error": 0.1, "topologies": ("ring",)}, "unknown topologies"),
+        (torch.ones(3, 3), {"max_error": 0.1, "time_budget": 0}, "time_budget"),
+        (torch.randn(30, 30), {"max_bytes": 3}, "no form keeps at most 3 bytes"),
+    ],
+)
+def test_bad_input_is_named(tensor, options, message):
+    with pytest.raises(TensorNetError, match=message):
+        tnc.search(tensor, **options)
+
+
+def test_a_store_predicts_what_svd_drops_and_computes_each_cut_once():
+    tensor = torch.randn(3, 4, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    store = SpectrumStore(tensor)
+    expected = torch.linalg.svdvals(tensor.permute(1, 3, 0, 2).reshape(8, 15))
+    assert torch.allclose(store.spectrum({1, 3}), expected)
+    assert torch.equal(store.spectrum({0, 2}), store.spectrum({1, 3}))
+    assert len(store) == 1
+    assert store.rank({1, 3}, float(expected[5:].square().sum()) + 1e-9) == 5
+
+
+def test_a_sketched_spectrum_drops_what_is_left_exactly(monkeypatch):
+    import tensornet_compress.searching.store as room
+
+    monkeypatch.setattr(room, "LARGEST_SIDE", 20)
+    monkeypatch.setattr(room, "_SKETCH", 12)
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(40, 6, generator=generator) @ torch.randn(6, 50, generator=generator)
+    store = SpectrumStore(tensor)
+    exact = torch.linalg.svdvals(tensor.double())
+    assert torch.allclose(store.spectrum({0})[:6], exact[:6], rtol=1e-4)
+    assert float(store.tails({0})[0]) == pytest.approx(float(tensor.double().square().sum()), rel=1e-6)

@@ -18,6 +18,7 @@ SMALLER = {
     "eval": ["--windows", "2", "--length", "64"],
     "generate": ["--max-new-tokens", "3"],
     "inspect": [],
+    "search": ["--time-budget", "5"],
     "kv": ["--samples", "6", "--length", "192", "--sensitivity-windows", "1"],
 }
 

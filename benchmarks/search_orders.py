@@ -1,0 +1,171 @@
+"""Index orders: planted ones recovered, smooth data unscrambled, and no order accepted where there is none.
+
+    python benchmarks/search_orders.py [--seeds 10] [--largest 1024]
+
+Kronecker: sums of 8 Kronecker products with 10 or 30 % of rows and columns out of place; recovered means that every fibre is
+back. Smooth: fields, images and autoregressive tables with all rows and columns shuffled, bytes at 1 % error against those of
+the unscrambled table. Null: i.i.d. Gaussian entries and shuffled weights; accepted means that an order was used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from common import MODEL, write_result
+from torch import Tensor
+
+import tensornet_compress as tnc
+
+LOW = 8
+TERMS = 8
+
+
+def planted(size: int, share: float, seed: int) -> tuple[Tensor, list[Tensor]]:
+    """A scrambled Kronecker sum and the orders that scrambled its rows and columns."""
+    generator = torch.Generator().manual_seed(seed)
+    high = size // LOW
+    plain = sum(
+        torch.kron(torch.randn(high, high, generator=generator), torch.randn(LOW, LOW, generator=generator))
+        for _ in range(TERMS)
+    )
+    orders = []
+    for _ in range(2):
+        order, some = torch.arange(size), torch.randperm(size, generator=generator)[: int(share * size)]
+        order[some] = order[some[torch.randperm(len(some), generator=generator)]]
+        orders.append(order)
+    return torch.as_tensor(plain)[orders[0]][:, orders[1]], orders
+
+
+def kronecker(seeds: int, largest: int) -> list[dict[str, Any]]:
+    rows = []
+    for size in [s for s in (128, 256, 512, 1024) if s <= largest]:
+        for share in (0.1, 0.3):
+            exact, seconds, nbytes = 0, [], 0
+            for seed in range(seeds):
+                tensor, orders = planted(size, share, seed)
+                began = perf_counter()
+                result = tnc.search(
+                    tensor, max_error=1e-4, topologies=("dense", "svd", "cut"), formats=("fp32",), null=False, time_budget=600
+                )
+                seconds.append(perf_counter() - began)
+                found = {o.axis: torch.tensor(o.permutation) for o in result.best.spec.terms[0].layout.fibre_orders}
+                native = torch.arange(size)
+                exact += all(torch.equal(orders[a][found.get(a, native)], native) for a in (0, 1))
+                nbytes = result.best.nbytes
+            row = {"size": size, "share": share, "seeds": seeds, "recovered": exact, "nbytes": nbytes}
+            rows.append(row | {"dense_nbytes": 4 * size * size, "median_seconds": float(np.median(seconds))})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def field(size: int) -> Tensor:
+    x, y = torch.linspace(0, 1, size)[:, None], torch.linspace(0, 1, size)[None]
+    return torch.sin(18 * x * y + 2 * x) + torch.exp(-20 * ((x - 0.4) ** 2 + (y - 0.6) ** 2))
+
+
+def wave(size: int) -> Tensor:
+    """A damped wave from two sources: space by time."""
+    x, t = torch.linspace(0, 1, size)[:, None], torch.linspace(0, 1, size)[None]
+    return sum(torch.exp(-3 * t) * torch.cos(25 * ((x - c).abs() - t)) / (0.3 + (x - c).abs()) for c in (0.2, 0.7))  # type: ignore[return-value]
+
+
+def image(size: int) -> Tensor:
+    """Brightness of scikit-learn's china.jpg, averaged down."""
+    from sklearn.datasets import load_sample_image
+
+    pixels = torch.from_numpy(load_sample_image("china.jpg").astype(np.float32)).mean(2)[None, None]
+    return torch.nn.functional.interpolate(pixels, (size, size), mode="area")[0, 0] / 255
+
+
+def table(size: int) -> Tensor:
+    """An autoregressive time-channel table: smooth in time, neighbouring channels alike."""
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.randn(size, 6, generator=generator)
+    series = torch.zeros(size, 6)
+    for step in range(1, size):
+        series[step] = 0.98 * series[step - 1] + 0.2 * noise[step]
+    place = torch.linspace(0, 1, size)[:, None]
+    return series @ torch.exp(-30 * (place - torch.linspace(0, 1, 6)[None]) ** 2).T
+
+
+SMOOTH: dict[str, Callable[[int], Tensor]] = {"field": field, "wave": wave, "image": image, "time-channel table": table}
+
+
+def smooth(sizes: list[int], budget: float) -> list[dict[str, Any]]:
+    rows = []
+    for size in sizes:
+        for name, make in SMOOTH.items():
+            try:
+                plain = make(size).contiguous()
+            except ImportError as error:
+                rows.append({"data": name, "size": size, "skipped": str(error)})
+                continue
+            generator = torch.Generator().manual_seed(1)
+            first, second = (torch.randperm(size, generator=generator) for _ in range(2))
+            plain_result = tnc.search(plain, max_error=0.01, time_budget=budget, null=False)
+            result = tnc.search(plain[first][:, second].contiguous(), max_error=0.01, time_budget=2 * budget)
+            row = {
+                "data": name,
+                "size": size,
+                "plain_nbytes": plain_result.best.nbytes,
+                "scrambled_nbytes": result.best.nbytes,
+                "order_nbytes": result.best.spec.terms[0].layout.order_nbytes,
+                "ratio": result.best.nbytes / plain_result.best.nbytes,
+                "without_ordering_nbytes": result.unordered.nbytes,
+                "gain": result.gain,
+                "null_gain": None if result.null is None else result.null.gain,
+                "family": result.choice.family,
+                "error": result.error,
+            }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def nothing(seeds: int) -> list[dict[str, Any]]:
+    """Where no order should be accepted."""
+    from tensornet_compress.inputs import load_causal_lm
+
+    weight = load_causal_lm(MODEL).model.layers[10].self_attn.k_proj.weight.detach().float()
+    rows = []
+    limits: list[dict[str, Any]] = [{"max_error": 0.1}, {"max_bytes": 40_000}]
+    for limit in limits:
+        for kind in ("gaussian", "shuffled weight"):
+            accepted = 0
+            for seed in range(seeds):
+                generator = torch.Generator().manual_seed(seed)
+                if kind == "gaussian":
+                    tensor = torch.randn(192, 320, generator=generator)
+                else:
+                    order = torch.randperm(weight.numel(), generator=generator)
+                    tensor = weight.reshape(-1)[order].reshape(weight.shape)[:, :320].contiguous()
+                accepted += tnc.search(tensor, time_budget=20, seed=seed + 1000, **limit).choice.ordered
+            rows.append({"data": kind, "limit": limit, "seeds": seeds, "accepted": accepted})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--null-seeds", type=int, default=20)
+    parser.add_argument("--largest", type=int, default=1024)
+    parser.add_argument("--smooth", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds for a search of smooth data")
+    arguments = parser.parse_args()
+    content: dict[str, Any] = {"settings": vars(arguments) | {"terms": TERMS, "low_digit": LOW}}
+    content["smooth"] = smooth(arguments.smooth, arguments.budget)
+    write_result("search_orders", content)
+    content["null"] = nothing(arguments.null_seeds)
+    write_result("search_orders", content)
+    content["kronecker"] = kronecker(arguments.seeds, arguments.largest)
+    write_result("search_orders", content)
+
+
+if __name__ == "__main__":
+    main()

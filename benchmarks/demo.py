@@ -27,7 +27,7 @@ from tensornet_compress.nn import decoded
 
 PROMPT = "The capital of France is"
 CACHES = (("storage", 2.0), ("live", 3.0))
-KV_LENGTH, KV_WINDOWS, KV_SENSITIVITY_WINDOWS, KV_HELDOUT = 1152, 24, 8, 4
+KV_LENGTH, KV_WINDOWS, KV_SENSITIVITY_WINDOWS, KV_HELDOUT = 1152, 20, 8, 3
 
 
 def main() -> None:

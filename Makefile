@@ -30,6 +30,6 @@ test: check
 bench: setup
 	$(BIN)/python benchmarks/run_all.py
 
-# Quantised caches that transformers can use: only benchmarks need them, so they stay outside the environment.
+# Peers that only benchmarks need stay outside the environment.
 peers: setup
-	$(BIN)/python -m pip install --quiet --target .peers --no-deps --upgrade optimum-quanto hqq termcolor ninja
+	$(BIN)/python -m pip install --quiet --target .peers --no-deps --upgrade optimum-quanto hqq termcolor ninja ttnopt tensornetwork dotmap

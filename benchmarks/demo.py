@@ -27,6 +27,7 @@ from tensornet_compress.nn import decoded
 
 PROMPT = "The capital of France is"
 CACHES = (("storage", 2.0), ("live", 3.0))
+PASSAGE = 400
 KV_LENGTH, KV_WINDOWS, KV_SENSITIVITY_WINDOWS, KV_HELDOUT = 1152, 20, 8, 3
 
 
@@ -47,8 +48,10 @@ def main() -> None:
     with progress.stage("evaluate", 2) as advance:
         after = evaluate_language(loaded, heldout, reference, advance=advance)
     cache_rows = wrap_cache(loaded, tokenizer, arguments.out / PROFILE_FOLDER, progress)
+    text = continue_text(loaded, tokenizer, PROMPT, 24)
+    passage = tokenizer.decode(heldout[0, :PASSAGE])
     with kv.compressed(loaded, bits=CACHES[-1][1], profile=kv.Profile.load(arguments.out / PROFILE_FOLDER)) as caches:
-        text = continue_text(loaded, tokenizer, PROMPT, 120)
+        longer = continue_text(loaded, tokenizer, passage, 40)[len(passage) :]
     minutes = (perf_counter() - started) / 60
     table = Table("figure", "before", "after", title=f"{MODEL}: block linears at {report.bits_per_weight:.3f} bits per weight")
     table.add_row("bytes of the block linears", f"{report.targeted_original_nbytes:,}", f"{report.targeted_nbytes:,}")
@@ -60,7 +63,8 @@ def main() -> None:
     console.print(cache_table(cache_rows))
     console.print(str(report))
     console.print(f"saved {arguments.out} ({folder_nbytes(arguments.out):,} bytes on disk), {minutes:.1f} minutes in all")
-    console.print(f"generated from the saved folder through a compressed cache: {text!r}")
+    console.print(f"generated from the saved folder: {text!r}")
+    console.print(f"a held-out passage of {PASSAGE} tokens continued through the live cache: {longer!r}")
     console.print(str(caches[-1].report()))
     result = {"summary": report.summary(), "before": before.model_dump(), "after": after.model_dump(), "minutes": minutes}
     result |= {"caches": cache_rows}

@@ -92,7 +92,7 @@ def search(
         run.run()
         advance()
         control: Null | None = None
-        if null and run.choice().ordered:
+        if null:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
             shuffled = tensor.reshape(-1)[order].reshape(tensor.shape)

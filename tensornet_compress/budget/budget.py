@@ -26,15 +26,24 @@ class Budget(Frozen):
     ratio: float | None = None
     nbytes: int | None = None
 
-    def __init__(self, *, bits_per_weight: float | None = None, ratio: float | None = None, nbytes: int | None = None):
+    def __init__(
+        self,
+        *,
+        bits_per_weight: float | None = None,
+        ratio: float | None = None,
+        nbytes: int | None = None,
+        **unknown: object,
+    ):
         """Raises ``BudgetError`` unless exactly one positive, finite value is given."""
-        given: dict[str, object] = {"bits_per_weight": bits_per_weight, "ratio": ratio, "nbytes": nbytes}
+        given: dict[str, object] = {"bits_per_weight": bits_per_weight, "ratio": ratio, "nbytes": nbytes} | unknown
+        if any(isinstance(value, bool) for value in given.values()):
+            raise BudgetError(f"not a valid Budget: a budget is a number, was given {given}")
         try:
             super().__init__(**given)
         except ValidationError as error:
             first = error.errors()[0]
             field = "".join(f"{part}: " for part in first["loc"])
-            raise BudgetError(field + first["msg"].removeprefix("Value error, ")) from error
+            raise BudgetError("not a valid Budget: " + field + first["msg"].removeprefix("Value error, ")) from error
 
     @model_validator(mode="after")
     def _check(self) -> Self:

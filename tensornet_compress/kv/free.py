@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ from tensornet_compress.kv.rans import lane_count
 from tensornet_compress.kv.tree import StoredBasis, principal_rows
 
 _STEPS = 24
-_BITS_PER_OCTAVE = 0.7
+_GAUSSIAN = 0.5 * math.log2(2 * math.pi * math.e)
+"""Bits of a Gaussian coefficient as large as the step."""
 
 
 def own_basis(states: Tensor) -> tuple[LiveBasis, Curve]:
@@ -37,9 +39,17 @@ def own_basis(states: Tensor) -> tuple[LiveBasis, Curve]:
     return LiveBasis(tuple(blocks), torch.cat(deviations).float(), mean.flatten()), curve
 
 
+NATIVE = -1
+"""In place of a rank: the unit's own channels."""
+_SCALE_BITS = 16
+_LEAST_GAIN = 1e-6
+
+
 class FreeCodec:
-    """Storage without a profile: per block and unit (one KV head of one layer) a truncated principal basis in int8 and
-    entropy-coded coefficients, one step for all. The target counts everything in the payload."""
+    """Storage without a profile: entropy-coded coefficients, per block and unit (one KV head of one layer) in the unit's own
+    channels or, where a block is long enough to pay for one, in a truncated principal basis in int8. One step, in units of the
+    spread of each unit, serves all: without calibration the same relative error everywhere is the best guess of what errors
+    cost. The target counts everything in the payload."""
 
     def __init__(self, bits: float):
         self.bits = bits
@@ -55,7 +65,9 @@ class FreeCodec:
         low, high = 1e-6, max(float(side.scale.max()) for side in sides.values()) * 4 + 1e-6
         for _ in range(_STEPS):
             step = float(scalar((low * high) ** 0.5))
-            spent = sum(self._bits(_kept(side, step), step) for side in sides.values())
+            spent = sum(
+                self._bits(_kept(side, step), step) + 8 * (side.mean.nbytes + side.gain.nbytes) for side in sides.values()
+            )
             low, high = (step, high) if spent > target else (low, step)
             if high / low < 1.01:
                 break
@@ -66,6 +78,7 @@ class FreeCodec:
             coded, escaped = self.quantiser.encode(kept.coefficients, kept.scale.float(), step)
             tensors |= {
                 f"{side}.mean": found.mean,
+                f"{side}.gain": found.gain,
                 f"{side}.codes": kept.basis.codes,
                 f"{side}.scale": kept.basis.scale,
             }
@@ -89,8 +102,10 @@ class FreeCodec:
             coefficients = self.quantiser.decode(part["coded"], part["escaped"], scale, step, payload.tokens)
             width = part["mean"].shape[1]
             dense = part["codes"].float() * part["scale"].float()[:, None]
-            units = [c @ d for c, d in zip(coefficients.split(ranks, 1), dense.split(ranks, 0))]
-            rows = torch.cat([u + m.float() for u, m in zip(units, part["mean"])], 1)
+            bases = iter(dense.split([rank for rank in ranks if rank != NATIVE], 0))
+            found = coefficients.split([width if rank == NATIVE else rank for rank in ranks], 1)
+            units = [c if rank == NATIVE else c @ next(bases) for c, rank in zip(found, ranks)]
+            rows = torch.cat([u * g.float() + m.float() for u, g, m in zip(units, part["gain"], part["mean"])], 1)
             out.append(layers_of(rows, payload.tensors["heads"].tolist(), width))
         return out[0], out[1]
 
@@ -98,9 +113,12 @@ class FreeCodec:
 @dataclass(frozen=True)
 class _Side:
     mean: Tensor
+    gain: Tensor
     centred: Tensor
     vectors: Tensor
     scale: Tensor
+    power: Tensor
+    native_power: Tensor
 
 
 @dataclass(frozen=True)
@@ -115,19 +133,36 @@ def _principal(states: list[Tensor]) -> _Side:
     rows = rows_of([s.float().cpu() for s in states]).unflatten(1, (-1, states[0].shape[-1]))
     mean = rows.mean(0).half()
     centred = (rows - mean.float()).transpose(0, 1)
+    gain = centred.square().mean((1, 2)).sqrt().clamp_min(_LEAST_GAIN).half()
+    centred = centred / gain.float()[:, None, None]
     vectors = torch.stack([principal_rows(unit.T @ unit / len(unit)) for unit in centred])
-    return _Side(mean, centred, vectors, torch.einsum("utc,urc->utr", centred, vectors).abs().mean(1))
+    turned = torch.einsum("utc,urc->utr", centred, vectors)
+    power, native = turned.square().mean(1).double(), centred.square().mean(1).double()
+    return _Side(mean, gain, centred, vectors, turned.abs().amax(1), power, native)
 
 
 def _kept(side: _Side, step: float) -> _Kept:
-    """The basis vectors that earn back their own bytes within this block, and the coefficients in them."""
+    """Per unit the cheaper of its own channels and a principal basis, in bits and in squared error at the exchange rate of a
+    uniform quantiser with this step; of a basis only the vectors that are worth their own bytes."""
     tokens, width = side.centred.shape[1:]
-    worth = tokens * (side.scale / step).clamp_min(1e-9).log2() * _BITS_PER_OCTAVE > 8 * (width + 4)
-    ranks = worth.sum(1)
+    price = 6 / (math.log(2) * step**2)  # -d bits / d error of a coefficient coded with error step^2 / 12
+    native = _lagrangian(side.native_power, step, price, tokens).sum(1)
+    coded = _lagrangian(side.power, step, price, tokens) + 8 * (width + 4)
+    dropped = price * tokens * side.power
+    worth = coded < dropped
+    principal = torch.where(worth, coded, dropped).sum(1)
+    stays = native <= principal
+    worth[stays] = False
+    ranks = torch.where(stays, NATIVE, worth.sum(1))
     basis = StoredBasis.store(side.vectors[worth].view(-1, width), 0.0)
-    parts = [
-        unit @ torch.linalg.pinv(rows) for unit, rows in zip(side.centred, basis.dense().split(ranks.tolist(), 0)) if len(rows)
-    ]
-    coefficients = torch.cat(parts, 1) if parts else torch.zeros(tokens, 0)
-    scale = coefficients.abs().mean(0).clamp_min(step / 16).half() if parts else torch.zeros(0, dtype=torch.float16)
+    bases = iter(basis.dense().split(ranks[~stays].tolist(), 0))
+    parts = [unit if keep else unit @ torch.linalg.pinv(next(bases)) for unit, keep in zip(side.centred, stays.tolist())]
+    coefficients = torch.cat(parts, 1)
+    scale = coefficients.abs().mean(0).clamp_min(step / 16).half()
     return _Kept(basis, coefficients, scale, ranks.to(torch.int16))
+
+
+def _lagrangian(power: Tensor, step: float, price: float, tokens: int) -> Tensor:
+    """Expected bits plus priced error of coefficients of mean square ``power`` over all tokens."""
+    bits = (0.5 * (power / step**2).clamp_min(1e-12).log2() + _GAUSSIAN).clamp_min(0.0)
+    return tokens * (bits + price * power.clamp_max(step**2 / 12)) + _SCALE_BITS

@@ -48,6 +48,8 @@ def write_json(path: Path | None, content: Any) -> None:
     """Write JSON to a temporary name, then rename; nothing for ``None``."""
     if path is None:
         return
+    if path.is_dir():
+        raise TensorNetError(f"--json {str(path)!r} is a folder; give a file name")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -73,6 +75,8 @@ def load_any_tokenizer(folder: str) -> Any:
     except TensorNetError:
         raise
     except (OSError, ValueError) as error:
+        if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+            raise TensorNetError(f"{folder!r} is not a model folder: it has no config.json") from error
         raise TensorNetError(f"no usable tokenizer in {folder!r}; save the model with its tokenizer ({error})") from error
 
 

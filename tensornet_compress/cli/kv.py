@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PROFILE_FOLDER = "kv_profile"
 _FRONT_TOKENS = 4096
+_LEAST_LENGTH = 256
 
 
 def register(app: typer.Typer) -> None:
@@ -37,16 +38,22 @@ def kv_command(
     length: Annotated[int, typer.Option(help="Tokens per window.", min=64)] = 1152,
     sensitivity_windows: Annotated[int, typer.Option(help="Windows with backward passes, the slow part.", min=1)] = 32,
     mode: Annotated[str, typer.Option(help="live or storage: the cache to report on.")] = "storage",
+    overwrite: Annotated[bool, typer.Option(help="Replace a profile that is there.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")] = None,
 ) -> None:
     """Calibrate MODEL's KV cache, write the profile, and report quality and bytes of a cache at --bits."""
     from tensornet_compress.inputs import calibration_windows, heldout_windows
     from tensornet_compress.kv import calibrate, costs, front
 
+    check_cache_options(bits, mode, None)
     if out is None:
         if not Path(model).is_dir():
             raise TensorNetError(f"{model!r} is not a folder, so the profile has no place in it; give --out FOLDER")
         out = Path(model) / PROFILE_FOLDER
+    if (out / "profile.json").exists() and not overwrite:
+        raise TensorNetError(f"{str(out)!r} holds a profile; choose another --out, or pass --overwrite")
+    if length < _LEAST_LENGTH:
+        raise TensorNetError(f"windows of {length} tokens leave nothing to compress; --length must be at least {_LEAST_LENGTH}")
     tokenizer = load_any_tokenizer(model)
     loaded = load_any(model)
     if calibration is None:
@@ -61,6 +68,13 @@ def kv_command(
     with progress.stage("calibrate", len(windows)) as advance:
         profile = calibrate(loaded, counted(windows, advance), sensitivity_windows=sensitivity_windows)
     profile.save(out)
+    channels = max(tree.mean.numel() for tree in profile.trees.values())
+    if profile.spec.calibration_tokens < channels:
+        typer.echo(
+            f"note: the bases were learned from {profile.spec.calibration_tokens} tokens, fewer than the {channels} channels "
+            "that one token caches on a side; use more or longer windows",
+            err=True,
+        )
     with progress.stage("evaluate", len(tests)) as advance:
         quality = evaluate_cache(loaded, tests, bits, mode, profile, advance)
     result = {
@@ -105,6 +119,22 @@ def counted(windows: Tensor, advance: Callable[[], None]) -> Iterator[Tensor]:
         advance()
 
 
+def check_cache_options(bits: float | None, mode: str, profile: Path | None) -> None:
+    """Refuse impossible options of a cache before anything slow happens.
+
+    Raises:
+        TensorNetError: a rate or mode that no cache has, or options of a cache without a rate.
+    """
+    if bits is None:
+        if profile is not None:
+            raise TensorNetError("--kv-profile needs --kv-bits; without it the cache stays exact")
+        return
+    if mode not in ("live", "storage"):
+        raise TensorNetError(f"mode must be 'live' or 'storage', was given {mode!r}")
+    if not 0.05 <= bits <= 8:
+        raise TensorNetError(f"asked for {bits:g} bits per key/value element; give 0.05 to 8")
+
+
 def find_profile(model: str, folder: Path | None) -> Profile | None:
     """The profile in ``folder``, else the one beside the model; ``None`` when the model has none."""
     from tensornet_compress.kv import Profile
@@ -138,6 +168,11 @@ def evaluate_cache(
             model(context, past_key_values=past, use_cache=True)
             if past is cache:
                 report = cache.report()
+                if not report.sealed_tokens:
+                    raise TensorNetError(
+                        f"{context.shape[1]} cached tokens leave nothing to compress: blocks of {cache.block} are sealed "
+                        f"behind a window of {cache.window}; use longer windows (--length)"
+                    )
             scores.append(model(following, past_key_values=past, use_cache=True).logits[0].float().log_softmax(-1))
         got, exact = scores
         target = following[0, 1:, None]

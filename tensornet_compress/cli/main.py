@@ -19,7 +19,7 @@ from tensornet_compress.cli.common import (
     text_windows,
     write_json,
 )
-from tensornet_compress.cli.kv import evaluate_cache, find_profile
+from tensornet_compress.cli.kv import check_cache_options, evaluate_cache, find_profile
 from tensornet_compress.cli.kv import register as register_kv
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.cli.search import register as register_search
@@ -140,6 +140,8 @@ def evaluate(
     from tensornet_compress.evaluate import Reference, evaluate_language
     from tensornet_compress.inputs import heldout_windows
 
+    check_cache_options(kv_bits, kv_mode, kv_profile)
+    profile = find_profile(model, kv_profile) if kv_bits is not None else None
     tokenizer = load_any_tokenizer(model)
     ids = heldout_windows(tokenizer, length, windows) if text is None else text_windows(tokenizer, text, length, windows)
     progress = RichProgress()
@@ -155,7 +157,6 @@ def evaluate(
         quality = evaluate_language(loaded, ids, known, advance=advance)
     result = {"model": model, "reference": reference, "nbytes": model_nbytes(loaded)} | quality.model_dump()
     if kv_bits is not None:
-        profile = find_profile(model, kv_profile)
         with progress.stage("cache", len(ids)) as advance:
             cache = evaluate_cache(loaded, ids, kv_bits, kv_mode, profile, advance)
         result |= {f"kv_{name}": value for name, value in cache.items()}
@@ -183,6 +184,10 @@ def generate(
     json: JsonFile = None,
 ) -> None:
     """Continue a prompt greedily; with --kv-bits through a compressed cache, whose bytes go to stderr."""
+    check_cache_options(kv_bits, kv_mode, kv_profile)
+    if not prompt:
+        raise TensorNetError("the prompt is empty; give some text to continue")
+    profile = find_profile(model, kv_profile) if kv_bits is not None else None
     tokenizer = load_any_tokenizer(model)
     loaded = load_any(model, dtype)
     result: dict[str, Any] = {"model": model, "prompt": prompt}
@@ -190,13 +195,18 @@ def generate(
         if kv_bits is not None:
             from tensornet_compress.kv import compressed
 
-            profile = find_profile(model, kv_profile)
             caches = stack.enter_context(compressed(loaded, bits=kv_bits, mode=kv_mode, profile=profile))  # type: ignore[arg-type]
         result["text"] = continue_text(loaded, tokenizer, prompt, max_new_tokens, advance)
     typer.echo(result["text"])
     if kv_bits is not None:
         report = caches[-1].report()
         typer.echo(f"KV cache: {report}", err=True)
+        if not report.sealed_tokens:
+            block, window = caches[-1].block, caches[-1].window
+            typer.echo(
+                f"note: nothing was compressed yet; a block of {block} tokens is sealed once {window} newer ones follow it",
+                err=True,
+            )
         result["kv"] = asdict(report) | {"nbytes": report.nbytes}
     write_json(json, result)
 

@@ -15,6 +15,7 @@ from tensornet_compress.cli.common import plain_errors, write_json
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.errors import MissingExtraError, TensorNetError
 
+_PICTURES = (".png", ".svg", ".pdf")
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -39,6 +40,8 @@ def search_command(
     """Search the layout, topology, ranks and formats of fewest bytes for one tensor."""
     from tensornet_compress.searching import FAMILIES, ORDERINGS, search
 
+    if plot is not None and plot.suffix not in _PICTURES:
+        raise TensorNetError(f"--plot {str(plot)!r} must end in one of {', '.join(_PICTURES)}")
     tensor = read_tensor(file)
     result = search(
         tensor,
@@ -87,7 +90,7 @@ def read_tensor(file: str) -> Tensor:
     suffix = found.suffix.lower()
     try:
         if suffix == ".npy":
-            return torch.from_numpy(np.ascontiguousarray(np.load(found, allow_pickle=False)))
+            return _array(found)
         if suffix == ".safetensors":
             with safe_open(path, framework="pt") as stored:
                 names = list(stored.keys())
@@ -98,11 +101,29 @@ def read_tensor(file: str) -> Tensor:
                 return tensor
         if suffix in _IMAGES:
             return _image(found)
-    except (ValueError, SafetensorError, OSError) as error:
+    except (ValueError, EOFError, SafetensorError, OSError) as error:
         if isinstance(error, TensorNetError):
             raise
         raise TensorNetError(f"cannot read {path!r}: {error}") from error
     raise TensorNetError(f"{path!r} is neither .npy nor .safetensors nor an image; pickled files are never opened")
+
+
+def _array(path: Path) -> Tensor:
+    """A numeric array; what is neither single nor double precision becomes fp32."""
+    with path.open("rb") as file:
+        if not file.read(6).startswith(b"\x93NUMPY"):
+            raise TensorNetError(f"{str(path)!r} is not a .npy file")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "pickle" in str(error).lower() or "Object" in str(error):
+            raise TensorNetError(f"{str(path)!r} is damaged or holds Python objects; pickled data is never opened") from error
+        raise
+    if array.dtype.kind not in "fiub":
+        raise TensorNetError(f"{str(path)!r} holds {array.dtype}; give real numbers")
+    kept = array.dtype.newbyteorder("=") in (np.dtype("f4"), np.dtype("f8"))
+    native = array.astype(array.dtype.newbyteorder("=") if kept else np.float32)
+    return torch.from_numpy(np.array(native, order="C"))
 
 
 def _image(path: Path) -> Tensor:

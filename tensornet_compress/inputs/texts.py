@@ -67,7 +67,11 @@ def token_windows(tokenizer: Any, articles: tuple[str, ...], length: int, count:
     while len(chosen) < count:
         layer = [ids[depth * length : (depth + 1) * length] for ids in per_article if len(ids) >= (depth + 1) * length]
         if not layer:
-            raise TensorNetError(f"asked for {count} windows of {length} tokens, the text holds only {len(chosen)}")
+            longest = max((len(ids) for ids in per_article), default=0)
+            raise TensorNetError(
+                f"asked for {count} windows of {length} tokens, the text holds only {len(chosen)}; "
+                f"its longest article has {longest} tokens"
+            )
         chosen.extend(layer)
         depth += 1
     return torch.stack(chosen[:count])

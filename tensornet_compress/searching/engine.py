@@ -18,7 +18,7 @@ from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork,
 from tensornet_compress.network.network import DTYPES
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, tensorize
-from tensornet_compress.searching.fibres import assigned, best_split, seriations
+from tensornet_compress.searching.fibres import assigned, best_split, diagonal_order, seriations
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
 from tensornet_compress.searching.store import SpectrumStore
@@ -62,13 +62,19 @@ def search(
         orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed).
         topologies: families that compete besides ``dense``.
         formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
-        time_budget: seconds, null control included (it takes about half); the best so far is returned when they are over.
+        time_budget: seconds, null control included (it takes about half); the best so far is returned when they are over, and
+            then depends on the speed of the machine.
         null: whether to run the null control; without it any gain counts.
         seed: of the shuffle.
 
     Raises:
         TensorNetError: bad input, or no form fits into ``max_bytes``.
     """
+    for label, value, kinds in (("max_error", max_error, (int, float)), ("max_bytes", max_bytes, (int,))):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise TensorNetError(f"{label} must be {'a number' if float in kinds else 'an integer'}, was given {value!r}")
+    if formats is not None and not list(formats):
+        raise TensorNetError("formats is empty; give some, or None for all")
     if (max_error is None) == (max_bytes is None):
         raise TensorNetError(f"give exactly one of max_error and max_bytes; was given {max_error} and {max_bytes}")
     if max_error is not None and not 0 <= max_error < float("inf"):
@@ -81,6 +87,8 @@ def search(
         unknown = [item for item in given if item not in known]
         if unknown:
             raise TensorNetError(f"unknown {name} {unknown}; choose from {known}")
+    if not isinstance(tensor, Tensor):
+        raise TensorNetError(f"search takes a torch.Tensor, was given {type(tensor).__name__}")
     require_finite(tensor, "tensor")
     if tensor.ndim == 0:
         raise TensorNetError("a tensor without axes is a single number; there is nothing to search")
@@ -160,11 +168,14 @@ class _Search:
     def run(self) -> None:
         """Dense forms, then native formats, then orders of modes, then orders of fibres."""
         self._dense()
-        if self.work.numel() < 4 or self.norm == 0.0:
+        if self.work.numel() < 4:
             return
         tensorization = tensorize(tuple(self.work.shape))
         store = self._store(tensorization, ())
         self._try(store, list(native_shapes(tensorization, self.families)))
+        if tensorization.padding:
+            whole = Tensorization.native(tuple(self.work.shape))
+            self._try(self._store(whole, ()), list(native_shapes(whole, self.families)))
         if "mode" in self.orderings:
             self._try_kronecker(self.work, ())
             self._search_modes(store, tensorization, ())
@@ -223,6 +234,12 @@ class _Search:
     def _best(self, items: Sequence[Found]) -> Found:
         kept = [item for item in items if self.limit.keeps(item)]
         if not kept:
+            if self.limit.max_error is not None:
+                nearest = min(items, key=lambda item: item.error)
+                raise TensorNetError(
+                    f"no form keeps {self.limit}; the best reached {nearest.error:.3g} ({nearest.describe()}): cores have "
+                    "at most single precision; allow a larger error, or rescale numbers beyond its range"
+                )
             least = min(items, key=lambda item: item.nbytes)
             raise TensorNetError(
                 f"no form keeps {self.limit}; the smallest tried takes {least.nbytes:,} bytes ({least.family})"
@@ -286,13 +303,20 @@ class _Search:
                 self._try_kronecker(tensor, orders)
                 self._search_modes(self._store(tensorization, orders), tensorization, orders)
 
+    def _diagonal_order(self) -> list[tuple[FibreOrder, ...]]:
+        """Columns so that a square matrix has its largest entries on the diagonal: finds hidden permutations."""
+        if self.work.ndim != 2 or self.work.shape[0] != self.work.shape[1] or len(self.work) > _LARGEST_ASSIGNED:
+            return []
+        order = diagonal_order(self.work)
+        return [(FibreOrder(axis=1, permutation=tuple(order)),)] if order != list(range(len(order))) else []
+
     def _fibre_orders(self) -> list[tuple[FibreOrder, ...]]:
         """Seriation of all axes that are long enough, and of each alone."""
         by_axis: dict[int, dict[str, FibreOrder]] = {}
         for axis, size in enumerate(self.work.shape):
             if 4 <= size <= _LARGEST_FIBRES and self.work.ndim > 1 and self.alive():
                 by_axis[axis] = seriations(self.work, axis)
-        found: list[tuple[FibreOrder, ...]] = []
+        found = self._diagonal_order()
         for name in ("path", "spectral"):
             orders = tuple(named[name] for named in by_axis.values() if name in named)
             if orders and orders not in found:
@@ -356,7 +380,8 @@ class _Search:
     def _measure(self, family: str, spec: NetworkSpec, ordered: bool) -> Found:
         network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1)
         dense = network.to_dense(self.work.dtype)
-        error = (self.metric.norm2(self._matrix(self.work - dense)) / self.norm) ** 0.5 if self.norm else 0.0
+        squared = self.metric.norm2(self._matrix(self.work - dense))
+        error = (squared / self.norm) ** 0.5 if self.norm else 0.0 if squared == 0.0 else float("inf")
         found = Found(family, network, error, ordered)
         self.found.append(found)
         self._note(f"{family} measured", network.nbytes, error)

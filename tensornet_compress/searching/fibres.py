@@ -194,3 +194,9 @@ def best_split(matrix: Tensor) -> Split | None:
         if best is None or score > best[0]:
             best = score, ((a, b), (c, d))
     return None if best is None or best[0] <= 0 else best[1]
+
+
+def diagonal_order(matrix: Tensor) -> list[int]:
+    """The order of columns that brings the largest magnitudes of a square matrix to its diagonal."""
+    order: list[int] = np.asarray(linear_sum_assignment(-matrix.abs().double().cpu().numpy())[1]).tolist()
+    return order

@@ -41,8 +41,8 @@ def test_an_identity_is_found_in_any_file(folder, name):
     ("name", "message"),
     [
         ("missing.npy", "no file at"),
-        ("bad.npy", "cannot read"),
-        ("objects.npy", "cannot read"),
+        ("bad.npy", "bad.npy"),
+        ("objects.npy", "pickled data is never opened"),
         ("weights.pt", "pickled files are never opened"),
         ("some.safetensors", "one of a, b"),
         ("some.safetensors:c", "no tensor 'c'"),
@@ -53,3 +53,25 @@ def test_other_files_end_with_one_clear_line(folder, name, message):
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())
     assert done.output.count("\n") == 1
+
+
+def test_integers_and_foreign_byte_orders_are_read(tmp_path):
+    np.save(tmp_path / "int.npy", np.eye(16, dtype=np.int16))
+    np.save(tmp_path / "big.npy", np.eye(16).astype(">f4"))
+    for name in ("int.npy", "big.npy"):
+        done = CliRunner().invoke(app, ["search", str(tmp_path / name), "--max-error", "1e-6", "--no-null"])
+        assert done.exit_code == 0, done.output
+
+
+def test_a_picture_of_an_unknown_kind_or_a_folder_for_json_is_refused(folder):
+    np.save(folder / "text.npy", np.array(["a", "b"]))
+    cases = [
+        (["eye.npy", "--plot", str(folder / "p.xyz")], "must end in"),
+        (["eye.npy", "--json", str(folder)], "is a folder"),
+        (["text.npy"], "give real numbers"),
+    ]
+    for (name, *options), message in cases:
+        done = CliRunner().invoke(app, ["search", str(folder / name), "--max-error", "0.1", "--no-null", *options])
+        assert done.exit_code == 2
+        assert message in " ".join(done.output.split())
+    assert not list(folder.glob(".*"))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import tensornet_compress.cli.kv as command
 import tensornet_compress.kv as kv
-from tests.kv.tiny_models import VOCABULARY, tiny
+from tests.kv.tiny_models import VOCABULARY, tiny, tiny_profile
 
 
 class Words:
@@ -66,3 +66,32 @@ def test_a_model_that_is_no_folder_needs_out(app: typer.Typer) -> None:
     done = CliRunner().invoke(app, ["kv", "owner/name"])
     assert done.exit_code == 2
     assert "--out FOLDER" in done.output
+
+
+@pytest.mark.parametrize(
+    ("bits", "mode", "profile", "message"),
+    [
+        (0.0, "live", None, "0.05 to 8"),
+        (99.0, "live", None, "0.05 to 8"),
+        (2.0, "both", None, "'both'"),
+        (None, "live", Path("x"), "needs"),
+    ],
+)
+def test_impossible_options_are_refused_at_once(bits: float | None, mode: str, profile: Path | None, message: str) -> None:
+    with pytest.raises(command.TensorNetError, match=message):
+        command.check_cache_options(bits, mode, profile)
+
+
+def test_a_profile_is_not_replaced_unasked(app: typer.Typer, tmp_path: Path) -> None:
+    (tmp_path / "kv_profile").mkdir()
+    (tmp_path / "kv_profile" / "profile.json").write_text("{}")
+    done = CliRunner().invoke(app, ["kv", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "--overwrite" in done.output
+    assert (tmp_path / "kv_profile" / "profile.json").read_text() == "{}"
+
+
+def test_windows_that_leave_nothing_to_compress_are_refused() -> None:
+    ids = torch.randint(1, VOCABULARY, (1, 64), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(command.TensorNetError, match="leave nothing to compress"):
+        command.evaluate_cache(tiny("llama-gqa"), ids, 2.0, "live", tiny_profile("llama-gqa"))

@@ -174,3 +174,35 @@ def test_a_sketched_spectrum_drops_what_is_left_exactly(monkeypatch):
     exact = torch.linalg.svdvals(tensor.double())
     assert torch.allclose(store.spectrum({0})[:6], exact[:6], rtol=1e-4)
     assert float(store.tails({0})[0]) == pytest.approx(float(tensor.double().square().sum()), rel=1e-6)
+
+
+def test_a_hidden_permutation_is_found():
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    result = tnc.search(torch.eye(48)[order], max_error=1e-3, null=False)
+    assert result.choice.ordered
+    assert result.best.nbytes <= 200
+    assert torch.allclose(result.best.to_dense(), torch.eye(48)[order], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "most"), [(torch.zeros(64, 64), 100), (torch.ones(61, 61), 126), (torch.full((30, 7), 3.7), 60)]
+)
+def test_what_is_constant_costs_next_to_nothing(tensor, most):
+    result = tnc.search(tensor, max_error=1e-2, null=False)
+    assert result.best.nbytes <= most
+    assert float((result.best.to_dense() - tensor).norm()) <= 1e-2 * float(tensor.norm())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "options", "message"),
+    [
+        ([[1.0]], {"max_error": 0.1}, "was given list"),
+        (torch.ones(2, 2), {"max_error": "a"}, "must be a number, was given 'a'"),
+        (torch.ones(2, 2), {"max_bytes": 10.5}, "must be an integer, was given 10.5"),
+        (torch.ones(2, 2), {"max_error": 0.1, "formats": ()}, "formats is empty"),
+        (torch.randn(8, 8, dtype=torch.float64), {"max_error": 0.0, "null": False}, "the best reached"),
+    ],
+)
+def test_wrong_kinds_of_arguments_are_named(tensor, options, message):
+    with pytest.raises(TensorNetError, match=message):
+        tnc.search(tensor, **options)

@@ -16,6 +16,8 @@ from tensornet_compress.errors import TensorNetError
 
 UNIT = 64
 WIDTHS = (8, 4, 2, 1)
+_MASKS = {width: sum(((1 << width) - 1) << (8 * byte) for byte in range(8)) for width in (4, 2, 1)}
+"""The low bits of every byte of a 64-bit word."""
 FIELDS: dict[int, tuple[int, ...]] = {0: (), 1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
 """Bits of a code -> widths of its fields, highest first."""
 
@@ -75,19 +77,24 @@ class PlaneLayout:
         """Units ``start .. stop`` -> field values as ``dtype``, (batch, rows, tokens)."""
         batch = packed[8].shape[0]
         units = stop - start
-        out = torch.empty(batch, self.count, units, UNIT, dtype=dtype, device=packed[8].device)
+        out = torch.empty(batch, self.count, units * UNIT, dtype=dtype, device=packed[8].device)
         row = 0
         for width in WIDTHS:
             rows = self.rows[width]
             if not rows:
                 continue
-            source, target = packed[width][:, :, start:stop], out[:, row : row + rows]
+            fields = packed[width][:, :, start:stop]
+            if width < 8:
+                # Eight bytes at a time: a shift drags bits of the next byte along, which the mask drops again.
+                lanes = fields.view(torch.int64)[..., None, :] >> _shifts(width, fields.device)
+                fields = lanes.bitwise_and_(_MASKS[width]).view(torch.uint8)
+            out[:, row : row + rows].copy_(fields.reshape(batch, rows, units * UNIT))
             row += rows
-            span, mask = UNIT * width // 8, (1 << width) - 1
-            for index in range(8 // width):
-                field = source if width == 8 else (source >> (index * width)) & mask
-                target[..., index * span : (index + 1) * span].copy_(field)
-        return out.view(batch, self.count, units * UNIT)
+        return out
+
+
+def _shifts(width: int, device: torch.device) -> Tensor:
+    return torch.arange(0, 8, width, device=device)[:, None]
 
 
 def append(old: dict[int, Tensor] | None, new: dict[int, Tensor]) -> dict[int, Tensor]:

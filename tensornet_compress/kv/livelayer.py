@@ -15,7 +15,7 @@ from tensornet_compress.kv.planes import UNIT, append, packed_nbytes, select
 if TYPE_CHECKING:
     from tensornet_compress.kv.livecache import LiveCache
 
-CHUNK_UNITS = 32
+CHUNK_UNITS = 64
 """Units that are unpacked at a time: bounds the working memory of rebuilding and of contraction."""
 
 

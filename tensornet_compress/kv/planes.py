@@ -8,6 +8,7 @@ unit of 64 tokens holds tokens j, j + n, j + 2n ... (n bytes a unit), so that un
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -93,6 +94,7 @@ class PlaneLayout:
         return out
 
 
+@cache
 def _shifts(width: int, device: torch.device) -> Tensor:
     return torch.arange(0, 8, width, device=device)[:, None]
 

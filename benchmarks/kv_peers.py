@@ -135,11 +135,14 @@ class Pca:
         self.curve = curve
         self.numbers = sum(b.numel() for bases in self.bases.values() for b, _ in bases)
         deviation = {side: torch.cat([d for _, d in bases]) for side, bases in self.bases.items()}
-        everything = torch.cat(list(deviation.values()))
-        chosen = waterfill(everything, curve, bits)
-        self.chosen = dict(zip(deviation, chosen.split([len(d) for d in deviation.values()])))
+        if all(len(bases) == 1 for bases in self.bases.values()):
+            chosen = waterfill(torch.cat(list(deviation.values())), curve, bits)
+            self.chosen = dict(zip(deviation, chosen.split([len(d) for d in deviation.values()])))
+        else:
+            # Layer by layer every basis gets the same rate: Euclidean errors of different layers do not compare.
+            self.chosen = {side: torch.cat([waterfill(d, curve, bits) for _, d in bases]) for side, bases in self.bases.items()}
         self.deviation = deviation
-        self.spent = float(chosen.double().mean())
+        self.spent = float(torch.cat(list(self.chosen.values())).double().mean())
 
     @property
     def name(self) -> str:

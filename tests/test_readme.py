@@ -15,11 +15,11 @@ from tensornet_compress.cli.main import app
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SMALLER = {
     "weights": ["--targets", "layers.0.mlp.*", "--samples", "4", "--length", "128"],
-    "eval": ["--windows", "2", "--length", "64"],
+    "eval": ["--windows", "2", "--length", "256"],
     "generate": ["--max-new-tokens", "3"],
     "inspect": [],
     "search": ["--time-budget", "5"],
-    "kv": ["--samples", "6", "--length", "192", "--sensitivity-windows", "1"],
+    "kv": ["--samples", "6", "--length", "256", "--sensitivity-windows", "1"],
 }
 
 

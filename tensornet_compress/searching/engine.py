@@ -19,6 +19,7 @@ from tensornet_compress.network.network import DTYPES
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, tensorize
 from tensornet_compress.searching.fibres import assigned, best_split, diagonal_order, seriations
+from tensornet_compress.searching.limit import Limit
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
 from tensornet_compress.searching.store import SpectrumStore
@@ -70,17 +71,9 @@ def search(
     Raises:
         TensorNetError: bad input, or no form fits into ``max_bytes``.
     """
-    for label, value, kinds in (("max_error", max_error, (int, float)), ("max_bytes", max_bytes, (int,))):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-            raise TensorNetError(f"{label} must be {'a number' if float in kinds else 'an integer'}, was given {value!r}")
+    limit = Limit(max_error, max_bytes)
     if formats is not None and not list(formats):
         raise TensorNetError("formats is empty; give some, or None for all")
-    if (max_error is None) == (max_bytes is None):
-        raise TensorNetError(f"give exactly one of max_error and max_bytes; was given {max_error} and {max_bytes}")
-    if max_error is not None and not 0 <= max_error < float("inf"):
-        raise TensorNetError(f"max_error must be 0 or more and finite, was given {max_error}")
-    if max_bytes is not None and max_bytes < 1:
-        raise TensorNetError(f"max_bytes must be at least 1, was given {max_bytes}")
     if not time_budget > 0:
         raise TensorNetError(f"time_budget must be positive, was given {time_budget}")
     for name, given, known in (("orderings", orderings, ORDERINGS), ("topologies", topologies, FAMILIES)):
@@ -92,7 +85,6 @@ def search(
     require_finite(tensor, "tensor")
     if tensor.ndim == 0:
         raise TensorNetError("a tensor without axes is a single number; there is nothing to search")
-    limit = _Limit(max_error, max_bytes)
     formats = tuple(formats) if formats is not None else None
     started = perf_counter()
     run = _Search(tensor, limit, metric, orderings, topologies, formats, started + time_budget * (0.5 if null else 1.0))
@@ -112,31 +104,13 @@ def search(
     return run.result(control, perf_counter() - started)
 
 
-class _Limit:
-    """What a network must keep, and which of two that keep it is better."""
-
-    def __init__(self, max_error: float | None, max_bytes: int | None):
-        self.max_error, self.max_bytes = max_error, max_bytes
-
-    def __str__(self) -> str:
-        return f"error at most {self.max_error:g}" if self.max_error is not None else f"at most {self.max_bytes:,} bytes"
-
-    def keeps(self, found: Found) -> bool:
-        if self.max_error is not None:
-            return found.error <= self.max_error
-        return self.max_bytes is not None and found.nbytes <= self.max_bytes
-
-    def cost(self, nbytes: int, error: float, ordered: bool = False) -> tuple[float, bool, float]:
-        return (nbytes, ordered, error) if self.max_error is not None else (error, ordered, nbytes)
-
-
 class _Search:
     """One run over one tensor."""
 
     def __init__(
         self,
         tensor: Tensor,
-        limit: _Limit,
+        limit: Limit,
         metric: KroneckerMetric | None,
         orderings: Sequence[Ordering],
         families: Sequence[Family],

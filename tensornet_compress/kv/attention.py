@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.livelayer import CHUNK_UNITS, LiveView, attached
-from tensornet_compress.kv.planes import UNIT
+from tensornet_compress.kv.contract import codes_times, integer_products, times_codes
+from tensornet_compress.kv.livelayer import LiveView, attached
 
 NAME = "tensornet_compress_kv"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sinks")
@@ -78,9 +78,12 @@ def _sealed_scores(grouped: Tensor, view: LiveView) -> Tensor:
     batch, heads, queries, rows = factors.shape
     flat = factors.view(batch, heads * queries, rows)
     scores = torch.empty(batch, heads * queries, view.tokens, device=grouped.device)
-    for start, stop in _chunks(view):
-        fields = code.layout.unpack(view.keys, start, stop, torch.float32)
-        scores[:, :, start * UNIT : stop * UNIT] = flat @ fields
+    integers, done = integer_products(flat.device), 0
+    for chunk in view.keys.chunks:
+        fields = code.layout.unpack(chunk)
+        tokens = fields.shape[2]
+        scores[:, :, done : done + tokens] = times_codes(flat, fields, integers)
+        done += tokens
     scores = scores.view(batch, heads, queries, view.tokens)
     scores += (grouped * code.head_constant[:, None]).sum(-1, keepdim=True)
     index = view.sink_index[:, None, None, :].expand(-1, heads, queries, -1)
@@ -96,18 +99,15 @@ def _sealed_values(weights: Tensor, view: LiveView) -> Tensor:
     coded = weights.scatter(3, index, 0.0)
     flat = coded.view(batch, heads * queries, -1)
     total: Tensor | float = 0.0
-    for start, stop in _chunks(view):
-        fields = code.layout.unpack(view.values, start, stop, torch.float32)
-        total = total + flat[:, :, start * UNIT : stop * UNIT] @ fields.mT
+    integers, done = integer_products(flat.device), 0
+    for chunk in view.values.chunks:
+        fields = code.layout.unpack(chunk)
+        tokens = fields.shape[2]
+        total = total + codes_times(fields, flat[:, :, done : done + tokens], integers)
+        done += tokens
     factors = torch.as_tensor(total).view(batch, heads, queries, -1)
     constant = coded.sum(-1, keepdim=True) * code.head_constant[:, None]
     return factors @ code.head_operand + constant + sink_weights @ view.sink_values.float()
-
-
-def _chunks(view: LiveView) -> Iterator[tuple[int, int]]:
-    units = view.tokens // UNIT
-    for start in range(0, units, CHUNK_UNITS):
-        yield start, min(start + CHUNK_UNITS, units)
 
 
 @contextmanager

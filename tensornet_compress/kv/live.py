@@ -156,9 +156,9 @@ class SideCode:
         """fp32 (heads, width): what every token shares."""
         return self._constant.view(self.heads, -1)
 
-    def decode(self, packed: dict[int, Tensor], start: int, stop: int) -> Tensor:
-        """Units ``start .. stop`` -> states fp32 (batch, heads, tokens, width)."""
-        fields = self.layout.unpack(packed, start, stop, torch.float32)
+    def decode(self, packed: dict[int, Tensor]) -> Tensor:
+        """Packed bytes -> states fp32 (batch, heads, tokens, width)."""
+        fields = self.layout.unpack(packed).float()
         rows = fields.transpose(1, 2) @ self._operand + self._constant
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 

@@ -10,13 +10,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from tensornet_compress.kv.live import SideCode
-from tensornet_compress.kv.planes import UNIT, append, packed_nbytes, select
+from tensornet_compress.kv.planes import UNIT, Planes
 
 if TYPE_CHECKING:
     from tensornet_compress.kv.livecache import LiveCache
-
-CHUNK_UNITS = 64
-"""Units that are unpacked at a time: bounds the working memory of rebuilding and of contraction."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,8 @@ class LiveView:
 
     key_code: SideCode
     value_code: SideCode
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
+    keys: Planes
+    values: Planes
     tokens: int
     sink_keys: Tensor
     sink_values: Tensor
@@ -42,9 +39,7 @@ class LiveView:
             (self.key_code, self.keys, self.sink_keys),
             (self.value_code, self.values, self.sink_values),
         ):
-            units = self.tokens // UNIT
-            parts = [code.decode(packed, a, min(a + CHUNK_UNITS, units)).to(dtype) for a in range(0, units, CHUNK_UNITS)]
-            whole = torch.cat(parts, 2)
+            whole = torch.cat([code.decode(chunk).to(dtype) for chunk in packed.chunks], 2)
             index = self.sink_index[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
             out.append(whole.scatter_(2, index, sinks.to(dtype)))
         return out[0], out[1]
@@ -63,8 +58,8 @@ class LiveLayer(DynamicLayer):
 
     def _clear(self) -> None:
         self.sealed = 0
-        self.packed_keys: dict[int, Tensor] | None = None
-        self.packed_values: dict[int, Tensor] | None = None
+        self.packed_keys: Planes | None = None
+        self.packed_values: Planes | None = None
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
         self.sink_index: Tensor | None = None
@@ -116,8 +111,8 @@ class LiveLayer(DynamicLayer):
                     return
             self._copy_sinks()
         key_code, value_code = self.owner.codes_of(self)
-        self.packed_keys = append(self.packed_keys, key_code.encode(self.keys[:, :, :ready]))
-        self.packed_values = append(self.packed_values, value_code.encode(self.values[:, :, :ready]))
+        self.packed_keys = (self.packed_keys or Planes(())).append(key_code.encode(self.keys[:, :, :ready]))
+        self.packed_values = (self.packed_values or Planes(())).append(value_code.encode(self.values[:, :, :ready]))
         self.sealed += ready
         self.keys, self.values = self.keys[:, :, ready:].clone(), self.values[:, :, ready:].clone()
 
@@ -152,16 +147,14 @@ class LiveLayer(DynamicLayer):
             kept = 0
         self.keys, self.values = keys[:, :, kept:length].clone(), values[:, :, kept:length].clone()
         if kept:
-            units = kept // UNIT
-            self.packed_keys = {w: p[:, :, :units].clone() for w, p in view.keys.items()}
-            self.packed_values = {w: p[:, :, :units].clone() for w, p in view.values.items()}
+            self.packed_keys, self.packed_values = view.keys.first(kept // UNIT), view.values.first(kept // UNIT)
             self.sealed = kept
         else:
             self._clear()
 
     def _pick(self, rows: Tensor) -> None:
         if self.packed_keys is not None and self.packed_values is not None:
-            self.packed_keys, self.packed_values = select(self.packed_keys, rows), select(self.packed_values, rows)
+            self.packed_keys, self.packed_values = self.packed_keys.select(rows), self.packed_values.select(rows)
         for name in ("sink_keys", "sink_values", "sink_index"):
             held = getattr(self, name)
             if held is not None:
@@ -204,7 +197,7 @@ class LiveLayer(DynamicLayer):
         for name in ("packed_keys", "packed_values"):
             held = getattr(self, name)
             if held is not None:
-                setattr(self, name, {width: part.to(device, non_blocking=True) for width, part in held.items()})
+                setattr(self, name, held.to(device))
         for name in ("sink_keys", "sink_values", "sink_index"):
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name).to(device, non_blocking=True))
@@ -212,7 +205,7 @@ class LiveLayer(DynamicLayer):
     @property
     def payload_nbytes(self) -> int:
         """Bytes of the packed codes."""
-        return packed_nbytes(self.packed_keys) + packed_nbytes(self.packed_values)
+        return sum(held.nbytes for held in (self.packed_keys, self.packed_values) if held is not None)
 
     @property
     def sink_nbytes(self) -> int:

@@ -20,7 +20,7 @@ from tensornet_compress.kv.blocks import Block, Sequence
 from tensornet_compress.kv.cache import CompressedCache
 from tensornet_compress.kv.codec import Payload
 from tensornet_compress.kv.livecache import LiveCache
-from tensornet_compress.kv.planes import WIDTHS
+from tensornet_compress.kv.planes import WIDTHS, Planes
 from tensornet_compress.kv.profile import Profile
 from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.kv.storage import StorageCache
@@ -200,7 +200,7 @@ def _live_record(cache: LiveCache, tensors: dict[str, Tensor], other: dict[int, 
         tensors |= {f"tail{place}.keys": layer.keys, f"tail{place}.values": layer.values}
         for side, packed in (("keys", layer.packed_keys), ("values", layer.packed_values)):
             if packed is not None:
-                tensors |= {f"codes{place}.{side}.{width}": part for width, part in packed.items()}
+                tensors |= {f"codes{place}.{side}.{width}": part for width, part in packed.whole().items()}
         for name in ("sink_keys", "sink_values", "sink_index"):
             held = getattr(layer, name)
             if held is not None:
@@ -240,8 +240,8 @@ def _restore(cache: CompressedCache, record: CacheRecord, tensors: dict[str, Ten
         for place, layer in enumerate(cache.compressed_layers):
             layer.sealed = record.sealed[place]
             if layer.sealed:
-                layer.packed_keys = {width: tensors[f"codes{place}.keys.{width}"] for width in WIDTHS}
-                layer.packed_values = {width: tensors[f"codes{place}.values.{width}"] for width in WIDTHS}
+                layer.packed_keys = Planes.of({width: tensors[f"codes{place}.keys.{width}"] for width in WIDTHS})
+                layer.packed_values = Planes.of({width: tensors[f"codes{place}.values.{width}"] for width in WIDTHS})
                 for name in ("sink_keys", "sink_values", "sink_index"):
                     setattr(layer, name, tensors[f"{name}{place}"])
 

@@ -1,6 +1,6 @@
 """Fixed-rate codes that attention can contract against: integers cut in bit planes that unpack in a few wide operations.
 
-A code of b bits is a sum of fields of 8, 4, 2 and 1 bits. Because dequantisation is linear, every field is just one more row of
+A code of b bits is a sum of fields of 4, 2 and 1 bits. Because dequantisation is linear, every field is just one more row of
 the contraction, scaled by its place value. Fields of one width lie together, ``(batch, rows, units, bytes)``: byte j of a
 unit of 64 tokens holds tokens j, j + n, j + 2n ... (n bytes a unit), so that unpacking is shift-and-mask without any shuffle.
 """
@@ -8,7 +8,6 @@ unit of 64 tokens holds tokens j, j + n, j + 2n ... (n bytes a unit), so that un
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,16 +15,18 @@ from torch import Tensor
 from tensornet_compress.errors import TensorNetError
 
 UNIT = 64
-WIDTHS = (8, 4, 2, 1)
-_MASKS = {width: sum(((1 << width) - 1) << (8 * byte) for byte in range(8)) for width in (4, 2, 1)}
+OPEN, CLOSED = 16, 64
+"""Units of a chunk that is still copied when more come, and of one that is not; ``CLOSED`` is a multiple of ``OPEN``."""
+WIDTHS = (4, 2, 1)
+_MASKS = {width: sum(((1 << width) - 1) << (8 * byte) for byte in range(8)) for width in WIDTHS}
 """The low bits of every byte of a 64-bit word."""
-FIELDS: dict[int, tuple[int, ...]] = {0: (), 1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
+FIELDS: dict[int, tuple[int, ...]] = {0: (), 1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (4, 4)}
 """Bits of a code -> widths of its fields, highest first."""
 
 
 @dataclass(frozen=True)
 class PlaneLayout:
-    """Which rows of the contraction hold which field. Row order: by width (8, 4, 2, 1), then by component."""
+    """Which rows of the contraction hold which field. Row order: by width (4, 2, 1), then by component."""
 
     component: Tensor
     """Component of every row, int64 (rows,)."""
@@ -74,41 +75,95 @@ class PlaneLayout:
             packed[width] = (spread << shifts).sum(-2).to(torch.uint8)
         return packed
 
-    def unpack(self, packed: dict[int, Tensor], start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Units ``start .. stop`` -> field values as ``dtype``, (batch, rows, tokens)."""
-        batch = packed[8].shape[0]
-        units = stop - start
-        out = torch.empty(batch, self.count, units * UNIT, dtype=dtype, device=packed[8].device)
+    def unpack(self, packed: dict[int, Tensor]) -> Tensor:
+        """Packed bytes -> field values, uint8 0 .. 15, (batch, rows, tokens)."""
+        batch, _, units, _ = packed[4].shape
+        out = torch.empty(batch, self.count, units * UNIT, dtype=torch.uint8, device=packed[4].device)
         row = 0
         for width in WIDTHS:
             rows = self.rows[width]
             if not rows:
                 continue
-            fields = packed[width][:, :, start:stop]
-            if width < 8:
-                # Eight bytes at a time: a shift drags bits of the next byte along, which the mask drops again.
-                lanes = fields.view(torch.int64)[..., None, :] >> _shifts(width, fields.device)
-                fields = lanes.bitwise_and_(_MASKS[width]).view(torch.uint8)
-            out[:, row : row + rows].copy_(fields.reshape(batch, rows, units * UNIT))
+            # Eight bytes at a time: a shift drags bits of the next byte along, which the mask drops again.
+            source = packed[width].view(torch.int64)
+            lanes = out[:, row : row + rows].view(torch.int64).unflatten(-1, (units, 8 // width, width))
+            for place in range(8 // width):
+                torch.bitwise_right_shift(source, place * width, out=lanes[..., place, :])
+            lanes.bitwise_and_(_MASKS[width])
             row += rows
         return out
 
 
-@cache
-def _shifts(width: int, device: torch.device) -> Tensor:
-    return torch.arange(0, 8, width, device=device)[:, None]
+@dataclass(frozen=True)
+class Planes:
+    """Packed bytes of a growing row of units, in chunks that are never rewritten once they hold ``CLOSED`` units.
+
+    Appending copies at most the open last chunk (fewer than ``OPEN`` units) and every unit once more when chunks are joined, so
+    its cost per token does not grow with the tokens held.
+    """
+
+    chunks: tuple[dict[int, Tensor], ...]
+    """By width: uint8 (batch, rows, units, bytes)."""
+
+    @staticmethod
+    def of(packed: dict[int, Tensor]) -> Planes:
+        """Packed bytes of any number of units."""
+        total = _units(packed)
+        starts = range(0, total, CLOSED)
+        return Planes(tuple(_slice(packed, start, min(start + CLOSED, total)) for start in starts))
+
+    def append(self, packed: dict[int, Tensor]) -> Planes:
+        """Packed bytes of more tokens behind those held."""
+        chunks, done, total = list(self.chunks), 0, _units(packed)
+        while done < total:
+            held = _units(chunks[-1]) if chunks else OPEN
+            room = min(OPEN - held, total - done) if held < OPEN else 0
+            if room:
+                chunks[-1] = _join([chunks[-1], _slice(packed, done, done + room)])
+            else:
+                room = min(CLOSED if total - done >= CLOSED else OPEN, total - done)
+                chunks.append(_slice(packed, done, done + room))
+            done += room
+            last = chunks[-(CLOSED // OPEN) :]
+            if [_units(chunk) for chunk in last] == [OPEN] * (CLOSED // OPEN):
+                chunks[-len(last) :] = [_join(last)]
+        return Planes(tuple(chunks))
+
+    def whole(self) -> dict[int, Tensor]:
+        """All units in one tensor per width."""
+        return _join(list(self.chunks))
+
+    def first(self, units: int) -> Planes:
+        """A copy of the first ``units``."""
+        return Planes.of(_slice(self.whole(), 0, units))
+
+    def select(self, rows: Tensor) -> Planes:
+        """Rows of the batch, int64 (rows,)."""
+        return Planes(
+            tuple({width: part.index_select(0, rows.to(part.device)) for width, part in chunk.items()} for chunk in self.chunks)
+        )
+
+    def to(self, device: torch.device) -> Planes:
+        """On another device."""
+        return Planes(
+            tuple({width: part.to(device, non_blocking=True) for width, part in chunk.items()} for chunk in self.chunks)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(part.nbytes for chunk in self.chunks for part in chunk.values())
 
 
-def append(old: dict[int, Tensor] | None, new: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Packed bytes of more tokens behind those held."""
-    return new if old is None else {width: torch.cat([old[width], new[width]], 2) for width in WIDTHS}
+def _units(packed: dict[int, Tensor]) -> int:
+    return packed[4].shape[2]
 
 
-def select(packed: dict[int, Tensor], rows: Tensor) -> dict[int, Tensor]:
-    """Rows of the batch, int64 (rows,)."""
-    return {width: part.index_select(0, rows.to(part.device)) for width, part in packed.items()}
+def _slice(packed: dict[int, Tensor], start: int, stop: int) -> dict[int, Tensor]:
+    if (start, stop) == (0, _units(packed)):
+        return packed
+    return {width: part[:, :, start:stop].clone(memory_format=torch.contiguous_format) for width, part in packed.items()}
 
 
-def packed_nbytes(packed: dict[int, Tensor] | None) -> int:
-    """Bytes held."""
-    return 0 if packed is None else sum(part.nbytes for part in packed.values())
+def _join(chunks: list[dict[int, Tensor]]) -> dict[int, Tensor]:
+    return chunks[0] if len(chunks) == 1 else {width: torch.cat([chunk[width] for chunk in chunks], 2) for width in WIDTHS}

@@ -16,6 +16,7 @@ from tensornet_compress.kv.attention import NAME, attend, contracting
 from tensornet_compress.kv.free import own_basis
 from tensornet_compress.kv.live import ALLOWED, Curve, SideCode, allocate
 from tensornet_compress.kv.livelayer import LiveView
+from tensornet_compress.kv.planes import Planes
 from tests.kv.tiny_models import FAMILIES, generate, tiny, tiny_profile
 
 
@@ -27,8 +28,9 @@ def view_of(keys: Tensor, values: Tensor, bits: float, first: list[int]) -> Live
         codes.append(SideCode(basis, allocate(basis.deviation, curve, bits), curve, states.shape[1]))
     index = torch.tensor(first)[:, None] + torch.arange(2)
     wide = index[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+    packed = [Planes((c.encode(s[:, :, :64]), c.encode(s[:, :, 64:]))) for c, s in zip(codes, (keys, values))]
     return LiveView(
-        codes[0], codes[1], codes[0].encode(keys), codes[1].encode(values), keys.shape[2],
+        codes[0], codes[1], packed[0], packed[1], keys.shape[2],
         keys.gather(2, wide), values.gather(2, wide), index,
     )  # fmt: skip
 
@@ -61,9 +63,9 @@ def test_sinks_stay_exact_and_codes_come_back() -> None:
     rebuilt, _ = view.rebuild(torch.float32)
     assert torch.equal(rebuilt[0, :, 3:5], keys[0, :, 3:5])
     assert torch.equal(rebuilt[1, :, 10:12], keys[1, :, 10:12])
-    plain = view.key_code.decode(view.keys, 0, 2)
+    plain = view.key_code.decode(view.keys.whole())
     again = view.key_code.encode(plain)
-    for width, part in view.keys.items():
+    for width, part in view.keys.whole().items():
         assert part.numel() == 0 or (again[width] == part).float().mean() > 0.999
 
 

@@ -47,7 +47,7 @@ def three_bytes(values: Tensor) -> tuple[Tensor, Tensor]:
     """fp32 (rows, n) -> int8 (3 rows, n): low, middle and high bytes of 24-bit numbers, each signed; fp32 scale (rows, 1)."""
     low, high = values.aminmax(dim=-1, keepdim=True)
     scale = torch.maximum(high, -low).div_(_LARGEST).clamp_min_(1e-37)
-    # The offset makes all three bytes unsigned; taking 128 off each (the same as flipping its top bit) makes them signed digits.
+    # The offset makes all three bytes unsigned; flipping the top bit of each takes 128 off, which makes them signed digits.
     digits = (values / scale).round_().to(torch.int32).add_(0x808080).view(torch.uint8).bitwise_xor_(0x80)
     return digits.view(torch.int8).unflatten(-1, (-1, 4))[..., :3].permute(2, 0, 1).reshape(-1, values.shape[1]), scale
 

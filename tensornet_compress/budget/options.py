@@ -34,8 +34,8 @@ from tensornet_compress.network import (
 )
 from tensornet_compress.network.network import DTYPES
 
-Family = Literal["dense", "svd", "tt", "ttm", "tree"]
-FAMILIES: tuple[Family, ...] = ("dense", "svd", "tt", "ttm", "tree")
+Family = Literal["dense", "svd", "tt", "ttm", "tree", "searched"]
+FAMILIES: tuple[Family, ...] = ("dense", "svd", "tt", "ttm", "tree", "searched")
 DENSE_FORMATS = (
     "int2g64z",
     "int2g32o",
@@ -52,6 +52,8 @@ DENSE_FORMATS = (
 CORE_FORMATS = ("int4g64z", "int8g64", "bf16")
 # Stored bytes of the network options, as shares of what the dense weight takes in bf16.
 SIZE_SHARES = tuple(round(0.1 * 1.16**step, 4) for step in range(17))
+# A layout that was searched may fit its tensor far better than networks usually do.
+_SMALL_SHARES = (0.0125, 0.025, 0.05)
 _NATIVE_PARTS = 2
 
 
@@ -115,11 +117,12 @@ def layer_options(
     families: Sequence[Family],
     formats: Sequence[str] | None = None,
     shares: Sequence[float] = SIZE_SHARES,
+    layout: tuple[Layout, Topology] | None = None,
 ) -> list[Option]:
     """All options of a layer (see ``pareto`` for those worth choosing).
 
     ``formats`` restricts the number formats of every family. Dense floating point is always an option; dense integers only
-    in the family ``dense``.
+    in the family ``dense``. ``layout``: found by a search; the family ``searched`` has no options without it.
 
     Raises:
         TensorNetError: a format or family that does not exist.
@@ -132,8 +135,10 @@ def layer_options(
     if "svd" in families:
         options += _matrix_options(statistics, core_formats, shares)
     for family in families:
-        if family in ("tt", "ttm", "tree"):
-            options += _tree_options(statistics, family, core_formats, shares)
+        placed = layout if family == "searched" else native_layout(tuple(statistics.weight.shape), family)
+        if placed is not None:
+            sizes = (*_SMALL_SHARES, *shares[::2]) if family == "searched" else shares[::2]
+            options += _tree_options(statistics, family, placed, core_formats, sizes)
     return options
 
 
@@ -211,11 +216,14 @@ def _ranks_at(shares: Sequence[float], rows: int, columns: int, fmt: NumberForma
 
 
 def native_layout(shape: tuple[int, ...], family: Family) -> tuple[Layout, Topology] | None:
-    """The unsearched layout and topology of a tensor format: digits in native order; None where it makes no sense.
+    """The unsearched layout and topology of a tensor format: digits in native order; None where it makes no sense, and for
+    other families.
 
     ``tt``: a train over row digits then column digits; ``ttm``: a train of (row digit, column digit) pairs; ``tree``: the
     balanced binary tree over the digits of ``tt``.
     """
+    if family not in ("tt", "ttm", "tree"):
+        return None
     if len(shape) != 2:
         if family == "ttm":
             return None
@@ -232,19 +240,20 @@ def native_layout(shape: tuple[int, ...], family: Family) -> tuple[Layout, Topol
 
 
 def _tree_options(
-    statistics: LayerStatistics, family: Family, formats: Sequence[NumberFormat], shares: Sequence[float]
+    statistics: LayerStatistics,
+    family: Family,
+    placed: tuple[Layout, Topology],
+    formats: Sequence[NumberFormat],
+    shares: Sequence[float],
 ) -> Iterator[Option]:
-    """Trains and trees in native order; the error is predicted from the tails of the unfoldings at the metric's mean price."""
+    """Trains and trees; the error is predicted from the tails of the unfoldings at the metric's mean price."""
     shape = tuple(statistics.weight.shape)
-    native = native_layout(shape, family)
-    if native is None:
-        return
-    layout, topology = native
+    layout, topology = placed
     spectra = bond_spectra(layout.apply(statistics.weight.float()), topology)
     dropped = [tails(spectrum) for spectrum in spectra]
     for fmt in formats:
         seen: set[tuple[int, ...]] = set()
-        for share in shares[::2]:
+        for share in shares:
             try:
                 ranks = ranks_for_bytes(spectra, int(share * 2 * prod(shape)), layout, topology, fmt)
             except TensorNetError:

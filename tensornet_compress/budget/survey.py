@@ -51,6 +51,7 @@ class LayerJob:
     formats: tuple[str, ...] | None = None
     shares: tuple[float, ...] = ()
     sweeps: int = 1
+    layout: tuple[Layout, Topology] | None = None
 
     def metric(self) -> KroneckerMetric:
         """Activation-aware where inputs were seen, Euclidean otherwise."""
@@ -84,7 +85,7 @@ class Realised:
 def survey_layer(job: LayerJob) -> Survey:
     """All options of a layer with predicted errors, and a probe."""
     statistics = job.statistics()
-    options = layer_options(statistics, job.families, job.formats, job.shares)
+    options = layer_options(statistics, job.families, job.formats, job.shares, job.layout)
     spec = _probe_spec(statistics, job.families, job.formats)
     probe = realise(statistics.weight, spec, statistics.metric, feedback=statistics.feedback)
     return Survey(job.name, options, statistics.energy, probe, measured_error(statistics, probe))

@@ -67,7 +67,7 @@ def weights(
     size: Annotated[str | None, typer.Option(help="Stored bytes of the whole model, e.g. 90MB or 120000000.")] = None,
     targets: Annotated[list[str] | None, typer.Option(help="Patterns of modules to compress (repeatable).")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Patterns of modules to leave alone (repeatable).")] = None,
-    method: Annotated[str, typer.Option(help="auto, dense, svd, tt, ttm or tree.")] = "auto",
+    method: Annotated[str, typer.Option(help="auto, dense, svd, tt, ttm, tree or searched.")] = "auto",
     format: Annotated[list[str] | None, typer.Option(help="Number formats allowed, e.g. bf16, int4g64z (repeatable).")] = None,  # noqa: A002
     allocator: Annotated[str, typer.Option(help="sensitivity, energy or uniform.")] = "sensitivity",
     calibration: Annotated[Path | None, typer.Option(help="Text file; the bundled Wikipedia sample by default.")] = None,
@@ -75,6 +75,9 @@ def weights(
     length: Length = 512,
     encoder: Annotated[bool, typer.Option(help="Load an encoder without a head instead of a language model.")] = False,
     dtype: Dtype = "auto",
+    search: Annotated[
+        float | None, typer.Option(help="Seconds to search the layout of each kind of layer; none by default.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
     json: JsonFile = None,
@@ -111,6 +114,7 @@ def weights(
         formats=format,
         allocator=allocator,  # type: ignore[arg-type]
         workers=workers,
+        search=search,
         source=folder if folder.is_dir() and dtype == "auto" else None,
         progress=RichProgress(),
     )

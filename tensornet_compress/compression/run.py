@@ -45,6 +45,7 @@ def compress(
     sweeps: int = 1,
     workers: int | None = None,
     source: Path | None = None,
+    search: float | None = None,
     survey: ModelSurvey | None = None,
     progress: Progress | None = None,
 ) -> CompressionReport:
@@ -69,6 +70,8 @@ def compress(
         sweeps: ALS sweeps for trains and trees.
         workers: processes; results do not depend on it.
         source: a folder of safetensors files that holds exactly the model's weights: jobs then read their tensors from there.
+        search: seconds to search mode orders and topologies on one layer of each kind (its siblings share the layout); what is
+            found competes as the family ``searched``. None searches nothing.
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
         progress: receives stages and steps.
 
@@ -99,6 +102,7 @@ def compress(
             sweeps=sweeps,
             workers=workers,
             source=source,
+            search=search,
             progress=progress,
         )
     clock = Clock(progress or SilentProgress())
@@ -169,6 +173,7 @@ def _report(
     kept = [layer.name for layer in layers if layer.family == "dense"]
     if kept and method not in ("dense", "auto"):
         notes.append(f"{len(kept)} layers stay dense: no {method} network of theirs was worth its bytes")
+    notes += [str(found) for found in survey.searches]
     if survey.calibration is None:
         notes.append("no calibration was given: errors are Euclidean")
     return CompressionReport(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import safe_open
@@ -21,6 +21,7 @@ from tensornet_compress.budget import (
 )
 from tensornet_compress.budget.options import SIZE_SHARES
 from tensornet_compress.compression.clock import Clock
+from tensornet_compress.compression.layouts import LayoutSearch, layer_kind, search_layouts
 from tensornet_compress.compression.options import Method, Sensitivity
 from tensornet_compress.compression.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
@@ -46,6 +47,7 @@ class ModelSurvey:
     sensitivity: dict[str, float]
     calibration: str | None
     seconds: dict[str, float]
+    searches: list[LayoutSearch] = field(default_factory=list)
 
     def damage_weight(self, layer: Survey, measured: bool) -> float:
         """What a unit of squared metric error of a layer counts: measured at the output, or relative to its own norm."""
@@ -65,6 +67,7 @@ def survey_model(
     sweeps: int = 1,
     workers: int | None = None,
     source: Path | None = None,
+    search: float | None = None,
     progress: Progress | None = None,
 ) -> ModelSurvey:
     """Calibrate, list every layer's options and measure sensitivities; the model is left as found.
@@ -74,6 +77,10 @@ def survey_model(
     """
     if method != "auto" and method not in FAMILIES:
         raise TensorNetError(f"unknown method {method!r}; choose auto or one of {FAMILIES}")
+    if method == "searched" and search is None:
+        raise TensorNetError("method 'searched' needs the seconds of a search for each kind of layer: give search=60, say")
+    if search is not None and not search > 0:
+        raise TensorNetError(f"search takes the seconds for each kind of layer, was given {search}")
     if sensitivity not in ("fisher", "probe", None):
         raise TensorNetError(f"unknown sensitivity {sensitivity!r}; choose fisher or probe")
     batches = list(calibration) if calibration is not None else []
@@ -96,13 +103,18 @@ def survey_model(
         )
         for target in chosen
     ]
+    searches: list[LayoutSearch] = []
+    if search is not None:
+        searches = list(search_layouts(jobs, search, clock).values())
+        layouts = {found.kind: found.layout for found in searches}
+        jobs = [replace(job, layout=layouts[layer_kind(job.name, job.source.load().shape)]) for job in jobs]
     with clock.stage("survey", len(jobs)) as advance:
         layers = run_jobs(survey_layer, jobs, workers, advance)
     measured: dict[str, float] = {}
     if sensitivity is not None and batches:
         measured = _sensitivities(model, chosen, layers, batches, sensitivity, clock)
     fingerprint = calibration_fingerprint(batches) if batches else None
-    return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds)
+    return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds, searches)
 
 
 def uniform_share(sizes: Sizes) -> tuple[float, ...]:

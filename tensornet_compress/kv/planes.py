@@ -121,7 +121,7 @@ class Planes:
             if room:
                 chunks[-1] = _join([chunks[-1], _slice(packed, done, done + room)])
             else:
-                room = min(CLOSED if total - done >= CLOSED else OPEN, total - done)
+                room = min(CLOSED, total - done)
                 chunks.append(_slice(packed, done, done + room))
             done += room
             last = chunks[-(CLOSED // OPEN) :]

@@ -19,6 +19,7 @@ from tensornet_compress.network.network import DTYPES
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, tensorize
 from tensornet_compress.searching.fibres import assigned, best_split, diagonal_order, seriations
+from tensornet_compress.searching.graphs import mutual_information
 from tensornet_compress.searching.limit import Limit
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
@@ -146,6 +147,9 @@ class _Search:
             return
         tensorization = tensorize(tuple(self.work.shape))
         store = self._store(tensorization, ())
+        if "mode" in self.orderings and len(store.dims) > 2:
+            # Needed below anyway; first, because it finds outer products, whose other spectra then cost nothing.
+            mutual_information(store)
         self._try(store, list(native_shapes(tensorization, self.families)))
         if tensorization.padding:
             whole = Tensorization.native(tuple(self.work.shape))

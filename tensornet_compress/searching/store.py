@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
 _SKETCH = 1024
 _POWER_STEPS = 1
+_PURE = 1e-13
+"""A cut is of rank 1 when all but this share of the energy is in its first value: below what single precision resolves."""
 
 
 class SpectrumStore:
@@ -23,6 +26,9 @@ class SpectrumStore:
     (3e-4), larger ones a randomised sketch of 1,024 values: the energy beyond these is known exactly and spread evenly over the
     values that follow, so that what any rank up to 1,024 drops is exact up to the sketch's own error in the leading values,
     which can only overestimate what is dropped.
+
+    Where a cut turns out to be of rank 1 the tensor is an outer product of two smaller ones: from then on only these are cut,
+    and spectra of the whole are products of theirs.
     """
 
     def __init__(self, modes: Tensor):
@@ -31,6 +37,10 @@ class SpectrumStore:
         self.energy = float(self.modes.double().square().sum())
         self._known: dict[frozenset[int], Tensor] = {}
         self._tails: dict[frozenset[int], Tensor] = {}
+        self._falling: dict[frozenset[int], np.ndarray] = {}
+        self._entropies: dict[frozenset[int], float] = {}
+        self._factors: list[tuple[tuple[int, ...], Tensor]] = [(tuple(range(modes.ndim)), self.modes)]
+        self._all = frozenset(range(modes.ndim))
 
     def __len__(self) -> int:
         """Number of unfoldings computed so far."""
@@ -39,7 +49,7 @@ class SpectrumStore:
     def key(self, left: Iterable[int]) -> frozenset[int]:
         """One name for a bipartition: the side without mode 0."""
         side = frozenset(left)
-        return frozenset(range(len(self.dims))) - side if 0 in side else side
+        return self._all - side if 0 in side else side
 
     def spectrum(self, left: Iterable[int]) -> Tensor:
         """Singular values (float64, descending) with the modes ``left`` as rows."""
@@ -57,17 +67,21 @@ class SpectrumStore:
 
     def rank(self, left: Iterable[int], allowed: float) -> int:
         """The least rank (at least 1) that drops a squared norm of at most ``allowed``."""
-        dropped = self.tails(left)
-        return max(1, int((dropped > allowed).sum()))
+        key = self.key(left)
+        if key not in self._falling:
+            self._falling[key] = -self.tails(key).numpy()
+        return max(1, int(np.searchsorted(self._falling[key], -allowed, side="left")))
 
     def entropy(self, left: Iterable[int]) -> float:
         """Entanglement entropy in bits: of the squared singular values as a distribution."""
         key = self.key(left)
         if not key or len(key) == len(self.dims) or self.energy == 0.0:
             return 0.0
-        weights = self.spectrum(key).square()
-        weights = weights / weights.sum().clamp_min(1e-300)
-        return float(-(weights * weights.clamp_min(1e-300).log2()).sum())
+        if key not in self._entropies:
+            weights = self.spectrum(key).square()
+            weights = weights / weights.sum().clamp_min(1e-300)
+            self._entropies[key] = float(-(weights * weights.clamp_min(1e-300).log2()).sum())
+        return self._entropies[key]
 
     def side(self, left: Iterable[int]) -> int:
         """Length of the shorter side of an unfolding: what its spectrum costs grows with it."""
@@ -75,15 +89,39 @@ class SpectrumStore:
         return min(rows, prod(self.dims) // max(rows, 1))
 
     def _compute(self, key: frozenset[int]) -> Tensor:
-        if not key:
-            return torch.tensor([self.energy**0.5], dtype=torch.float64)
-        matrix = unfolding(self.modes, sorted(key))
-        if matrix.shape[0] > matrix.shape[1]:
-            matrix = matrix.T
-        if len(matrix) > LARGEST_SIDE:
-            return self._sketched(matrix)
-        wide = matrix.double() if len(matrix) <= EXACT_SIDE else matrix
-        return torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0).sqrt()
+        """The product of the spectra of all factors that ``key`` cuts."""
+        found = torch.tensor([self.energy**0.5], dtype=torch.float64)
+        whole = len(self._factors) == 1
+        for modes, tensor in list(self._factors):
+            inside = [place for place, mode in enumerate(modes) if mode in key]
+            if 0 < len(inside) < len(modes):
+                values = self._cut(modes, tensor, inside)
+                if whole:
+                    return values
+                found = torch.outer(found, values / values.square().sum().sqrt().clamp_min(1e-300)).flatten()
+        return found.sort(descending=True).values
+
+    def _cut(self, modes: tuple[int, ...], tensor: Tensor, inside: list[int]) -> Tensor:
+        """Spectrum of one factor; splits it where it is of rank 1."""
+        matrix = unfolding(tensor, inside)
+        short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        if len(short) > LARGEST_SIDE:
+            return self._sketched(short)
+        wide = short.double() if len(short) <= EXACT_SIDE else short
+        squares = torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0)
+        if 0 < float(squares[0]) * _PURE >= float(squares[1:].sum()) and len(squares) > 1:
+            self._split(modes, matrix, inside)
+        return squares.sqrt()
+
+    def _split(self, modes: tuple[int, ...], matrix: Tensor, inside: list[int]) -> None:
+        """Replace a factor, an outer product, by its two parts."""
+        rest = [place for place in range(len(modes)) if place not in inside]
+        row = matrix[int(matrix.square().sum(1).argmax())]
+        column = matrix @ (row / row.square().sum().clamp_min(1e-300))
+        for places, part in ((inside, column), (rest, row)):
+            owned = tuple(modes[place] for place in places)
+            self._factors.append((owned, part.reshape([self.dims[mode] for mode in owned])))
+        self._factors = [factor for factor in self._factors if factor[0] != modes]
 
     def _sketched(self, matrix: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)

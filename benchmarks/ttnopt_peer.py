@@ -58,7 +58,9 @@ def optimal_tree(tensor: Tensor, cut: float, sweeps: int) -> Tree:
     seconds = perf_counter() - began
     error = float(np.linalg.norm(_dense(psi) - array) / np.linalg.norm(array))
     topology, ranks = _topology(psi)
-    return Tree(topology, ranks, sum(t.size for t in psi.tensors), _merged_numbers(topology, ranks, array.shape), error, seconds)
+    return Tree(
+        topology, ranks, sum(t.size for t in psi.tensors), _merged_numbers(topology, ranks, array.shape), error, seconds
+    )
 
 
 def _start(array: np.ndarray) -> Any:

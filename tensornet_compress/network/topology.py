@@ -34,7 +34,7 @@ class Topology(Frozen):
                 raise ValueError(f"edge {(a, b)} must join cores a < b of {len(self.legs)} cores")
         if not self.legs:
             raise ValueError("a network needs at least one core")
-        if len(set(self.edges)) != len(self.edges) or not nx.is_tree(self._bare_graph()):
+        if len(set(self.edges)) != len(self.legs) - 1 or len(self.edges) != len(self.legs) - 1 or not _connected(self):
             raise ValueError(f"edges {self.edges} do not make a tree of {len(self.legs)} cores")
         for core in range(len(self.legs)):
             if not self.legs[core] and sum(core in edge for edge in self.edges) < 2:
@@ -138,6 +138,14 @@ class Topology(Frozen):
     def side(self, bond: int) -> tuple[int, ...]:
         """Positions on the lower core's side of a bond, ascending."""
         return _sides(self.legs, self.edges)[bond]
+
+
+def _connected(topology: Topology) -> bool:
+    part = list(range(len(topology.legs)))
+    for a, b in topology.edges:
+        old, new = part[a], part[b]
+        part = [new if label == old else label for label in part]
+    return len(set(part)) == 1
 
 
 @lru_cache(maxsize=4096)

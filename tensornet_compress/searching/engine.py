@@ -18,23 +18,25 @@ from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork,
 from tensornet_compress.network.network import DTYPES
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, tensorize
-from tensornet_compress.searching.fibres import assigned, best_split, diagonal_order, seriations
+from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
+from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information
 from tensornet_compress.searching.limit import Limit
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
+from tensornet_compress.searching.starts import LARGEST_ASSIGNED, fibre_starts
 from tensornet_compress.searching.store import SpectrumStore
 
-Ordering = Literal["mode", "fibre"]
+Ordering = Literal["mode", "fibre", "entry"]
 ORDERINGS: tuple[Ordering, ...] = ("mode", "fibre")
+KNOWN_ORDERINGS: tuple[Ordering, ...] = (*ORDERINGS, "entry")
 DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp32")
 _KEPT = 3
 _TRIES = 4
 _MARGIN = 1.01
+_WRONG = 1.3
 _LOOSE = 0.93
-_LARGEST_FIBRES = 4096
-_LARGEST_ASSIGNED = 1024
 
 
 def search(
@@ -61,7 +63,9 @@ def search(
         tensor: real, any shape and floating dtype.
         max_error: relative error in the metric, 0 or more. max_bytes: stored bytes. Exactly one of them.
         metric: of a matrix (first axis, all others); Euclidean by default. It measures and fits; predictions are Euclidean.
-        orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed).
+        orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed) and, only
+            when asked for, ``entry`` (EinSort: all entries sorted, charged as packed). Entry sorts compete for
+            ``result.entry_sort``; ``best`` stays a network, as a permutation of entries cannot be stored as one.
         topologies: families that compete besides ``dense``.
         formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
         time_budget: seconds, null control included (it takes about half); the best so far is returned when they are over, and
@@ -77,7 +81,7 @@ def search(
         raise TensorNetError("formats is empty; give some, or None for all")
     if not time_budget > 0:
         raise TensorNetError(f"time_budget must be positive, was given {time_budget}")
-    for name, given, known in (("orderings", orderings, ORDERINGS), ("topologies", topologies, FAMILIES)):
+    for name, given, known in (("orderings", orderings, KNOWN_ORDERINGS), ("topologies", topologies, FAMILIES)):
         unknown = [item for item in given if item not in known]
         if unknown:
             raise TensorNetError(f"unknown {name} {unknown}; choose from {known}")
@@ -100,7 +104,7 @@ def search(
             other = _Search(shuffled, limit, metric, orderings, topologies, formats, started + time_budget)
             other.run()
             luck = other.choice()
-            control = Null(luck.nbytes, luck.error, other.gain(), luck.family)
+            control = Null(luck.nbytes, luck.error, other.gain(), luck.family, other.entry_gain())
             advance()
     return run.result(control, perf_counter() - started)
 
@@ -127,6 +131,7 @@ class _Search:
         self.formats = [parse_format(name) for name in formats or CORE_FORMATS]
         self.norm = self.metric.norm2(self._matrix(self.work))
         self.found: list[Found] = []
+        self.entry_sorts: list[EntrySort] = []
         self.history: list[Event] = []
         self.stores: list[SpectrumStore] = []
         self.spectra: dict[str, list[float]] = {}
@@ -150,15 +155,17 @@ class _Search:
         if "mode" in self.orderings and len(store.dims) > 2:
             # Needed below anyway; first, because it finds outer products, whose other spectra then cost nothing.
             mutual_information(store)
-        self._try(store, list(native_shapes(tensorization, self.families)))
+        self._try_native(store, tensorization)
         if tensorization.padding:
             whole = Tensorization.native(tuple(self.work.shape))
-            self._try(self._store(whole, ()), list(native_shapes(whole, self.families)))
+            self._try_native(self._store(whole, ()), whole)
         if "mode" in self.orderings:
             self._try_kronecker(self.work, ())
             self._search_modes(store, tensorization, ())
         if "fibre" in self.orderings and self.work.ndim <= 4:
             self._search_fibres(tensorization)
+        if "entry" in self.orderings:
+            self.entry_sorts = entry_sorts(self.work, self._error_of, self.limit.allows, self.alive)
 
     def choice(self) -> Found:
         """The best of all; ties go to native order."""
@@ -174,6 +181,18 @@ class _Search:
         if self.limit.max_error is not None:
             return without.nbytes / best.nbytes
         return without.error / best.error if best.error > 0 else 1.0 if without.error == 0 else float("inf")
+
+    def entry_sort(self) -> EntrySort | None:
+        """The best entry sort, if one keeps the limit."""
+        return min(self.entry_sorts, key=lambda item: self.limit.cost(item.nbytes, item.error), default=None)
+
+    def entry_gain(self) -> float:
+        """Bytes (or error) of the best network over those of the best entry sort; 0 where there is none."""
+        item, best = self.entry_sort(), self.choice()
+        if item is None:
+            return 0.0
+        ours, theirs = (self.limit.cost(x.nbytes, x.error)[0] for x in (best, item))
+        return ours / theirs if theirs > 0 else 1.0
 
     def result(self, null: Null | None, seconds: float) -> SearchResult:
         """The result, with the null control applied."""
@@ -193,6 +212,8 @@ class _Search:
             )
         else:
             reason = "no ordering lowers the total, its own price included"
+        if "entry" in self.orderings:
+            reason += "; " + entry_verdict(self.entry_sort(), self.entry_gain(), 0.0 if null is None else null.entry_gain)
         return SearchResult(
             best=best.network,
             choice=best,
@@ -207,6 +228,7 @@ class _Search:
             finished=not self.stopped,
             spectra=self.spectra,
             history=tuple(self.history),
+            entry_sort=self.entry_sort(),
         )
 
     def _best(self, items: Sequence[Found]) -> Found:
@@ -260,13 +282,13 @@ class _Search:
             self._try(self._store(tensorization, orders), [shape])
 
     def _search_fibres(self, tensorization: Tensorization) -> None:
-        for orders in self._fibre_orders():
+        for orders in fibre_starts(self.work, self.alive):
             if not self.alive():
                 return
             store = self._store(tensorization, orders)
             self._try(store, list(native_shapes(tensorization, self.families, orders)))
             self._search_modes(store, tensorization, orders)
-        if self.work.ndim == 2 and max(self.work.shape) <= _LARGEST_ASSIGNED and self.alive():
+        if self.work.ndim == 2 and max(self.work.shape) <= LARGEST_ASSIGNED and self.alive():
             split = best_split(self.work)
             if split is None:
                 return
@@ -281,29 +303,13 @@ class _Search:
                 self._try_kronecker(tensor, orders)
                 self._search_modes(self._store(tensorization, orders), tensorization, orders)
 
-    def _diagonal_order(self) -> list[tuple[FibreOrder, ...]]:
-        """Columns so that a square matrix has its largest entries on the diagonal: finds hidden permutations."""
-        if self.work.ndim != 2 or self.work.shape[0] != self.work.shape[1] or len(self.work) > _LARGEST_ASSIGNED:
-            return []
-        order = diagonal_order(self.work)
-        return [(FibreOrder(axis=1, permutation=tuple(order)),)] if order != list(range(len(order))) else []
-
-    def _fibre_orders(self) -> list[tuple[FibreOrder, ...]]:
-        """Seriation of all axes that are long enough, and of each alone."""
-        by_axis: dict[int, dict[str, FibreOrder]] = {}
-        for axis, size in enumerate(self.work.shape):
-            if 4 <= size <= _LARGEST_FIBRES and self.work.ndim > 1 and self.alive():
-                by_axis[axis] = seriations(self.work, axis)
-        found = self._diagonal_order()
-        for name in ("path", "spectral"):
-            orders = tuple(named[name] for named in by_axis.values() if name in named)
-            if orders and orders not in found:
-                found.append(orders)
-            found += [(order,) for order in orders if len(orders) > 1 and name == "path"]
-        return found
+    def _try_native(self, store: SpectrumStore, tensorization: Tensorization) -> None:
+        """Family by family, so that no family alone would have found more than all of them together."""
+        for family in self.families:
+            self._try(store, list(native_shapes(tensorization, (family,))))
 
     def _try(self, store: SpectrumStore, shapes: Sequence[Shape]) -> None:
-        """Predict all shapes in all formats; make and measure the best few, and whatever could beat the best so far."""
+        """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far."""
         predicted: list[Candidate] = []
         for shape in shapes:
             for fmt in self.formats:
@@ -315,11 +321,17 @@ class _Search:
         made: set[tuple[str, str]] = set()
         for candidate in predicted:
             kind = candidate.shape.family, candidate.spec.terms[0].formats[0].name
-            if len(made) >= _KEPT or not self.alive():
+            if len(made) >= _KEPT or self._hopeless(candidate) or not self.alive():
                 return
             if kind not in made:
                 made.add(kind)
                 self._make(candidate, store)
+
+    def _hopeless(self, candidate: Candidate) -> bool:
+        """Whether the best so far is smaller (or nearer) by more than predictions are wrong by."""
+        kept = [found for found in self.found if self.limit.keeps(found)]
+        costs = [self.limit.cost(found.nbytes, found.error)[0] for found in kept]
+        return bool(costs) and self.limit.cost(candidate.nbytes, candidate.error)[0] > _WRONG * min(costs)
 
     def _predict(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat, slack: float) -> Candidate | None:
         if self.limit.max_error is not None:
@@ -357,13 +369,15 @@ class _Search:
 
     def _measure(self, family: str, spec: NetworkSpec, ordered: bool) -> Found:
         network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1)
-        dense = network.to_dense(self.work.dtype)
-        squared = self.metric.norm2(self._matrix(self.work - dense))
-        error = (squared / self.norm) ** 0.5 if self.norm else 0.0 if squared == 0.0 else float("inf")
+        error = self._error_of(network.to_dense(self.work.dtype))
         found = Found(family, network, error, ordered)
         self.found.append(found)
         self._note(f"{family} measured", network.nbytes, error)
         return found
+
+    def _error_of(self, dense: Tensor) -> float:
+        squared = self.metric.norm2(self._matrix(self.work - dense))
+        return (squared / self.norm) ** 0.5 if self.norm else 0.0 if squared == 0.0 else float("inf")
 
     def _spec(self, term: TermSpec) -> NetworkSpec:
         dtype = next((name for name, value in DTYPES.items() if value == self.tensor.dtype), "float32")

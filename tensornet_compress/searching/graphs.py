@@ -116,14 +116,16 @@ def reconnected(store: SpectrumStore, topology: Topology, allowed: float, alive:
 def exchanges(topology: Topology, bond: int) -> list[Topology]:
     """The trees in which one neighbour of each end of ``bond`` has changed sides."""
     a, b = topology.edges[bond]
-    graph = topology.graph()
+    near_a, near_b = (
+        sorted({p + q - core for p, q in topology.edges if core in (p, q)} - {other}) for core, other in ((a, b), (b, a))
+    )
     found = []
-    for x in sorted(set(graph[a]) - {b}):
-        for y in sorted(set(graph[b]) - {a}):
-            edges = {tuple(sorted(edge)) for edge in graph.edges}
-            edges -= {tuple(sorted((a, x))), tuple(sorted((b, y)))}
-            edges |= {tuple(sorted((b, x))), tuple(sorted((a, y)))}
-            found.append(Topology(legs=topology.legs, edges=tuple(sorted((p, q) for p, q in edges))))
+    for x in near_a:
+        for y in near_b:
+            edges = set(topology.edges)
+            edges -= {(min(a, x), max(a, x)), (min(b, y), max(b, y))}
+            edges |= {(min(b, x), max(b, x)), (min(a, y), max(a, y))}
+            found.append(Topology(legs=topology.legs, edges=tuple(sorted(edges))))
     return found
 
 

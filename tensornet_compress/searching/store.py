@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose.spectra import tails, unfolding
+from tensornet_compress.searching.products import PURE, product_cut, rank_one_parts
 
 EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
 _SKETCH = 1024
 _POWER_STEPS = 1
-_PURE = 1e-13
-"""A cut is of rank 1 when all but this share of the energy is in its first value: below what single precision resolves."""
 
 
 class SpectrumStore:
@@ -41,6 +40,7 @@ class SpectrumStore:
         self._entropies: dict[frozenset[int], float] = {}
         self._factors: list[tuple[tuple[int, ...], Tensor]] = [(tuple(range(modes.ndim)), self.modes)]
         self._all = frozenset(range(modes.ndim))
+        self._sought = False
 
     def __len__(self) -> int:
         """Number of unfoldings computed so far."""
@@ -90,6 +90,8 @@ class SpectrumStore:
 
     def _compute(self, key: frozenset[int]) -> Tensor:
         """The product of the spectra of all factors that ``key`` cuts."""
+        if not self._sought:
+            self._seek_products()
         found = torch.tensor([self.energy**0.5], dtype=torch.float64)
         whole = len(self._factors) == 1
         for modes, tensor in list(self._factors):
@@ -109,19 +111,31 @@ class SpectrumStore:
             return self._sketched(short)
         wide = short.double() if len(short) <= EXACT_SIDE else short
         squares = torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0)
-        if 0 < float(squares[0]) * _PURE >= float(squares[1:].sum()) and len(squares) > 1:
-            self._split(modes, matrix, inside)
+        if 0 < float(squares[0]) * PURE >= float(squares[1:].sum()) and len(squares) > 1:
+            self._split(modes, inside, *rank_one_parts(matrix))
         return squares.sqrt()
 
-    def _split(self, modes: tuple[int, ...], matrix: Tensor, inside: list[int]) -> None:
-        """Replace a factor, an outer product, by its two parts."""
+    def _seek_products(self) -> None:
+        """Split the tensor wherever sampled entries show an outer product."""
+        self._sought = True
+        waiting = list(self._factors)
+        while waiting:
+            modes, tensor = waiting.pop()
+            found = product_cut(tensor)
+            if found is not None:
+                waiting += self._split(modes, *found)
+
+    def _split(
+        self, modes: tuple[int, ...], inside: list[int], column: Tensor, row: Tensor
+    ) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Replace a factor, an outer product, by its two parts, which it returns."""
         rest = [place for place in range(len(modes)) if place not in inside]
-        row = matrix[int(matrix.square().sum(1).argmax())]
-        column = matrix @ (row / row.square().sum().clamp_min(1e-300))
+        parts = []
         for places, part in ((inside, column), (rest, row)):
             owned = tuple(modes[place] for place in places)
-            self._factors.append((owned, part.reshape([self.dims[mode] for mode in owned])))
-        self._factors = [factor for factor in self._factors if factor[0] != modes]
+            parts.append((owned, part.reshape([self.dims[mode] for mode in owned])))
+        self._factors = [factor for factor in self._factors if factor[0] != modes] + parts
+        return parts
 
     def _sketched(self, matrix: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -36,6 +36,8 @@ _KEPT = 3
 _TRIES = 4
 _MARGIN = 1.01
 _WRONG = 1.3
+_SHARED = 1.02
+_COARSE = 0.03
 _LOOSE = 0.93
 
 
@@ -257,7 +259,8 @@ class _Search:
         ordered = self.work
         for order in orders:
             ordered = order.apply(ordered)
-        self.stores.append(SpectrumStore(tensorization.apply(ordered)))
+        error = self.limit.max_error
+        self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=error is None or error < _COARSE))
         return self.stores[-1]
 
     def _search_modes(self, store: SpectrumStore, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> None:
@@ -265,6 +268,12 @@ class _Search:
             return
         allowed = self._allowed(store)
         self._try(store, list(searched_shapes(store, tensorization, self.families, allowed, self.alive, orders)))
+
+    def _promising(self, store: SpectrumStore) -> bool:
+        """Whether reordered fibres make digits share more than they do in native order."""
+        if len(store.dims) < 3:
+            return False
+        return float(mutual_information(store).sum()) > _SHARED * float(mutual_information(self.stores[0]).sum()) + 1e-3
 
     def _allowed(self, store: SpectrumStore) -> float:
         """The squared norm that structure is judged at: the limit, or the error that the best so far has."""
@@ -287,7 +296,8 @@ class _Search:
                 return
             store = self._store(tensorization, orders)
             self._try(store, list(native_shapes(tensorization, self.families, orders)))
-            self._search_modes(store, tensorization, orders)
+            if "mode" in self.orderings and self._promising(store):
+                self._search_modes(store, tensorization, orders)
         if self.work.ndim == 2 and max(self.work.shape) <= LARGEST_ASSIGNED and self.alive():
             split = best_split(self.work)
             if split is None:

@@ -15,6 +15,11 @@ from tensornet_compress.layout import FibreOrder
 _NEIGHBOURS = 8
 _EXCHANGES = 4000
 _ROUNDS = 40
+_NEAR = 0.6
+_SMALLEST_FACTOR = 16
+_LARGEST_FACTOR = 1024
+_SAMPLED = 8
+_MANY = 1 << 18
 Split = tuple[tuple[int, int], tuple[int, int]]
 """A high and a low radix for the rows, and for the columns."""
 
@@ -89,8 +94,12 @@ def _without_crossings(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def seriations(tensor: Tensor, axis: int) -> dict[str, FibreOrder]:
-    """Orders of one axis worth trying, by name; those equal to the native order or its reverse are left out."""
+    """Orders of one axis worth trying, by name; those equal to the native order or its reverse are left out. None where even
+    the nearest fibres are hardly nearer than any: there is nothing to put side by side."""
     distances = squared_distances(tensor, axis)
+    nearest = np.partition(distances, 1, 1)[:, 1]
+    if nearest.mean() > _NEAR * distances.mean():
+        return {}
     spectral = spectral_fibres(distances)
     found = {"spectral": spectral, "path": path_fibres(distances, spectral)}
     native = list(range(tensor.shape[axis]))
@@ -177,17 +186,23 @@ def kronecker_splits(shape: tuple[int, int]) -> list[Split]:
 
 
 def best_split(matrix: Tensor) -> Split | None:
-    """The cut whose rearranged matrix stands out most: the energy above noise per number that it takes to store."""
+    """The cut whose rearranged matrix stands out most: the energy above noise per number that it takes to store.
+
+    Of large matrices spectra are estimated from a sample of the longer side."""
     best: tuple[float, Split] | None = None
-    wide = matrix.double()
+    wide = matrix.double() if matrix.numel() <= _MANY else matrix.float()
     total = float(wide.square().sum())
     for (a, b), (c, d) in kronecker_splits((matrix.shape[0], matrix.shape[1])):
-        if max(a * c, b * d) > 16 * min(a * c, b * d):
+        side, length = sorted((a * c, b * d))
+        if side > _LARGEST_FACTOR or (side < _SMALLEST_FACTOR and length > _SMALLEST_FACTOR * side):
             continue
         arranged = wide.reshape(a, b, c, d).permute(0, 2, 1, 3).reshape(a * c, b * d)
         arranged = arranged if a * c <= b * d else arranged.T
-        values = torch.linalg.eigvalsh(arranged @ arranged.T).flip(0).clamp_min(0).sqrt().numpy()
-        rank = standing_out(values, (a * c, b * d))
+        if matrix.numel() > _MANY and length > _SAMPLED * side:
+            drawn = torch.randperm(length, generator=torch.Generator().manual_seed(0))[: _SAMPLED * side]
+            arranged = arranged[:, drawn.to(arranged.device)] * (length / len(drawn)) ** 0.5
+        values = torch.linalg.eigvalsh(arranged @ arranged.T).double().flip(0).clamp_min(0).sqrt().numpy()
+        rank = standing_out(values, (arranged.shape[0], arranged.shape[1]))
         explained = float((values[:rank] ** 2).sum()) / max(total, 1e-300)
         expected = rank * (a * c + b * d) / (a * b * c * d)
         score = explained - expected

@@ -14,23 +14,26 @@ from tensornet_compress.searching.products import PURE, product_cut, rank_one_pa
 
 EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
-_SKETCH = 1024
+_MANY = 1 << 20
+_SKETCH = 256
 _POWER_STEPS = 1
+_GLANCE = 64
 
 
 class SpectrumStore:
     """Lazily computed singular values of the unfoldings of ``modes`` (any shape).
 
-    Sides up to 1,024 use a float64 Gram matrix (values below 1e-8 of the largest are noise), sides up to 4,608 a float32 one
-    (3e-4), larger ones a randomised sketch of 1,024 values: the energy beyond these is known exactly and spread evenly over the
-    values that follow, so that what any rank up to 1,024 drops is exact up to the sketch's own error in the leading values,
-    which can only overestimate what is dropped.
+    Sides up to 1,024 use a float64 Gram matrix (values below 1e-8 of the largest are noise), or a float32 one where ``precise``
+    is false (3e-4); sides up to 4,608 of tensors of at most 2^20 entries a float32 one. All others are estimated from a
+    randomised sketch of 256 values: the energy beyond these is known exactly, and assumed to fall linearly.
 
     Where a cut turns out to be of rank 1 the tensor is an outer product of two smaller ones: from then on only these are cut,
     and spectra of the whole are products of theirs.
     """
 
-    def __init__(self, modes: Tensor):
+    def __init__(self, modes: Tensor, precise: bool = True):
+        self._exact = EXACT_SIDE if precise else 0
+        self._largest = LARGEST_SIDE if modes.numel() <= _MANY else min(EXACT_SIDE, LARGEST_SIDE)
         self.modes = modes if modes.dtype == torch.float64 else modes.float()
         self.dims = tuple(modes.shape)
         self.energy = float(self.modes.double().square().sum())
@@ -107,9 +110,9 @@ class SpectrumStore:
         """Spectrum of one factor; splits it where it is of rank 1."""
         matrix = unfolding(tensor, inside)
         short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-        if len(short) > LARGEST_SIDE:
+        if len(short) > self._largest:
             return self._sketched(short)
-        wide = short.double() if len(short) <= EXACT_SIDE else short
+        wide = short.double() if len(short) <= self._exact else short
         squares = torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0)
         if 0 < float(squares[0]) * PURE >= float(squares[1:].sum()) and len(squares) > 1:
             self._split(modes, inside, *rank_one_parts(matrix))
@@ -138,12 +141,27 @@ class SpectrumStore:
         return parts
 
     def _sketched(self, matrix: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        sample = matrix @ torch.randn(matrix.shape[1], _SKETCH, generator=generator, dtype=matrix.dtype).to(matrix.device)
+        sample = self._sample(matrix, min(_SKETCH, len(matrix)))
         for _ in range(_POWER_STEPS):
             sample = matrix @ (matrix.T @ torch.linalg.qr(sample)[0])
         core = torch.linalg.qr(sample)[0].T @ matrix
         leading = torch.linalg.eigvalsh((core @ core.T).double()).flip(0).clamp_min(0)
-        rest = max(0.0, self.energy - float(leading.sum()))
         count = len(matrix) - len(leading)
-        return torch.cat([leading, leading.new_full((count,), rest / count)]).sqrt()
+        mean = max(0.0, float(matrix.square().sum(dtype=torch.float64) - leading.sum())) / max(count, 1)
+        highest = min(float(leading[-1]), 2 * mean)
+        falling = torch.linspace(highest, max(0.0, 2 * mean - highest), count, dtype=torch.float64)
+        return torch.cat([leading, falling.to(leading)]).sort(descending=True).values.sqrt()
+
+    def captured(self, left: Iterable[int]) -> float:
+        """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""
+        key = self.key(left)
+        if key in self._known or self.side(key) <= EXACT_SIDE or len(self._factors) > 1:
+            return float(self.spectrum(key)[:_GLANCE].square().sum()) / max(self.energy, 1e-300)
+        matrix = unfolding(self.modes, sorted(key))
+        basis = torch.linalg.qr(self._sample(matrix, _GLANCE))[0]
+        return float((basis.T @ matrix).square().sum()) / max(self.energy, 1e-300)
+
+    @staticmethod
+    def _sample(matrix: Tensor, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return matrix @ torch.randn(matrix.shape[1], count, generator=generator, dtype=matrix.dtype).to(matrix.device)

@@ -21,6 +21,8 @@ from tensornet_compress.network import NetworkSpec, parse_format
 from tensornet_compress.searching.entries import entropy_coded, sort_entries
 
 Coded = tuple[Tensor, int]
+BITS = (3.32, 4.32)
+"""What 3 and 4 bit integers in groups of 64 take at any shape here, scales and zero points included."""
 
 
 def sorts(matrix: Tensor) -> dict[str, Callable[[], Coded]]:
@@ -78,7 +80,7 @@ def others(matrix: Tensor) -> dict[str, Callable[[], Coded]]:
 
     def searched(bits: float) -> Callable[[], Coded]:
         def make() -> Coded:
-            result = tnc.search(matrix, max_bytes=int(bits * matrix.numel() / 8), time_budget=40)
+            result = tnc.search(matrix, max_bytes=int(bits * matrix.numel() / 8), time_budget=60)
             return result.best.to_dense(torch.float32), 8 * result.best.nbytes
 
         return make
@@ -93,8 +95,22 @@ def others(matrix: Tensor) -> dict[str, Callable[[], Coded]]:
         )
     found["SVD in fp16, 4 bits"] = truncated(4)
     found["TT in native order, fp16, 4 bits"] = train(4)
-    for bits in (3.25, 4.25):
+    for bits in BITS:
         found[f"search, at most {bits:g} bits"] = searched(bits)
+    return found
+
+
+def verdicts(name: str, matrix: Tensor) -> list[dict[str, Any]]:
+    """What a search says when entry sorts may compete."""
+    found = []
+    for bits in BITS:
+        limit = int(bits * matrix.numel() / 8)
+        result = tnc.search(matrix, max_bytes=limit, orderings=("mode", "fibre", "entry"), time_budget=60)
+        sort, null = result.entry_sort, result.null
+        row = {"tensor": name, "bits": bits, "family": result.choice.family, "error": result.error, "reason": result.reason}
+        row |= {"sort": None if sort is None else sort.describe(), "null_gain": None if null is None else null.entry_gain}
+        found.append(row)
+        print(row, flush=True)
     return found
 
 
@@ -117,6 +133,7 @@ def matrices() -> dict[str, Tensor]:
 
 def main() -> None:
     rows: list[dict[str, Any]] = []
+    verdict: list[dict[str, Any]] = []
     for name, matrix in matrices().items():
         for method, make in (sorts(matrix) | others(matrix)).items():
             try:
@@ -128,7 +145,8 @@ def main() -> None:
             decibel = -10 * math.log10(max(error, 1e-30))
             rows.append({"tensor": name, "method": method, "bits_per_weight": bits / matrix.numel(), "snr_db": decibel})
             print(f"{name:30} {method:45} {bits / matrix.numel():6.3f} b  {decibel:6.2f} dB", flush=True)
-        write_result("search_entries", {"rows": rows})
+        verdict += verdicts(name, matrix)
+        write_result("search_entries", {"rows": rows, "verdicts": verdict})
 
 
 if __name__ == "__main__":

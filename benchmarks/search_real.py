@@ -21,10 +21,11 @@ from torch import Tensor
 from ttnopt_peer import available, optimal_tree
 
 import tensornet_compress as tnc
-from tensornet_compress.decompose import realise
-from tensornet_compress.network import parse_format
-from tensornet_compress.searching.candidates import Shape, for_error, tensorize
+from tensornet_compress.decompose import feasible_ranks, ranks_for_error, realise
+from tensornet_compress.network import TermSpec, parse_format
+from tensornet_compress.searching.candidates import Shape, for_error, rounding_error, tensorize
 from tensornet_compress.searching.engine import CORE_FORMATS
+from tensornet_compress.searching.shapes import native_shapes
 from tensornet_compress.searching.store import SpectrumStore
 
 PEERS = {"SVD": "svd", "TT, native order": "tt", "HT, balanced": "tree"}
@@ -100,9 +101,24 @@ def peer(tensor: Tensor, family: Any, error: float) -> dict[str, Any]:
     if measured:
         return {"nbytes": min(measured), "measured": True}
     predicted = [event.nbytes for event in result.history if event.what.endswith("predicted")]
-    return (
-        {"nbytes": min(predicted), "measured": False} if predicted else {"skipped": "no such network: its cores merge to one"}
-    )
+    return {"nbytes": min(predicted) if predicted else unmerged(tensor, family, error), "measured": False}
+
+
+def unmerged(tensor: Tensor, family: Any, error: float) -> int:
+    """Predicted bytes of a network that the search refuses, as one core would hold no more numbers."""
+    tensorization = tensorize(tuple(tensor.shape))
+    store = SpectrumStore(tensorization.apply(tensor), precise=False)
+    sizes = []
+    for shape in native_shapes(tensorization, (family,)):
+        layout, topology = shape.laid_out()
+        spectra = [store.spectrum(shape.topology.side(bond)) for bond in range(len(topology.edges))]
+        for fmt in map(parse_format, CORE_FORMATS):
+            allowed = error**2 - rounding_error(fmt) * len(topology.legs)
+            if allowed > 0:
+                ranks = feasible_ranks(ranks_for_error(spectra, allowed * store.energy, layout, topology), layout, topology)
+                formats = (fmt,) * len(topology.legs)
+                sizes.append(TermSpec(layout=layout, topology=topology, ranks=tuple(ranks), formats=formats).nbytes)
+    return min(sizes)
 
 
 def ttnopt(tensor: Tensor, error: float) -> dict[str, Any]:

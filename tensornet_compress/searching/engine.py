@@ -302,7 +302,7 @@ class _Search:
             split = best_split(self.work)
             if split is None:
                 return
-            rows, columns = assigned(self.work, split)
+            rows, columns = assigned(self.work, split, self.alive)
             orders = tuple(
                 FibreOrder(axis=axis, permutation=tuple(order))
                 for axis, order in enumerate((rows, columns))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
 
@@ -55,7 +56,10 @@ def tensors() -> Iterator[tuple[str, Tensor]]:
     with torch.no_grad():
         keys = model(heldout[:, :KEYS], use_cache=True).past_key_values.layers[LAYER].keys
     yield f"KV cache, keys of {KEYS} tokens", keys[0]
-    yield "image (china.jpg, 96 x 128 x 3)", image()
+    if find_spec("sklearn") is not None:
+        yield "image (china.jpg, 96 x 128 x 3)", image()
+    else:
+        print("no image: scikit-learn is not installed", flush=True)
     yield "wave field (32 x 32 x 32)", wave_field(32)
     yield "heat field (32 x 32 x 32)", heat_field(32)
 

@@ -26,6 +26,7 @@ from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
 from tensornet_compress.searching.starts import LARGEST_ASSIGNED, fibre_starts
 from tensornet_compress.searching.store import SpectrumStore
+from tensornet_compress.searching.verdict import accepted
 
 Ordering = Literal["mode", "fibre", "entry"]
 ORDERINGS: tuple[Ordering, ...] = ("mode", "fibre")
@@ -34,10 +35,10 @@ DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "in
 CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp32")
 _KEPT = 3
 _TRIES = 4
-_MARGIN = 1.01
 _WRONG = 1.3
 _SHARED = 1.02
 _COARSE = 0.03
+_FEW = 1 << 18
 _LOOSE = 0.93
 
 
@@ -164,10 +165,10 @@ class _Search:
         if "mode" in self.orderings:
             self._try_kronecker(self.work, ())
             self._search_modes(store, tensorization, ())
-        if "fibre" in self.orderings and self.work.ndim <= 4:
-            self._search_fibres(tensorization)
         if "entry" in self.orderings:
             self.entry_sorts = entry_sorts(self.work, self._error_of, self.limit.allows, self.alive)
+        if "fibre" in self.orderings and self.work.ndim <= 4:
+            self._search_fibres(tensorization)
 
     def choice(self) -> Found:
         """The best of all; ties go to native order."""
@@ -198,22 +199,8 @@ class _Search:
 
     def result(self, null: Null | None, seconds: float) -> SearchResult:
         """The result, with the null control applied."""
-        best, without, gain = self.choice(), self.unordered(), self.gain()
-        luck = 1.0 if null is None else null.gain
-        if best.ordered and gain < _MARGIN * luck:
-            reason = f"ordering gains {gain:.3f} here and {luck:.3f} on shuffled entries, too little beyond it: not accepted"
-            best = without
-        elif best.ordered:
-            beyond = "" if null is None else f", {null.gain:.3f} on shuffled entries"
-            reason = f"ordering accepted: bytes without it over bytes with it {gain:.3f}{beyond}"
-            if self.limit.max_error is None:
-                reason = reason.replace("bytes without it over bytes with it", "error without it over error with it")
-        elif best.family == "dense":
-            reason = (
-                "no network beats the dense tensor in " + best.network.spec.terms[0].formats[0].name + ": no structure to use"
-            )
-        else:
-            reason = "no ordering lowers the total, its own price included"
+        without, gain = self.unordered(), self.gain()
+        best, reason = accepted(self.choice(), without, gain, null, "bytes" if self.limit.max_error is not None else "error")
         if "entry" in self.orderings:
             reason += "; " + entry_verdict(self.entry_sort(), self.entry_gain(), 0.0 if null is None else null.entry_gain)
         return SearchResult(
@@ -260,7 +247,8 @@ class _Search:
         for order in orders:
             ordered = order.apply(ordered)
         error = self.limit.max_error
-        self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=error is None or error < _COARSE))
+        precise = ordered.numel() <= _FEW if error is None else error < _COARSE
+        self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=precise))
         return self.stores[-1]
 
     def _search_modes(self, store: SpectrumStore, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> None:

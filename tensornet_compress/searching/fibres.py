@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csc_array
 from scipy.sparse.csgraph import connected_components, laplacian
+from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from tensornet_compress.layout import FibreOrder
 
 _NEIGHBOURS = 8
-_EXCHANGES = 4000
+_PASSES = 60
+_DENSE_GRAPH = 1500
+_SHIFT = 1e-3
 _ROUNDS = 40
 _TRIAL_ROUNDS = 2
 _LEAP = 0.01
@@ -54,9 +58,16 @@ def spectral_fibres(distances: np.ndarray) -> list[int]:
         if len(members) < 3:
             order += members.tolist()
             continue
-        vector = np.linalg.eigh(np.asarray(laplacian(weights[np.ix_(members, members)], normed=True)))[1][:, 1]
-        order += members[np.argsort(vector, kind="stable")].tolist()
+        order += members[np.argsort(_fiedler(weights[np.ix_(members, members)]), kind="stable")].tolist()
     return order
+
+
+def _fiedler(weights: np.ndarray) -> np.ndarray:
+    graph = np.asarray(laplacian(weights, normed=True))
+    if len(graph) <= _DENSE_GRAPH:
+        return np.asarray(np.linalg.eigh(graph)[1][:, 1])
+    values, vectors = eigsh(csc_array(graph), k=2, sigma=-_SHIFT, v0=np.linspace(0.5, 1.5, len(graph)))
+    return np.asarray(vectors[:, int(values.argmax())])
 
 
 def path_fibres(distances: np.ndarray, start: Sequence[int]) -> list[int]:
@@ -79,23 +90,27 @@ def _greedy_path(lengths: np.ndarray) -> np.ndarray:
 
 
 def _without_crossings(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """2-opt of an open path: the best reversal again and again. A fibre at no distance from all others stands for the start."""
+    """2-opt of an open path: from each place in turn the best reversal, until a pass over all places changes nothing. A fibre
+    at no distance from all others stands for the start and for the end."""
     count = len(order)
     lengths = np.pad(lengths, (0, 1))
-    order = np.concatenate([[count], order])
-    for _ in range(_EXCHANGES):
-        placed = lengths[np.ix_(order, order)]
-        step = placed.diagonal(1)
-        # Reversing places i+1 .. j replaces the steps (i, i+1) and (j, j+1) by (i, j) and (i+1, j+1).
-        gain = step[:, None] + np.append(step, 0.0)[1:] - placed[:-1, 1:]
-        crossed = np.zeros_like(gain)
-        crossed[:, :-1] = placed[1:, 2:]
-        gain = np.triu(gain - crossed, 1)
-        i, j = np.unravel_index(int(gain.argmax()), gain.shape)
-        if gain[i, j] <= 1e-9 * max(float(step.sum()), 1e-300):
+    order = np.concatenate([[count], order, [count]])
+    least = 1e-9 * max(float(lengths[order[:-1], order[1:]].sum()), 1e-300)
+    for _ in range(_PASSES):
+        changed = False
+        for i in range(count - 1):
+            # Reversing places i+1 .. j replaces the steps (i, i+1) and (j, j+1) by (i, j) and (i+1, j+1).
+            ends, after = order[i + 2 : -1], order[i + 3 :]
+            gain = (
+                lengths[order[i], order[i + 1]] + lengths[ends, after] - lengths[order[i], ends] - lengths[order[i + 1], after]
+            )
+            best = int(gain.argmax())
+            if gain[best] > least:
+                order[i + 1 : i + 3 + best] = order[i + 1 : i + 3 + best][::-1].copy()
+                changed = True
+        if not changed:
             break
-        order = np.concatenate([order[: i + 1], order[i + 1 : j + 2][::-1], order[j + 2 :]])
-    return order[1:]
+    return order[1:-1]
 
 
 def seriations(tensor: Tensor, axis: int) -> dict[str, FibreOrder]:

@@ -11,13 +11,14 @@ four-legged tensors take hours. What is not ``measured`` is predicted from spect
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
 
 import torch
-from common import MODEL, language_inputs, write_result
+from common import MODEL, RESULTS, language_inputs, write_result
 from torch import Tensor
 from ttnopt_peer import available, optimal_tree
 
@@ -156,12 +157,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--errors", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--budget", type=float, default=30.0, help="seconds for a search, null control included")
-    parser.add_argument("--only", default="", help="tensors whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="tensors whose names hold one of these; other rows stay")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    cases = [(name, tensor.detach().float().contiguous()) for name, tensor in tensors() if arguments.only in name]
+    path = RESULTS / "search_real.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    cases = [(name, tensor.detach().float().contiguous()) for name, tensor in tensors()]
     for error in arguments.errors:
         for name, tensor in cases:
+            if not any(part in name for part in arguments.only):
+                continue
             limit = error / 10 if "field" in name else error
             began = perf_counter()
             result = tnc.search(tensor, max_error=limit, time_budget=arguments.budget)
@@ -176,11 +180,12 @@ def main() -> None:
             row["gain"], row["null_gain"] = result.gain, result.null.gain
             others = [row["dense"], *(row[label]["nbytes"] for label in (*PEERS, "TTNOpt's tree") if "nbytes" in row[label])]
             row["ours_over_best"] = row["ours"]["nbytes"] / min(others)
-            rows.append(row)
+            rows = [r for r in rows if (r["tensor"], r["error"]) != (name, limit)] + [row]
+            names = [other for other, _ in cases]
+            rows = sorted((r for r in rows if r["tensor"] in names), key=lambda r: (names.index(r["tensor"]), r["error"]))
             print(row, flush=True)
             settings = {"model": MODEL, "layer": LAYER, "block": BLOCK, "budget": arguments.budget}
-            if not arguments.only:
-                write_result("search_real", {"settings": settings, "rows": rows})
+            write_result("search_real", {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology, parse_format
 from tensornet_compress.network.network import DTYPES
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, tensorize
+from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, overlap_slack, tensorize
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
 from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information
@@ -36,6 +36,7 @@ CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp32")
 _KEPT = 3
 _TRIES = 4
 _WRONG = 1.3
+_SMALL = 1 << 16
 _SHARED = 1.02
 _COARSE = 0.03
 _FEW = 1 << 18
@@ -308,22 +309,30 @@ class _Search:
 
     def _try(self, store: SpectrumStore, shapes: Sequence[Shape]) -> None:
         """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far."""
-        predicted: list[Candidate] = []
+        predicted: list[tuple[Candidate, float]] = []
         for shape in shapes:
             for fmt in self.formats:
-                candidate = self._predict(shape, store, fmt, 1.0)
+                candidate, slack = self._expected(shape, store, fmt)
                 if candidate is not None:
                     self._note(f"{shape.family} in {fmt.name}, predicted", candidate.nbytes, candidate.error)
-                    predicted.append(candidate)
-        predicted.sort(key=lambda c: self.limit.cost(c.nbytes, c.error))
-        made: set[tuple[str, str]] = set()
-        for candidate in predicted:
-            kind = candidate.shape.family, candidate.spec.terms[0].formats[0].name
-            if len(made) >= _KEPT or self._hopeless(candidate) or not self.alive():
+                    predicted.append((candidate, slack))
+        predicted.sort(key=lambda pair: self.limit.cost(pair[0].nbytes, pair[0].error))
+        most = _KEPT if self.work.numel() > _SMALL else 2 * _KEPT
+        made: list[TermSpec] = []
+        for candidate, slack in predicted:
+            if len(made) >= most or self._hopeless(candidate) or not self.alive():
                 return
-            if kind not in made:
-                made.add(kind)
-                self._make(candidate, store)
+            if candidate.spec.terms[0] not in made:
+                made.append(candidate.spec.terms[0])
+                self._make(candidate, store, slack)
+
+    def _expected(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat) -> tuple[Candidate | None, float]:
+        """The candidate that is likely to keep the limit, and the slack that takes."""
+        candidate = self._predict(shape, store, fmt, 1.0)
+        slack = 1.0 if candidate is None or self.limit.max_error is None else overlap_slack(candidate)
+        if candidate is None or slack == 1.0:
+            return candidate, slack
+        return self._predict(candidate.shape, store, fmt, slack) or candidate, slack
 
     def _hopeless(self, candidate: Candidate) -> bool:
         """Whether the best so far is smaller (or nearer) by more than predictions are wrong by."""
@@ -337,9 +346,9 @@ class _Search:
         assert self.limit.max_bytes is not None
         return for_bytes(shape, store, fmt, self.limit.max_bytes)
 
-    def _make(self, candidate: Candidate, store: SpectrumStore) -> None:
+    def _make(self, candidate: Candidate, store: SpectrumStore, slack: float) -> None:
         """Decompose and measure; where the error was predicted too high or too low, once more with other ranks."""
-        slack, kept = 1.0, None
+        kept: Found | None = None
         fmt = candidate.spec.terms[0].formats[0]
         for _ in range(_TRIES):
             found = self._measure(candidate.shape.family, self._spec(candidate.spec.terms[0]), candidate.shape.ordered)
@@ -358,12 +367,11 @@ class _Search:
                 break
             candidate = following
         if store.dims and "native" not in self.spectra:
-            self.spectra["native"] = _leading(store, Topology.two_cores(len(store.dims), range((len(store.dims) + 1) // 2)))
+            self.spectra["native"] = store.leading(range((len(store.dims) + 1) // 2))
         term, topology = candidate.spec.terms[0], candidate.shape.topology
         if self.found and self.choice() is self.found[-1] and term.ranks:
             widest = max(range(len(term.ranks)), key=term.ranks.__getitem__)
-            values = store.spectrum(topology.side(widest))
-            self.spectra["best"] = (values / values[0].clamp_min(1e-300))[:256].tolist()
+            self.spectra["best"] = store.leading(topology.side(widest))
 
     def _measure(self, family: str, spec: NetworkSpec, ordered: bool) -> Found:
         network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1)
@@ -387,9 +395,3 @@ class _Search:
     @staticmethod
     def _matrix(tensor: Tensor) -> Tensor:
         return tensor.reshape(tensor.shape[0], -1)
-
-
-def _leading(store: SpectrumStore, topology: Topology) -> list[float]:
-    values = store.spectrum(topology.side(0))
-    leading: list[float] = (values / values[0].clamp_min(1e-300))[:256].tolist()
-    return leading

@@ -14,6 +14,8 @@ from tensornet_compress.searching.candidates import Shape
 from tensornet_compress.searching.graphs import (
     Alive,
     agglomerated,
+    caterpillar,
+    disentangled,
     improved_order,
     mutual_information,
     numbers,
@@ -96,6 +98,9 @@ def searched_shapes(
         tree = Topology.tree(agglomerated(store, alive))
         yield shape("tree", reconnected(store, tree, allowed, alive))
         yield shape("tree", reconnected(store, Topology.tree(_halved(order)), allowed, alive))
+        loose = disentangled(store, Topology.tree(caterpillar(range(count))), alive)
+        yield shape("tree", loose)
+        yield shape("tree", reconnected(store, loose, allowed, alive))
 
 
 def _cuts(tensorization: Tensorization, order: Sequence[int]) -> list[tuple[int, ...]]:

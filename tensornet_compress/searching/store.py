@@ -61,6 +61,12 @@ class SpectrumStore:
             self._known[key] = self._compute(key)
         return self._known[key]
 
+    def leading(self, left: Iterable[int]) -> list[float]:
+        """The first 256 singular values over the largest: for plots."""
+        values = self.spectrum(left)
+        found: list[float] = (values / values[0].clamp_min(1e-300))[:256].tolist()
+        return found
+
     def tails(self, left: Iterable[int]) -> Tensor:
         """Squared norm dropped at each rank, see ``decompose.spectra.tails``."""
         key = self.key(left)

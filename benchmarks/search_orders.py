@@ -98,8 +98,8 @@ def table(size: int) -> Tensor:
 SMOOTH: dict[str, Callable[[int], Tensor]] = {"field": field, "wave": wave, "image": image, "time-channel table": table}
 
 
-def smooth(sizes: list[int], budget: float) -> list[dict[str, Any]]:
-    rows = []
+def smooth(sizes: list[int], budget: float, done: Callable[[list[dict[str, Any]]], None]) -> None:
+    rows: list[dict[str, Any]] = []
     for size in sizes:
         for name, make in SMOOTH.items():
             try:
@@ -128,7 +128,7 @@ def smooth(sizes: list[int], budget: float) -> list[dict[str, Any]]:
             }
             rows.append(row)
             print(row, flush=True)
-    return rows
+            done(rows)
 
 
 def nothing(seeds: int) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ def main() -> None:
         write_result("search_orders", content)
 
     if "smooth" in arguments.parts:
-        done("smooth", smooth(arguments.smooth, arguments.budget))
+        smooth(arguments.smooth, arguments.budget, lambda rows: done("smooth", rows))
     if "null" in arguments.parts:
         done("null", nothing(arguments.null_seeds))
     if "kronecker" in arguments.parts:

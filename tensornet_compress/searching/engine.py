@@ -139,8 +139,7 @@ class _Search:
         self.history: list[Event] = []
         self.stores: list[SpectrumStore] = []
         self.spectra: dict[str, list[float]] = {}
-        self.started = perf_counter()
-        self.stopped = False
+        self.started, self.stopped = perf_counter(), False
 
     def alive(self) -> bool:
         """False once the time is up."""
@@ -317,7 +316,7 @@ class _Search:
                     self._note(f"{shape.family} in {fmt.name}, predicted", candidate.nbytes, candidate.error)
                     predicted.append((candidate, slack))
         predicted.sort(key=lambda pair: self.limit.cost(pair[0].nbytes, pair[0].error))
-        most = _KEPT if self.work.numel() > _SMALL else 2 * _KEPT
+        most = _KEPT if self.work.numel() > _SMALL else _KEPT + 1
         made: list[TermSpec] = []
         for candidate, slack in predicted:
             if len(made) >= most or self._hopeless(candidate) or not self.alive():
@@ -325,6 +324,9 @@ class _Search:
             if candidate.spec.terms[0] not in made:
                 made.append(candidate.spec.terms[0])
                 self._make(candidate, store, slack)
+                careful = self._predict(candidate.shape, store, candidate.spec.terms[0].formats[0], 1.0)
+                if careful is not None and slack != 1.0 and len(made) == 1:
+                    self._make(careful, store, 1.0)
 
     def _expected(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat) -> tuple[Candidate | None, float]:
         """The candidate that is likely to keep the limit, and the slack that takes."""

@@ -275,7 +275,7 @@ def search_real() -> str:
     peers = ("SVD", "TT, native order", "HT, balanced", "TTNOpt's tree")
     rows = []
     for r in result["rows"]:
-        cells = [("" if r[p].get("measured") else "> ") + f"{r[p]['nbytes']:,}" if "nbytes" in r[p] else "-" for p in peers]
+        cells = [("" if r[p].get("measured") else "~") + f"{r[p]['nbytes']:,}" if "nbytes" in r[p] else "-" for p in peers]
         ours = f"{r['ours']['nbytes']:,} ({r['ours']['family']}{', ordered' if r['ours']['ordered'] else ''})"
         rows.append(
             [f"{r['tensor']}, {r['error']:g}", f"{r['dense']:,}", *cells, ours, f"{r['gain']:.2f} / {r['null_gain']:.2f}"]
@@ -283,7 +283,7 @@ def search_real() -> str:
     worst = max(r["ours_over_best"] for r in result["rows"])
     text = f"""
         **Search, real tensors**: bytes at equal relative error, all with the same number formats and our choice of ranks
-        (">": predicted, and more than 1.3 times the dense size, so not made; "-": one core, or too large for TTNOpt). Ours over
+        ("~": predicted, and more than 1.3 times the dense size, so not made; "-": one core, or too large for TTNOpt). Ours over
         the best of the others is at most {worst:.3f}. Gain of ordering, and of the same search on shuffled entries.
         `PYTHONPATH=.peers python benchmarks/search_real.py`"""
     return note(text) + grid(["tensor, error", "dense", *peers, "ours", "gain / null"], rows)

@@ -108,6 +108,13 @@ def _without_crossings(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
             if gain[best] > least:
                 order[i + 1 : i + 3 + best] = order[i + 1 : i + 3 + best][::-1].copy()
                 changed = True
+        # Reversals alone cannot take the path apart at its longest step and join its two ends.
+        path = order[1:-1]
+        steps = lengths[path[:-1], path[1:]]
+        widest = int(steps.argmax())
+        if steps[widest] - lengths[path[-1], path[0]] > least:
+            order[1:-1] = np.roll(path, -widest - 1)
+            changed = True
         if not changed:
             break
     return order[1:-1]

@@ -32,4 +32,5 @@ bench: setup
 
 # Peers that only benchmarks need stay outside the environment.
 peers: setup
-	$(BIN)/python -m pip install --quiet --target .peers --no-deps --upgrade optimum-quanto hqq termcolor ninja
+	$(BIN)/python -m pip install --quiet --target .peers --no-deps --upgrade optimum-quanto hqq termcolor ninja \
+		ttnopt tensornetwork dotmap h5py graphviz pydot pyparsing pandas pyyaml python-dateutil pytz tzdata six

@@ -7,8 +7,10 @@ python benchmarks/readme_tables.py --write  # put them between the README's resu
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,116 @@ def kv_token_order() -> str:
     return note(text) + grid(["code", "bits per element"], rows)
 
 
+def mean(values: Iterable[float]) -> float:
+    """The mean of what may be a generator."""
+    kept = list(values)
+    return sum(kept) / len(kept)
+
+
+def search_trees() -> str:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in load("search_trees")["rows"]:
+        groups.setdefault(row["case"].split(",")[0].split(" (")[0], []).append(row)
+    rows = []
+    for name, mine in groups.items():
+        numbers = [f"{mean(r[key] for r in mine):.0f}" for key in ("known_numbers", "tree_numbers")]
+        theirs = [r for r in mine if "ttnopt_seconds" in r]
+        figures = [f"{mean(r['ttnopt_merged_numbers'] for r in theirs):.0f}"] if theirs else ["not installed"]
+        seconds = [statistics.median(r[key] for r in mine) for key in ("ours_seconds", "tree_seconds")]
+        figures += [f"{s:.2f}" for s in seconds]
+        figures.append(f"{statistics.median(r['ttnopt_seconds'] for r in theirs):.2f}" if theirs else "")
+        rows.append([name, *numbers, *figures])
+    text = """
+        **Search, known networks**: stored numbers at 1e-5 relative error, means over seeds, and median seconds on one thread;
+        TTNOpt after the fewest sweeps that reach its final size, from an exact start (it cannot reorder four modes).
+        `PYTHONPATH=.peers python benchmarks/search_trees.py`"""
+    head = ["tensor", "planted", "ours", "TTNOpt", "seconds, all formats", "trees only", "TTNOpt"]
+    return note(text) + grid(head, rows)
+
+
+def search_orders() -> str:
+    result = load("search_orders")
+    rows = []
+    for size in dict.fromkeys(r["size"] for r in result["kronecker"]):
+        mine = [r for r in result["kronecker"] if r["size"] == size]
+        found = " / ".join(f"{r['recovered']} of {r['seeds']}" for r in mine)
+        rows.append([f"Kronecker sum, {size} x {size}", found, " / ".join(f"{r['median_seconds']:.1f} s" for r in mine)])
+    planted = grid(["10 / 30 % of fibres out of place", "recovered exactly", "median time"], rows)
+    rows = []
+    for r in result["smooth"]:
+        if "skipped" not in r:
+            figures = [f"{r[key]:,}" for key in ("plain_nbytes", "scrambled_nbytes", "order_nbytes", "without_ordering_nbytes")]
+            rows.append([f"{r['data']}, {r['size']} x {r['size']}", *figures, f"{r['ratio']:.2f}"])
+    smooth = grid(
+        ["1 % error, bytes", "in order", "shuffled", "of them orders", "without ordering", "shuffled / in order"], rows
+    )
+    accepted = sum(r["accepted"] for r in result["null"])
+    runs = sum(r["seeds"] for r in result["null"])
+    text = f"""
+        **Search, fibre orders** put right: sums of eight Kronecker products partly scrambled, and smooth tables with all rows
+        and columns shuffled. On Gaussian noise and shuffled weights an order was accepted in {accepted} of {runs} searches.
+        `python benchmarks/search_orders.py`"""
+    return note(text) + planted + "\n" + smooth
+
+
+def search_entries() -> str:
+    result = load("search_entries")["rows"]
+    tensors = list(dict.fromkeys(r["tensor"] for r in result))
+    rows = []
+    for method in dict.fromkeys(r["method"] for r in result):
+        mine = {r["tensor"]: r for r in result if r["method"] == method and "snr_db" in r}
+        if set(mine) != set(tensors):
+            continue
+        noise, real = mine[tensors[0]], [mine[name] for name in tensors[1:]]
+        both = [(r["bits_per_weight"], r["snr_db"]) for r in (noise, *real)]
+        bits, decibel = mean(b for b, _ in both[1:]), mean(d for _, d in both[1:])
+        rows.append([method, f"{both[0][1]:.1f} ({both[0][0]:.2f} b)", f"{decibel:.1f} ({bits:.2f} b)"])
+    text = f"""
+        **Entry sorts, priced** (EinSort): signal to noise in dB at the bits per weight that everything takes, the permutation
+        as packed, on N(0, 1) and as means over {len(tensors) - 1} matrices of SmolLM2 and MiniLM.
+        `python benchmarks/search_entries.py`"""
+    return note(text) + grid(["method", "N(0, 1)", "real"], rows)
+
+
+def search_real() -> str:
+    result = load("search_real")
+    peers = ("SVD", "TT, native order", "HT, balanced", "TTNOpt's tree")
+    rows = []
+    for r in result["rows"]:
+        cells = [("" if r[p].get("measured") else "~") + f"{r[p]['nbytes']:,}" if "nbytes" in r[p] else "-" for p in peers]
+        ours = f"{r['ours']['nbytes']:,} ({r['ours']['family']}{', ordered' if r['ours']['ordered'] else ''})"
+        rows.append(
+            [f"{r['tensor']}, {r['error']:g}", f"{r['dense']:,}", *cells, ours, f"{r['gain']:.2f} / {r['null_gain']:.2f}"]
+        )
+    worst = max(r["ours_over_best"] for r in result["rows"])
+    text = f"""
+        **Search, real tensors**: bytes at equal relative error, all with the same number formats and our choice of ranks
+        ("~": predicted, and more than 1.3 times the dense size, so not made; "-": one core, or too large for TTNOpt). Ours over
+        the best of the others is at most {worst:.3f}. Gain of ordering, and of the same search on shuffled entries.
+        `PYTHONPATH=.peers python benchmarks/search_real.py`"""
+    return note(text) + grid(["tensor, error", "dense", *peers, "ours", "gain / null"], rows)
+
+
+def search_cost() -> str:
+    rows = []
+    for r in load("search_cost")["rows"]:
+        if "skipped" not in r:
+            shape = " x ".join(map(str, r["shape"])) if len(r["shape"]) < 4 else f"{len(r['shape'])} modes of 2"
+            state = "" if r["finished"] else " (stopped)"
+            rows.append(
+                [
+                    f"{r['tensor']}, {shape}",
+                    f"{r['seconds']:.1f}{state}",
+                    f"{r['peak_bytes'] / 2**20:,.0f}",
+                    str(r["unfoldings"]),
+                ]
+            )
+    text = """
+        **Search, cost** with its null control on two threads ([plot](benchmarks/results/search_cost.svg)): seconds, and peak
+        memory above what the process held. `python benchmarks/search_cost.py`"""
+    return note(text) + grid(["tensor", "seconds", "peak MiB", "unfoldings"], rows)
+
+
 def tables() -> str:
     """The tables of all results that are there."""
     makers = {
@@ -232,6 +344,11 @@ def tables() -> str:
         "kv_profile": kv_profile,
         "kv_generation": kv_generation,
         "kv_token_order": kv_token_order,
+        "search_trees": search_trees,
+        "search_orders": search_orders,
+        "search_entries": search_entries,
+        "search_real": search_real,
+        "search_cost": search_cost,
     }
     return "\n".join(make() for name, make in makers.items() if (HERE / "results" / f"{name}.json").exists())
 

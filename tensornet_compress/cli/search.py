@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,9 @@ def search_command(
     file: Annotated[str, typer.Argument(help="FILE.npy, an image, or FILE.safetensors:NAME.")],
     max_error: Annotated[float | None, typer.Option(help="Relative error to keep.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Stored bytes to keep.")] = None,
-    ordering: Annotated[list[str] | None, typer.Option(help="mode or fibre (repeatable); both by default.")] = None,
+    ordering: Annotated[
+        list[str] | None, typer.Option(help="mode, fibre or entry (repeatable); mode and fibre by default.")
+    ] = None,
     topology: Annotated[list[str] | None, typer.Option(help="dense, svd, cut, tt, ttm or tree (repeatable).")] = None,
     format: Annotated[list[str] | None, typer.Option(help="Number formats allowed (repeatable).")] = None,  # noqa: A002
     time_budget: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
@@ -69,6 +72,7 @@ def search_command(
         "reason": result.reason,
         "gain": result.gain,
         "null": None if result.null is None else {"gain": result.null.gain, "nbytes": result.null.nbytes},
+        "entry_sort": None if result.entry_sort is None else asdict(result.entry_sort),
         "seconds": result.seconds,
         "finished": result.finished,
         "pareto": front,

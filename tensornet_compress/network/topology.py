@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Self
 
 import networkx as nx
@@ -33,7 +34,7 @@ class Topology(Frozen):
                 raise ValueError(f"edge {(a, b)} must join cores a < b of {len(self.legs)} cores")
         if not self.legs:
             raise ValueError("a network needs at least one core")
-        if len(set(self.edges)) != len(self.edges) or not nx.is_tree(self._bare_graph()):
+        if len(set(self.edges)) != len(self.legs) - 1 or len(self.edges) != len(self.legs) - 1 or not _connected(self):
             raise ValueError(f"edges {self.edges} do not make a tree of {len(self.legs)} cores")
         for core in range(len(self.legs)):
             if not self.legs[core] and sum(core in edge for edge in self.edges) < 2:
@@ -136,7 +137,32 @@ class Topology(Frozen):
 
     def side(self, bond: int) -> tuple[int, ...]:
         """Positions on the lower core's side of a bond, ascending."""
-        graph = self._bare_graph()
-        a, b = self.edges[bond]
-        graph.remove_edge(a, b)
-        return tuple(sorted(p for core in nx.node_connected_component(graph, a) for p in self.legs[core]))
+        return _sides(self.legs, self.edges)[bond]
+
+
+def _connected(topology: Topology) -> bool:
+    part = list(range(len(topology.legs)))
+    for a, b in topology.edges:
+        old, new = part[a], part[b]
+        part = [new if label == old else label for label in part]
+    return len(set(part)) == 1
+
+
+@lru_cache(maxsize=4096)
+def _sides(legs: tuple[tuple[int, ...], ...], edges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, ...], ...]:
+    """Positions on the lower core's side of every bond: what hangs below each core, summed from the leaves up."""
+    neighbours: list[list[int]] = [[] for _ in legs]
+    for a, b in edges:
+        neighbours[a].append(b)
+        neighbours[b].append(a)
+    parent, order = {0: -1}, [0]
+    for core in order:
+        for other in neighbours[core]:
+            if other != parent[core]:
+                parent[other] = core
+                order.append(other)
+    below = [set(core) for core in legs]
+    for core in reversed(order[1:]):
+        below[parent[core]] |= below[core]
+    everything = below[0]
+    return tuple(tuple(sorted(below[a] if parent[a] == b else everything - below[b])) for a, b in edges)

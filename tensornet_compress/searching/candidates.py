@@ -20,6 +20,7 @@ from tensornet_compress.searching.store import SpectrumStore
 _FINE_NUMBERS = 1 << 14
 _MANY_AXES = 5
 _PADDED = 0.1
+_MOST_SLACK = 1.4
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: 
         return feasible_ranks(wanted, layout, placed)
 
     return _settled(shape, store, fmt, ranks)
+
+
+def overlap_slack(candidate: Candidate) -> float:
+    """How far beyond the limit a predicted error may lie: what several bonds drop overlaps, so that the sum of their tails is
+    too careful."""
+    return min(_MOST_SLACK, max(1, len(candidate.shape.topology.edges)) ** 0.25)
 
 
 def for_bytes(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_bytes: int) -> Candidate | None:

@@ -17,23 +17,30 @@ from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology, parse_format
 from tensornet_compress.network.network import DTYPES
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, tensorize
-from tensornet_compress.searching.fibres import assigned, best_split, diagonal_order, seriations
+from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, overlap_slack, tensorize
+from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
+from tensornet_compress.searching.fibres import assigned, best_split
+from tensornet_compress.searching.graphs import mutual_information
 from tensornet_compress.searching.limit import Limit
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
+from tensornet_compress.searching.starts import LARGEST_ASSIGNED, fibre_starts
 from tensornet_compress.searching.store import SpectrumStore
+from tensornet_compress.searching.verdict import accepted
 
-Ordering = Literal["mode", "fibre"]
+Ordering = Literal["mode", "fibre", "entry"]
 ORDERINGS: tuple[Ordering, ...] = ("mode", "fibre")
+KNOWN_ORDERINGS: tuple[Ordering, ...] = (*ORDERINGS, "entry")
 DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp32")
 _KEPT = 3
 _TRIES = 4
-_MARGIN = 1.01
+_WRONG = 1.3
+_SMALL = 1 << 16
+_SHARED = 1.02
+_COARSE = 0.03
+_FEW = 1 << 18
 _LOOSE = 0.93
-_LARGEST_FIBRES = 4096
-_LARGEST_ASSIGNED = 1024
 
 
 def search(
@@ -60,7 +67,9 @@ def search(
         tensor: real, any shape and floating dtype.
         max_error: relative error in the metric, 0 or more. max_bytes: stored bytes. Exactly one of them.
         metric: of a matrix (first axis, all others); Euclidean by default. It measures and fits; predictions are Euclidean.
-        orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed).
+        orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed) and, only
+            when asked for, ``entry`` (EinSort: all entries sorted, charged as packed). Entry sorts compete for
+            ``result.entry_sort``; ``best`` stays a network, as a permutation of entries cannot be stored as one.
         topologies: families that compete besides ``dense``.
         formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
         time_budget: seconds, null control included (it takes about half); the best so far is returned when they are over, and
@@ -76,7 +85,7 @@ def search(
         raise TensorNetError("formats is empty; give some, or None for all")
     if not time_budget > 0:
         raise TensorNetError(f"time_budget must be positive, was given {time_budget}")
-    for name, given, known in (("orderings", orderings, ORDERINGS), ("topologies", topologies, FAMILIES)):
+    for name, given, known in (("orderings", orderings, KNOWN_ORDERINGS), ("topologies", topologies, FAMILIES)):
         unknown = [item for item in given if item not in known]
         if unknown:
             raise TensorNetError(f"unknown {name} {unknown}; choose from {known}")
@@ -99,7 +108,7 @@ def search(
             other = _Search(shuffled, limit, metric, orderings, topologies, formats, started + time_budget)
             other.run()
             luck = other.choice()
-            control = Null(luck.nbytes, luck.error, other.gain(), luck.family)
+            control = Null(luck.nbytes, luck.error, other.gain(), luck.family, other.entry_gain())
             advance()
     return run.result(control, perf_counter() - started)
 
@@ -126,11 +135,11 @@ class _Search:
         self.formats = [parse_format(name) for name in formats or CORE_FORMATS]
         self.norm = self.metric.norm2(self._matrix(self.work))
         self.found: list[Found] = []
+        self.entry_sorts: list[EntrySort] = []
         self.history: list[Event] = []
         self.stores: list[SpectrumStore] = []
         self.spectra: dict[str, list[float]] = {}
-        self.started = perf_counter()
-        self.stopped = False
+        self.started, self.stopped = perf_counter(), False
 
     def alive(self) -> bool:
         """False once the time is up."""
@@ -146,13 +155,18 @@ class _Search:
             return
         tensorization = tensorize(tuple(self.work.shape))
         store = self._store(tensorization, ())
-        self._try(store, list(native_shapes(tensorization, self.families)))
+        if "mode" in self.orderings and len(store.dims) > 2:
+            # Needed below anyway; first, because it finds outer products, whose other spectra then cost nothing.
+            mutual_information(store)
+        self._try_native(store, tensorization)
         if tensorization.padding:
             whole = Tensorization.native(tuple(self.work.shape))
-            self._try(self._store(whole, ()), list(native_shapes(whole, self.families)))
+            self._try_native(self._store(whole, ()), whole)
         if "mode" in self.orderings:
             self._try_kronecker(self.work, ())
             self._search_modes(store, tensorization, ())
+        if "entry" in self.orderings:
+            self.entry_sorts = entry_sorts(self.work, self._error_of, self.limit.allows, self.alive)
         if "fibre" in self.orderings and self.work.ndim <= 4:
             self._search_fibres(tensorization)
 
@@ -171,24 +185,24 @@ class _Search:
             return without.nbytes / best.nbytes
         return without.error / best.error if best.error > 0 else 1.0 if without.error == 0 else float("inf")
 
+    def entry_sort(self) -> EntrySort | None:
+        """The best entry sort, if one keeps the limit."""
+        return min(self.entry_sorts, key=lambda item: self.limit.cost(item.nbytes, item.error), default=None)
+
+    def entry_gain(self) -> float:
+        """Bytes (or error) of the best network over those of the best entry sort; 0 where there is none."""
+        item, best = self.entry_sort(), self.choice()
+        if item is None:
+            return 0.0
+        ours, theirs = (self.limit.cost(x.nbytes, x.error)[0] for x in (best, item))
+        return ours / theirs if theirs > 0 else 1.0
+
     def result(self, null: Null | None, seconds: float) -> SearchResult:
         """The result, with the null control applied."""
-        best, without, gain = self.choice(), self.unordered(), self.gain()
-        luck = 1.0 if null is None else null.gain
-        if best.ordered and gain < _MARGIN * luck:
-            reason = f"ordering gains {gain:.3f} here and {luck:.3f} on shuffled entries, too little beyond it: not accepted"
-            best = without
-        elif best.ordered:
-            beyond = "" if null is None else f", {null.gain:.3f} on shuffled entries"
-            reason = f"ordering accepted: bytes without it over bytes with it {gain:.3f}{beyond}"
-            if self.limit.max_error is None:
-                reason = reason.replace("bytes without it over bytes with it", "error without it over error with it")
-        elif best.family == "dense":
-            reason = (
-                "no network beats the dense tensor in " + best.network.spec.terms[0].formats[0].name + ": no structure to use"
-            )
-        else:
-            reason = "no ordering lowers the total, its own price included"
+        without, gain = self.unordered(), self.gain()
+        best, reason = accepted(self.choice(), without, gain, null, "bytes" if self.limit.max_error is not None else "error")
+        if "entry" in self.orderings:
+            reason += "; " + entry_verdict(self.entry_sort(), self.entry_gain(), 0.0 if null is None else null.entry_gain)
         return SearchResult(
             best=best.network,
             choice=best,
@@ -203,6 +217,7 @@ class _Search:
             finished=not self.stopped,
             spectra=self.spectra,
             history=tuple(self.history),
+            entry_sort=self.entry_sort(),
         )
 
     def _best(self, items: Sequence[Found]) -> Found:
@@ -231,7 +246,9 @@ class _Search:
         ordered = self.work
         for order in orders:
             ordered = order.apply(ordered)
-        self.stores.append(SpectrumStore(tensorization.apply(ordered)))
+        error = self.limit.max_error
+        precise = ordered.numel() <= _FEW if error is None else error < _COARSE
+        self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=precise))
         return self.stores[-1]
 
     def _search_modes(self, store: SpectrumStore, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> None:
@@ -239,6 +256,12 @@ class _Search:
             return
         allowed = self._allowed(store)
         self._try(store, list(searched_shapes(store, tensorization, self.families, allowed, self.alive, orders)))
+
+    def _promising(self, store: SpectrumStore) -> bool:
+        """Whether reordered fibres make digits share more than they do in native order."""
+        if len(store.dims) < 3:
+            return False
+        return float(mutual_information(store).sum()) > _SHARED * float(mutual_information(self.stores[0]).sum()) + 1e-3
 
     def _allowed(self, store: SpectrumStore) -> float:
         """The squared norm that structure is judged at: the limit, or the error that the best so far has."""
@@ -256,17 +279,18 @@ class _Search:
             self._try(self._store(tensorization, orders), [shape])
 
     def _search_fibres(self, tensorization: Tensorization) -> None:
-        for orders in self._fibre_orders():
+        for orders in fibre_starts(self.work, self.alive):
             if not self.alive():
                 return
             store = self._store(tensorization, orders)
             self._try(store, list(native_shapes(tensorization, self.families, orders)))
-            self._search_modes(store, tensorization, orders)
-        if self.work.ndim == 2 and max(self.work.shape) <= _LARGEST_ASSIGNED and self.alive():
+            if "mode" in self.orderings and self._promising(store):
+                self._search_modes(store, tensorization, orders)
+        if self.work.ndim == 2 and max(self.work.shape) <= LARGEST_ASSIGNED and self.alive():
             split = best_split(self.work)
             if split is None:
                 return
-            rows, columns = assigned(self.work, split)
+            rows, columns = assigned(self.work, split, self.alive)
             orders = tuple(
                 FibreOrder(axis=axis, permutation=tuple(order))
                 for axis, order in enumerate((rows, columns))
@@ -277,45 +301,46 @@ class _Search:
                 self._try_kronecker(tensor, orders)
                 self._search_modes(self._store(tensorization, orders), tensorization, orders)
 
-    def _diagonal_order(self) -> list[tuple[FibreOrder, ...]]:
-        """Columns so that a square matrix has its largest entries on the diagonal: finds hidden permutations."""
-        if self.work.ndim != 2 or self.work.shape[0] != self.work.shape[1] or len(self.work) > _LARGEST_ASSIGNED:
-            return []
-        order = diagonal_order(self.work)
-        return [(FibreOrder(axis=1, permutation=tuple(order)),)] if order != list(range(len(order))) else []
-
-    def _fibre_orders(self) -> list[tuple[FibreOrder, ...]]:
-        """Seriation of all axes that are long enough, and of each alone."""
-        by_axis: dict[int, dict[str, FibreOrder]] = {}
-        for axis, size in enumerate(self.work.shape):
-            if 4 <= size <= _LARGEST_FIBRES and self.work.ndim > 1 and self.alive():
-                by_axis[axis] = seriations(self.work, axis)
-        found = self._diagonal_order()
-        for name in ("path", "spectral"):
-            orders = tuple(named[name] for named in by_axis.values() if name in named)
-            if orders and orders not in found:
-                found.append(orders)
-            found += [(order,) for order in orders if len(orders) > 1 and name == "path"]
-        return found
+    def _try_native(self, store: SpectrumStore, tensorization: Tensorization) -> None:
+        """Family by family, so that no family alone would have found more than all of them together."""
+        for family in self.families:
+            self._try(store, list(native_shapes(tensorization, (family,))))
 
     def _try(self, store: SpectrumStore, shapes: Sequence[Shape]) -> None:
-        """Predict all shapes in all formats; make and measure the best few, and whatever could beat the best so far."""
-        predicted: list[Candidate] = []
+        """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far."""
+        predicted: list[tuple[Candidate, float]] = []
         for shape in shapes:
             for fmt in self.formats:
-                candidate = self._predict(shape, store, fmt, 1.0)
+                candidate, slack = self._expected(shape, store, fmt)
                 if candidate is not None:
                     self._note(f"{shape.family} in {fmt.name}, predicted", candidate.nbytes, candidate.error)
-                    predicted.append(candidate)
-        predicted.sort(key=lambda c: self.limit.cost(c.nbytes, c.error))
-        made: set[tuple[str, str]] = set()
-        for candidate in predicted:
-            kind = candidate.shape.family, candidate.spec.terms[0].formats[0].name
-            if len(made) >= _KEPT or not self.alive():
+                    predicted.append((candidate, slack))
+        predicted.sort(key=lambda pair: self.limit.cost(pair[0].nbytes, pair[0].error))
+        most = _KEPT if self.work.numel() > _SMALL else _KEPT + 1
+        made: list[TermSpec] = []
+        for candidate, slack in predicted:
+            if len(made) >= most or self._hopeless(candidate) or not self.alive():
                 return
-            if kind not in made:
-                made.add(kind)
-                self._make(candidate, store)
+            if candidate.spec.terms[0] not in made:
+                made.append(candidate.spec.terms[0])
+                self._make(candidate, store, slack)
+                careful = self._predict(candidate.shape, store, candidate.spec.terms[0].formats[0], 1.0)
+                if careful is not None and slack != 1.0 and len(made) == 1:
+                    self._make(careful, store, 1.0)
+
+    def _expected(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat) -> tuple[Candidate | None, float]:
+        """The candidate that is likely to keep the limit, and the slack that takes."""
+        candidate = self._predict(shape, store, fmt, 1.0)
+        slack = 1.0 if candidate is None or self.limit.max_error is None else overlap_slack(candidate)
+        if candidate is None or slack == 1.0:
+            return candidate, slack
+        return self._predict(candidate.shape, store, fmt, slack) or candidate, slack
+
+    def _hopeless(self, candidate: Candidate) -> bool:
+        """Whether the best so far is smaller (or nearer) by more than predictions are wrong by."""
+        kept = [found for found in self.found if self.limit.keeps(found)]
+        costs = [self.limit.cost(found.nbytes, found.error)[0] for found in kept]
+        return bool(costs) and self.limit.cost(candidate.nbytes, candidate.error)[0] > _WRONG * min(costs)
 
     def _predict(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat, slack: float) -> Candidate | None:
         if self.limit.max_error is not None:
@@ -323,9 +348,9 @@ class _Search:
         assert self.limit.max_bytes is not None
         return for_bytes(shape, store, fmt, self.limit.max_bytes)
 
-    def _make(self, candidate: Candidate, store: SpectrumStore) -> None:
+    def _make(self, candidate: Candidate, store: SpectrumStore, slack: float) -> None:
         """Decompose and measure; where the error was predicted too high or too low, once more with other ranks."""
-        slack, kept = 1.0, None
+        kept: Found | None = None
         fmt = candidate.spec.terms[0].formats[0]
         for _ in range(_TRIES):
             found = self._measure(candidate.shape.family, self._spec(candidate.spec.terms[0]), candidate.shape.ordered)
@@ -344,22 +369,23 @@ class _Search:
                 break
             candidate = following
         if store.dims and "native" not in self.spectra:
-            self.spectra["native"] = _leading(store, Topology.two_cores(len(store.dims), range((len(store.dims) + 1) // 2)))
+            self.spectra["native"] = store.leading(range((len(store.dims) + 1) // 2))
         term, topology = candidate.spec.terms[0], candidate.shape.topology
         if self.found and self.choice() is self.found[-1] and term.ranks:
             widest = max(range(len(term.ranks)), key=term.ranks.__getitem__)
-            values = store.spectrum(topology.side(widest))
-            self.spectra["best"] = (values / values[0].clamp_min(1e-300))[:256].tolist()
+            self.spectra["best"] = store.leading(topology.side(widest))
 
     def _measure(self, family: str, spec: NetworkSpec, ordered: bool) -> Found:
         network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1)
-        dense = network.to_dense(self.work.dtype)
-        squared = self.metric.norm2(self._matrix(self.work - dense))
-        error = (squared / self.norm) ** 0.5 if self.norm else 0.0 if squared == 0.0 else float("inf")
+        error = self._error_of(network.to_dense(self.work.dtype))
         found = Found(family, network, error, ordered)
         self.found.append(found)
         self._note(f"{family} measured", network.nbytes, error)
         return found
+
+    def _error_of(self, dense: Tensor) -> float:
+        squared = self.metric.norm2(self._matrix(self.work - dense))
+        return (squared / self.norm) ** 0.5 if self.norm else 0.0 if squared == 0.0 else float("inf")
 
     def _spec(self, term: TermSpec) -> NetworkSpec:
         dtype = next((name for name, value in DTYPES.items() if value == self.tensor.dtype), "float32")
@@ -371,9 +397,3 @@ class _Search:
     @staticmethod
     def _matrix(tensor: Tensor) -> Tensor:
         return tensor.reshape(tensor.shape[0], -1)
-
-
-def _leading(store: SpectrumStore, topology: Topology) -> list[float]:
-    values = store.spectrum(topology.side(0))
-    leading: list[float] = (values / values[0].clamp_min(1e-300))[:256].tolist()
-    return leading

@@ -13,6 +13,7 @@ from tensornet_compress.network import Topology
 from tensornet_compress.network.topology import Nested
 from tensornet_compress.searching.store import SpectrumStore
 
+_SWEEPS = 10
 Alive = Callable[[], bool]
 """False once the time is up."""
 
@@ -113,17 +114,51 @@ def reconnected(store: SpectrumStore, topology: Topology, allowed: float, alive:
     return best
 
 
+def disentangled(store: SpectrumStore, topology: Topology, alive: Alive) -> Topology:
+    """Exchange subtrees across each bond in turn so that its entropy is least, until nothing changes (PTEP 2023 ptad018)."""
+    best = topology
+    for _ in range(_SWEEPS):
+        changed = False
+        for bond in range(len(best.edges)):
+            if not alive():
+                return best
+            least = store.entropy(best.side(bond)) - 1e-9
+            a, b = best.edges[bond]
+            for tried in exchanges(best, bond):
+                entropy = store.entropy(tried.side(tried.edges.index((a, b))))
+                if entropy < least:
+                    best, least, changed = tried, entropy - 1e-9, True
+            # The edges of a topology are sorted: an exchange may have moved this bond, which the next sweep then meets.
+        if not changed:
+            break
+    return best
+
+
+def caterpillar(order: Sequence[int]) -> Nested:
+    """The tree of a train: modes join one after the other from both ends towards the middle."""
+    half = (len(order) + 1) // 2
+    left: Nested = order[0]
+    for mode in order[1:half]:
+        left = (left, mode)
+    right: Nested = order[-1]
+    for mode in reversed(order[half:-1]):
+        right = (mode, right)
+    return (left, right)
+
+
 def exchanges(topology: Topology, bond: int) -> list[Topology]:
     """The trees in which one neighbour of each end of ``bond`` has changed sides."""
     a, b = topology.edges[bond]
-    graph = topology.graph()
+    near_a, near_b = (
+        sorted({p + q - core for p, q in topology.edges if core in (p, q)} - {other}) for core, other in ((a, b), (b, a))
+    )
     found = []
-    for x in sorted(set(graph[a]) - {b}):
-        for y in sorted(set(graph[b]) - {a}):
-            edges = {tuple(sorted(edge)) for edge in graph.edges}
-            edges -= {tuple(sorted((a, x))), tuple(sorted((b, y)))}
-            edges |= {tuple(sorted((b, x))), tuple(sorted((a, y)))}
-            found.append(Topology(legs=topology.legs, edges=tuple(sorted((p, q) for p, q in edges))))
+    for x in near_a:
+        for y in near_b:
+            edges = set(topology.edges)
+            edges -= {(min(a, x), max(a, x)), (min(b, y), max(b, y))}
+            edges |= {(min(b, x), max(b, x)), (min(a, y), max(a, y))}
+            found.append(Topology(legs=topology.legs, edges=tuple(sorted(edges))))
     return found
 
 

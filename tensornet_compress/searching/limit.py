@@ -27,9 +27,13 @@ class Limit:
 
     def keeps(self, found: Found) -> bool:
         """Whether a measured network is within the limit."""
+        return self.allows(found.error, found.nbytes)
+
+    def allows(self, error: float, nbytes: int) -> bool:
+        """Whether something of this error and size is within the limit."""
         if self.max_error is not None:
-            return found.error <= self.max_error
-        return self.max_bytes is not None and found.nbytes <= self.max_bytes
+            return error <= self.max_error
+        return self.max_bytes is not None and nbytes <= self.max_bytes
 
     def cost(self, nbytes: int, error: float, ordered: bool = False) -> tuple[float, bool, float]:
         """What is compared: the free quantity first, then native order, then the other."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tensornet_compress.network import TensorNetwork
+from tensornet_compress.searching.entry_search import EntrySort
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,18 +43,21 @@ class Event:
 
 @dataclass(frozen=True)
 class Null:
-    """The same search on the same entries shuffled: what it wins is luck. ``gain``: bytes without ordering over bytes with."""
+    """The same search on the same entries shuffled: what it wins is luck. ``gain``: bytes without ordering over bytes with;
+    ``entry_gain``: of the network over the best entry sort (0: none asked for, or none within the limit)."""
 
     nbytes: int
     error: float
     gain: float
     family: str
+    entry_gain: float = 0.0
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """``best``: the network of choice. ``found``: everything measured. ``unordered``: the best that leaves all orders native.
-    ``gain``: bytes (or errors, for a byte limit) without ordering over those with; it counts only beyond ``null.gain``."""
+    ``gain``: bytes (or errors, for a byte limit) without ordering over those with; it counts only beyond ``null.gain``.
+    ``entry_sort``: the best entry sort, when these were asked for and one keeps the limit."""
 
     best: TensorNetwork
     choice: Found
@@ -68,6 +72,7 @@ class SearchResult:
     finished: bool
     spectra: dict[str, list[float]]
     history: tuple[Event, ...] = field(repr=False)
+    entry_sort: EntrySort | None = None
 
     @property
     def error(self) -> float:
@@ -92,6 +97,8 @@ class SearchResult:
         if self.null is not None:
             luck = f"{self.null.family}, {self.null.nbytes:,} bytes, gain {self.null.gain:.3f}"
             lines.append(f"  null control (same entries shuffled): {luck}")
+        if self.entry_sort is not None:
+            lines.append(f"  {self.entry_sort.describe()}")
         state = "finished" if self.finished else "stopped at its time budget; this is the best so far"
         lines.append(f"  {len(self.found)} networks measured, {self.unfoldings} unfoldings, {self.seconds:.1f} s, {state}")
         lines += [f"  {'*' if item is self.choice else ' '} {item.describe()}" for item in self.pareto]

@@ -14,6 +14,8 @@ from tensornet_compress.searching.candidates import Shape
 from tensornet_compress.searching.graphs import (
     Alive,
     agglomerated,
+    caterpillar,
+    disentangled,
     improved_order,
     mutual_information,
     numbers,
@@ -21,8 +23,9 @@ from tensornet_compress.searching.graphs import (
     spectral_order,
     train_of,
 )
-from tensornet_compress.searching.store import SpectrumStore
+from tensornet_compress.searching.store import EXACT_SIDE, SpectrumStore
 
+_GLANCED = 4
 Family = Literal["dense", "svd", "cut", "tt", "ttm", "tree"]
 FAMILIES: tuple[Family, ...] = ("dense", "svd", "cut", "tt", "ttm", "tree")
 
@@ -78,6 +81,9 @@ def searched_shapes(
     order = spectral_order(shared)
     if "cut" in families:
         cuts = [Topology.two_cores(count, sorted(side)) for side in _cuts(tensorization, order)]
+        if any(store.side(cut.legs[0]) > EXACT_SIDE for cut in cuts):
+            promise = [store.captured(cut.legs[0]) if alive() else 0.0 for cut in cuts]
+            cuts = [cuts[int(place)] for place in np.argsort(-np.asarray(promise), kind="stable")[:_GLANCED]]
         sizes = [numbers(store, cut, allowed) if alive() else np.inf for cut in cuts]
         for place in np.argsort(sizes, kind="stable")[:2]:
             yield shape("cut", cuts[int(place)])
@@ -92,6 +98,9 @@ def searched_shapes(
         tree = Topology.tree(agglomerated(store, alive))
         yield shape("tree", reconnected(store, tree, allowed, alive))
         yield shape("tree", reconnected(store, Topology.tree(_halved(order)), allowed, alive))
+        loose = disentangled(store, Topology.tree(caterpillar(range(count))), alive)
+        yield shape("tree", loose)
+        yield shape("tree", reconnected(store, loose, allowed, alive))
 
 
 def _cuts(tensorization: Tensorization, order: Sequence[int]) -> list[tuple[int, ...]]:

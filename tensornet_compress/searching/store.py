@@ -5,32 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tensornet_compress.decompose.spectra import tails, unfolding
+from tensornet_compress.searching.products import PURE, product_cut, rank_one_parts
 
 EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
-_SKETCH = 1024
+_MANY = 1 << 20
+_SKETCH = 256
 _POWER_STEPS = 1
+_GLANCE = 64
 
 
 class SpectrumStore:
     """Lazily computed singular values of the unfoldings of ``modes`` (any shape).
 
-    Sides up to 1,024 use a float64 Gram matrix (values below 1e-8 of the largest are noise), sides up to 4,608 a float32 one
-    (3e-4), larger ones a randomised sketch of 1,024 values: the energy beyond these is known exactly and spread evenly over the
-    values that follow, so that what any rank up to 1,024 drops is exact up to the sketch's own error in the leading values,
-    which can only overestimate what is dropped.
+    Sides up to 1,024 use a float64 Gram matrix (values below 1e-8 of the largest are noise), or a float32 one where ``precise``
+    is false (3e-4); sides up to 4,608 of tensors of at most 2^20 entries a float32 one. All others are estimated from a
+    randomised sketch of 256 values: the energy beyond these is known exactly, and assumed to fall linearly.
+
+    Where a cut turns out to be of rank 1 the tensor is an outer product of two smaller ones: from then on only these are cut,
+    and spectra of the whole are products of theirs.
     """
 
-    def __init__(self, modes: Tensor):
+    def __init__(self, modes: Tensor, precise: bool = True):
+        self._exact = EXACT_SIDE if precise else 0
+        self._largest = LARGEST_SIDE if modes.numel() <= _MANY else min(EXACT_SIDE, LARGEST_SIDE)
         self.modes = modes if modes.dtype == torch.float64 else modes.float()
         self.dims = tuple(modes.shape)
         self.energy = float(self.modes.double().square().sum())
         self._known: dict[frozenset[int], Tensor] = {}
         self._tails: dict[frozenset[int], Tensor] = {}
+        self._falling: dict[frozenset[int], np.ndarray] = {}
+        self._entropies: dict[frozenset[int], float] = {}
+        self._factors: list[tuple[tuple[int, ...], Tensor]] = [(tuple(range(modes.ndim)), self.modes)]
+        self._all = frozenset(range(modes.ndim))
+        self._sought = False
 
     def __len__(self) -> int:
         """Number of unfoldings computed so far."""
@@ -39,7 +52,7 @@ class SpectrumStore:
     def key(self, left: Iterable[int]) -> frozenset[int]:
         """One name for a bipartition: the side without mode 0."""
         side = frozenset(left)
-        return frozenset(range(len(self.dims))) - side if 0 in side else side
+        return self._all - side if 0 in side else side
 
     def spectrum(self, left: Iterable[int]) -> Tensor:
         """Singular values (float64, descending) with the modes ``left`` as rows."""
@@ -47,6 +60,12 @@ class SpectrumStore:
         if key not in self._known:
             self._known[key] = self._compute(key)
         return self._known[key]
+
+    def leading(self, left: Iterable[int]) -> list[float]:
+        """The first 256 singular values over the largest: for plots."""
+        values = self.spectrum(left)
+        found: list[float] = (values / values[0].clamp_min(1e-300))[:256].tolist()
+        return found
 
     def tails(self, left: Iterable[int]) -> Tensor:
         """Squared norm dropped at each rank, see ``decompose.spectra.tails``."""
@@ -57,17 +76,21 @@ class SpectrumStore:
 
     def rank(self, left: Iterable[int], allowed: float) -> int:
         """The least rank (at least 1) that drops a squared norm of at most ``allowed``."""
-        dropped = self.tails(left)
-        return max(1, int((dropped > allowed).sum()))
+        key = self.key(left)
+        if key not in self._falling:
+            self._falling[key] = -self.tails(key).numpy()
+        return max(1, int(np.searchsorted(self._falling[key], -allowed, side="left")))
 
     def entropy(self, left: Iterable[int]) -> float:
         """Entanglement entropy in bits: of the squared singular values as a distribution."""
         key = self.key(left)
         if not key or len(key) == len(self.dims) or self.energy == 0.0:
             return 0.0
-        weights = self.spectrum(key).square()
-        weights = weights / weights.sum().clamp_min(1e-300)
-        return float(-(weights * weights.clamp_min(1e-300).log2()).sum())
+        if key not in self._entropies:
+            weights = self.spectrum(key).square()
+            weights = weights / weights.sum().clamp_min(1e-300)
+            self._entropies[key] = float(-(weights * weights.clamp_min(1e-300).log2()).sum())
+        return self._entropies[key]
 
     def side(self, left: Iterable[int]) -> int:
         """Length of the shorter side of an unfolding: what its spectrum costs grows with it."""
@@ -75,23 +98,76 @@ class SpectrumStore:
         return min(rows, prod(self.dims) // max(rows, 1))
 
     def _compute(self, key: frozenset[int]) -> Tensor:
-        if not key:
-            return torch.tensor([self.energy**0.5], dtype=torch.float64)
-        matrix = unfolding(self.modes, sorted(key))
-        if matrix.shape[0] > matrix.shape[1]:
-            matrix = matrix.T
-        if len(matrix) > LARGEST_SIDE:
-            return self._sketched(matrix)
-        wide = matrix.double() if len(matrix) <= EXACT_SIDE else matrix
-        return torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0).sqrt()
+        """The product of the spectra of all factors that ``key`` cuts."""
+        if not self._sought:
+            self._seek_products()
+        found = torch.tensor([self.energy**0.5], dtype=torch.float64)
+        whole = len(self._factors) == 1
+        for modes, tensor in list(self._factors):
+            inside = [place for place, mode in enumerate(modes) if mode in key]
+            if 0 < len(inside) < len(modes):
+                values = self._cut(modes, tensor, inside)
+                if whole:
+                    return values
+                found = torch.outer(found, values / values.square().sum().sqrt().clamp_min(1e-300)).flatten()
+        return found.sort(descending=True).values
+
+    def _cut(self, modes: tuple[int, ...], tensor: Tensor, inside: list[int]) -> Tensor:
+        """Spectrum of one factor; splits it where it is of rank 1."""
+        matrix = unfolding(tensor, inside)
+        short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        if len(short) > self._largest:
+            return self._sketched(short)
+        wide = short.double() if len(short) <= self._exact else short
+        squares = torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0)
+        if 0 < float(squares[0]) * PURE >= float(squares[1:].sum()) and len(squares) > 1:
+            self._split(modes, inside, *rank_one_parts(matrix))
+        return squares.sqrt()
+
+    def _seek_products(self) -> None:
+        """Split the tensor wherever sampled entries show an outer product."""
+        self._sought = True
+        waiting = list(self._factors)
+        while waiting:
+            modes, tensor = waiting.pop()
+            found = product_cut(tensor)
+            if found is not None:
+                waiting += self._split(modes, *found)
+
+    def _split(
+        self, modes: tuple[int, ...], inside: list[int], column: Tensor, row: Tensor
+    ) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Replace a factor, an outer product, by its two parts, which it returns."""
+        rest = [place for place in range(len(modes)) if place not in inside]
+        parts = []
+        for places, part in ((inside, column), (rest, row)):
+            owned = tuple(modes[place] for place in places)
+            parts.append((owned, part.reshape([self.dims[mode] for mode in owned])))
+        self._factors = [factor for factor in self._factors if factor[0] != modes] + parts
+        return parts
 
     def _sketched(self, matrix: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        sample = matrix @ torch.randn(matrix.shape[1], _SKETCH, generator=generator, dtype=matrix.dtype).to(matrix.device)
+        sample = self._sample(matrix, min(_SKETCH, len(matrix)))
         for _ in range(_POWER_STEPS):
             sample = matrix @ (matrix.T @ torch.linalg.qr(sample)[0])
         core = torch.linalg.qr(sample)[0].T @ matrix
         leading = torch.linalg.eigvalsh((core @ core.T).double()).flip(0).clamp_min(0)
-        rest = max(0.0, self.energy - float(leading.sum()))
         count = len(matrix) - len(leading)
-        return torch.cat([leading, leading.new_full((count,), rest / count)]).sqrt()
+        mean = max(0.0, float(matrix.square().sum(dtype=torch.float64) - leading.sum())) / max(count, 1)
+        highest = min(float(leading[-1]), 2 * mean)
+        falling = torch.linspace(highest, max(0.0, 2 * mean - highest), count, dtype=torch.float64)
+        return torch.cat([leading, falling.to(leading)]).sort(descending=True).values.sqrt()
+
+    def captured(self, left: Iterable[int]) -> float:
+        """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""
+        key = self.key(left)
+        if key in self._known or self.side(key) <= EXACT_SIDE or len(self._factors) > 1:
+            return float(self.spectrum(key)[:_GLANCE].square().sum()) / max(self.energy, 1e-300)
+        matrix = unfolding(self.modes, sorted(key))
+        basis = torch.linalg.qr(self._sample(matrix, _GLANCE))[0]
+        return float((basis.T @ matrix).square().sum()) / max(self.energy, 1e-300)
+
+    @staticmethod
+    def _sample(matrix: Tensor, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return matrix @ torch.randn(matrix.shape[1], count, generator=generator, dtype=matrix.dtype).to(matrix.device)

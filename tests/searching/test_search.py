@@ -206,3 +206,61 @@ def test_what_is_constant_costs_next_to_nothing(tensor, most):
 def test_wrong_kinds_of_arguments_are_named(tensor, options, message):
     with pytest.raises(TensorNetError, match=message):
         tnc.search(tensor, **options)
+
+
+def test_entry_sorts_compete_only_when_asked_for():
+    tensor = torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
+    assert tnc.search(tensor, max_error=0.3, null=False).entry_sort is None
+    result = tnc.search(tensor, max_error=0.3, orderings=("mode", "entry"))
+    assert result.entry_sort is not None
+    assert result.entry_sort.error <= 0.3
+    assert 0 < result.entry_sort.order_nbytes < result.entry_sort.nbytes
+    assert result.entry_sort.describe() in str(result)
+    assert "entry sort" in result.reason
+    assert result.best.to_dense().shape == tensor.shape
+
+
+def test_an_entry_sort_that_wins_on_any_entries_is_not_called_a_gain():
+    tensor = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)).sign()
+    tensor = tensor * torch.rand(64, 64, generator=torch.Generator().manual_seed(2)).add(1)
+    result = tnc.search(tensor, max_bytes=3000, orderings=("entry",), topologies=("svd",), formats=("fp16",))
+    assert result.entry_sort is not None
+    assert result.null is not None
+    assert result.null.entry_gain > 1
+    assert "no more than on shuffled entries" in result.reason
+
+
+def test_no_entry_sort_keeps_a_limit_that_is_too_tight():
+    tensor = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    result = tnc.search(tensor, max_error=1e-5, orderings=("entry",), null=False)
+    assert result.entry_sort is None
+    assert "no entry sort keeps the limit" in result.reason
+
+
+@pytest.mark.parametrize("family", ["svd", "tt", "tree"])
+def test_no_family_alone_finds_a_smaller_network(family):
+    generator = torch.Generator().manual_seed(5)
+    tensor = torch.randn(48, 64, generator=generator).cumsum(0).cumsum(1) + torch.randn(48, 64, generator=generator)
+    whole = tnc.search(tensor, max_error=0.05, null=False, time_budget=600)
+    alone = tnc.search(tensor, max_error=0.05, null=False, topologies=(family,), orderings=(), time_budget=600)
+    assert whole.best.nbytes <= alone.best.nbytes
+
+
+def test_a_large_side_is_glanced_at_before_it_is_computed(monkeypatch):
+    import tensornet_compress.searching.store as room
+
+    monkeypatch.setattr(room, "EXACT_SIDE", 20)
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(40, 6, generator=generator) @ torch.randn(6, 50, generator=generator)
+    store = SpectrumStore(tensor)
+    assert store.captured({0}) == pytest.approx(1.0, abs=1e-4)
+    assert len(store) == 0
+
+
+def test_fibres_without_neighbours_are_not_seriated():
+    from tensornet_compress.searching.fibres import seriations
+
+    generator = torch.Generator().manual_seed(0)
+    assert seriations(torch.randn(64, 400, generator=generator), 0) == {}
+    smooth = torch.sin(torch.linspace(0, 3, 64)[:, None] * torch.linspace(1, 4, 400))
+    assert seriations(smooth[torch.randperm(64, generator=generator)], 0)

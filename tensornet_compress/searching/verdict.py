@@ -1,0 +1,24 @@
+"""Whether an ordering counts, and why, in words."""
+
+from __future__ import annotations
+
+from tensornet_compress.searching.result import Found, Null
+
+_MARGIN = 1.01
+
+
+def accepted(best: Found, without: Found, gain: float, null: Null | None, cost: str) -> tuple[Found, str]:
+    """The network of choice and the reason: an ordering counts only when it gains 1 % more than on shuffled entries.
+
+    ``cost`` is what ``gain`` is a ratio of: ``bytes`` or ``error``.
+    """
+    luck = 1.0 if null is None else null.gain
+    if best.ordered and gain < _MARGIN * luck:
+        return without, f"ordering gains {gain:.3f} here and {luck:.3f} on shuffled entries, too little beyond it: not accepted"
+    if best.ordered:
+        beyond = "" if null is None else f", {null.gain:.3f} on shuffled entries"
+        return best, f"ordering accepted: {cost} without it over {cost} with it {gain:.3f}{beyond}"
+    if best.family == "dense":
+        name = best.network.spec.terms[0].formats[0].name
+        return best, f"no network beats the dense tensor in {name}: no structure to use"
+    return best, "no ordering lowers the total, its own price included"

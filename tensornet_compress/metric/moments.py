@@ -24,7 +24,9 @@ class InputMoment:
     def add(self, vectors: Tensor) -> None:
         """Add (tokens, n) vectors."""
         vectors = vectors.float()
-        product = (vectors.T @ vectors).double()
+        # Under autocast the product would be rounded to half precision, and no longer be positive definite.
+        with torch.autocast(vectors.device.type, enabled=False):
+            product = (vectors.T @ vectors).double()
         self.sum = product if self.sum is None else self.sum.add_(product)
         self.count += len(vectors)
 

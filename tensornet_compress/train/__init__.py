@@ -1,0 +1,1 @@
+"""Fitting what was compressed: propagation through blocks, thresholding, healing."""

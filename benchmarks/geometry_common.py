@@ -13,7 +13,7 @@ from torch import Tensor
 from tensornet_compress.evaluate import Reference, evaluate_language
 from tensornet_compress.inputs import calibration_windows, heldout_windows, load_causal_lm, load_tokenizer
 
-CALIBRATION, VALIDATION, HELDOUT = 32, 4, 8
+CALIBRATION, VALIDATION, HELDOUT = 16, 4, 8
 
 
 @dataclass

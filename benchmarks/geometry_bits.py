@@ -80,9 +80,7 @@ class Contest:
             self.survey = survey_model(self.model, batches, method="dense", workers=1, progress=Lines())
         with original_layers(self.model):
             budget = tnc.Budget(bits_per_weight=bits)
-            tnc.compress(
-                self.model, budget, batches, method="auto", survey=self.survey, refine=0, workers=1, progress=Lines()
-            )
+            tnc.compress(self.model, budget, batches, method="auto", survey=self.survey, refine=0, workers=1, progress=Lines())
             plan = getattr(self.model, PLAN_ATTRIBUTE)
             if self.missing("allocated", bits):
                 self.record("allocated", bits, self.model, started)

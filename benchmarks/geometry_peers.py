@@ -99,7 +99,7 @@ def quantise_model(
     precision: torch.dtype | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> int:
-    """GPTQ on every targeted layer of the blocks of ``model``, in place; stored bytes of the targeted layers, biases included."""
+    """GPTQ on every targeted layer of the blocks of ``model``, in place; stored bytes of these layers, biases included."""
     chosen = {target.name: target for target in find_targets(model)[0]}
     runner = BlockRunner(model, batches, list(chosen), precision)
     states = list(runner.states)

@@ -1,6 +1,7 @@
 """Dense tensor + spec + metric -> cores."""
 
 from tensornet_compress.decompose.als import refine_cores
+from tensornet_compress.decompose.elementwise import weighted_cores
 from tensornet_compress.decompose.linalg import singular_values, svd
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.decompose.quantise import ErrorFeedback
@@ -28,4 +29,5 @@ __all__ = [
     "tails",
     "to_network",
     "unfolding",
+    "weighted_cores",
 ]

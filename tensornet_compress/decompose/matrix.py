@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose.linalg import fix_signs, require_finite
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 
 
@@ -27,6 +28,16 @@ class MatrixSpectrum:
     def error(self, rank: int) -> float:
         """Squared error in the metric at a rank."""
         return float(self.squares[rank:].sum())
+
+    def divergences(self) -> Tensor:
+        """What dropping each singular value costs in nats per token, float64 (k,), descending.
+
+        Raises:
+            TensorNetError: the metric knows nothing of the loss (no ``rate``).
+        """
+        if self.metric.rate is None:
+            raise TensorNetError("this metric was made without gradients, so an error has no divergence; collect kronecker")
+        return self.metric.rate * self.squares
 
     def cores(self, rank: int) -> tuple[Tensor, Tensor]:
         """Cores (m, rank) and (rank, n) of the best approximation; the first is orthonormal in the row metric."""

@@ -7,12 +7,13 @@ metric                rows                           columns
 ====================  =============================  =========================
 Euclidean             identity                       identity
 input second moment   identity                       ``C_x = E[x x']``
+diagonal input        identity                       diagonal
 row Fisher            diagonal                       identity
 Kronecker (KFAC)      ``C_g = E[g g']``              ``C_x``
 ====================  =============================  =========================
 
 All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. A metric without that structure needs only
-``norm2`` and ``apply`` to be used by ALS refinement.
+``norm2`` and ``apply`` to be used by ALS refinement (see ``ElementwiseMetric``).
 """
 
 from __future__ import annotations
@@ -38,9 +39,13 @@ class Metric(Protocol):
 
 
 class KroneckerMetric:
-    """``norm2(E) = tr(R E C E')`` with ``rows`` R and ``columns`` C each None (identity), a diagonal (k,) or SPD (k, k)."""
+    """``norm2(E) = tr(R E C E')`` with ``rows`` R and ``columns`` C each None (identity), a diagonal (k,) or SPD (k, k).
 
-    def __init__(self, rows: Tensor | None = None, columns: Tensor | None = None):
+    ``rate``: divergence in nats per token and unit of ``norm2``; None when the metric knows nothing of the loss.
+    """
+
+    def __init__(self, rows: Tensor | None = None, columns: Tensor | None = None, rate: float | None = None):
+        self.rate = rate
         self.rows = _checked(rows, "row")
         self.columns = _checked(columns, "column")
 
@@ -59,6 +64,10 @@ class KroneckerMetric:
     def left_unwhiten(self, matrix: Tensor) -> Tensor:
         """``L'^-1 Z``: the inverse of ``left_whiten``."""
         return matrix if self.rows is None else _left(_inverse_root(self.rows), matrix)
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """``R^-1 G C^-1`` for a gradient G (m, n): the direction of steepest descent in the metric."""
+        return _left(_inverse(self.rows), _left(_inverse(self.columns), gradient.T).T)
 
     def gram(self, matrix: Tensor) -> Tensor:
         """``L' W C W' L``, float64 (m, m): its eigenvalues are the squared singular values of the whitened matrix."""
@@ -109,6 +118,10 @@ def _root(factor: Tensor) -> Tensor:
 
 def _inverse_root(factor: Tensor) -> Tensor:
     return _power(factor, -0.5)
+
+
+def _inverse(factor: Tensor | None) -> Tensor | None:
+    return None if factor is None else _power(factor, -1.0)
 
 
 def _power(factor: Tensor, exponent: float) -> Tensor:

@@ -46,9 +46,7 @@ class BlockRunner:
         TargetError: no list of blocks holds the named modules.
     """
 
-    def __init__(
-        self, model: nn.Module, batches: Sequence[Batch], names: Sequence[str], precision: torch.dtype | None = None
-    ):
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], names: Sequence[str], precision: torch.dtype | None = None):
         self.blocks = find_blocks(model, names)
         self.device = next(model.parameters()).device
         self.precision = precision
@@ -126,9 +124,7 @@ class BlockRunner:
         def stop(_module: nn.Module, _arguments: tuple[Any, ...]) -> None:
             raise _Stop
 
-        handles = [
-            block.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True) for name, hook in hooks.items()
-        ]
+        handles = [block.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True) for name, hook in hooks.items()]
         if last is not None:
             handles.append(block.get_submodule(last).register_forward_pre_hook(stop))
         try:

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tensornet_compress.budget.sensitivity import kept_output
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.metric import Batch, model_inputs
+from tensornet_compress.metric import Batch, kept_output, model_inputs
 from tensornet_compress.modes import evaluating
 from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.progress import Progress, SilentProgress

@@ -178,9 +178,7 @@ class _Fitting:
         own, cross = InputMoment(), InputMoment()
         for batch, state in enumerate(self.compressed):
 
-            def hook(
-                _module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], batch: int = batch
-            ) -> None:
+            def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], batch: int = batch) -> None:
                 vectors = self.runner.kept(batch, arguments[0] if arguments else next(iter(keywords.values()))).float()
                 shift = self.runner.kept(batch, dense[batch]).float() - vectors
                 weights = _clipped(vectors, self.settings.clip)

@@ -45,6 +45,11 @@ class MatrixSpectrum:
         right = kept.T @ self.metric.left_whiten(self.matrix.double())
         return self.metric.left_unwhiten(kept).to(self.matrix.dtype), right.to(self.matrix.dtype)
 
+    def shrunk(self, factors: Tensor) -> Tensor:
+        """The matrix with each singular value in the metric times its factor (k,); shape (m, n), dtype of the matrix."""
+        right = self.left.T @ self.metric.left_whiten(self.matrix.double())
+        return self.metric.left_unwhiten((self.left * factors.double()) @ right).to(self.matrix.dtype)
+
 
 def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric) -> MatrixSpectrum:
     """Factorise an (m, n) float matrix in a metric (SVD-LLM 2403.07378 for the input moment; KFAC-SVD with both factors).

@@ -74,7 +74,10 @@ class BlockRunner:
 
         def stand_in(number: int, block: nn.Module, original: Any) -> Any:
             def forward(state: Tensor, *arguments: Any, **keywords: Any) -> Any:
-                call = BlockCall(arguments, _without_cache(keywords))
+                given = {name: _without_cache(value) for name, value in keywords.items()}
+                if "use_cache" in given:
+                    given["use_cache"] = False
+                call = BlockCall(tuple(_without_cache(value) for value in arguments), given)
                 if number == 0:
                     self.states.append(state)
                     if not as_tuple:
@@ -189,7 +192,6 @@ def find_blocks(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Mo
     return best
 
 
-def _without_cache(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a block without a key-value cache, which would grow at each run."""
-    empty: dict[str, Any] = {"past_key_values": None, "past_key_value": None, "use_cache": False}
-    return {name: empty.get(name, value) if name in empty else value for name, value in keywords.items()}
+def _without_cache(value: Any) -> Any:
+    """An argument of a block, or None in place of a key-value cache, which would grow at each run."""
+    return None if hasattr(value, "get_seq_length") else value

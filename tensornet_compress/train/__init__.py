@@ -1,6 +1,8 @@
 """Fitting what was compressed: propagation through blocks, refinement, healing."""
 
 from tensornet_compress.train.blocks import BlockRunner
+from tensornet_compress.train.bonds import shrink_bonds, threshold_bonds
+from tensornet_compress.train.gradual import GradualReport, reduce_gradually
 from tensornet_compress.train.heal import HealReport, heal, next_token_loss
 from tensornet_compress.train.isvt import IsvtReport, IsvtStep, isvt
 from tensornet_compress.train.problem import Problem
@@ -13,6 +15,7 @@ __all__ = [
     "BlockRefinement",
     "BlockReport",
     "BlockRunner",
+    "GradualReport",
     "HealReport",
     "IsvtReport",
     "IsvtStep",
@@ -25,4 +28,7 @@ __all__ = [
     "next_token_loss",
     "propagate",
     "proximal_step",
+    "reduce_gradually",
+    "shrink_bonds",
+    "threshold_bonds",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
@@ -20,8 +20,7 @@ from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.blocks import find_blocks
 from tensornet_compress.train.masters import master_parameters, relative_groups
-
-TaskLoss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
+from tensornet_compress.train.problem import MeanLoss
 
 
 class HealReport(Frozen):
@@ -40,13 +39,13 @@ class HealReport(Frozen):
 
 def heal(
     model: nn.Module,
-    batches: Sequence[Batch],
+    batches: Sequence[Any],
     *,
     teacher: nn.Module | None = None,
-    loss: TaskLoss | None = None,
+    loss: MeanLoss | None = None,
     steps: int = 100,
     rate: float = 2e-3,
-    validation: Sequence[Batch] | None = None,
+    validation: Sequence[Any] | None = None,
     every: int = 10,
     patience: int = 3,
     checkpointing: bool = False,
@@ -61,7 +60,8 @@ def heal(
         batches: ids (batch, length) or dicts; taken in turn, again from the first when used up.
         teacher: the original model. The loss is then KL(teacher || model) per token, or for outputs that are not logits one
             minus the cosine.
-        loss: in place of a teacher, ``loss(model, inputs)``, a mean over tokens (see ``next_token_loss``).
+        loss: in place of a teacher, ``loss(model, batch)``, a mean over the batch (see ``next_token_loss``); batches may then
+            be anything.
         steps, rate: steps of Adam; the learning rate is ``rate`` times each parameter's own size, with a short warm-up, falling
             to zero along a cosine.
         validation: batches that decide which parameters are kept; the last tenth (at least one) of ``batches`` by default,
@@ -104,14 +104,15 @@ def heal(
     )
 
 
-def next_token_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def next_token_loss(model: Any, batch: Batch) -> Tensor:
     """Mean cross-entropy of the next token, padding left out."""
+    inputs = model_inputs(batch, next(model.parameters()).device)
     logits, ids, mask = model(**inputs).logits[:, :-1].float(), inputs["input_ids"][:, 1:], inputs.get("attention_mask")
     losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none")
     return losses.mean() if mask is None else losses[mask[:, 1:].flatten().bool()].mean()
 
 
-def _split(batches: Sequence[Batch], validation: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:
+def _split(batches: Sequence[Any], validation: Sequence[Any] | None) -> tuple[list[Any], list[Any]]:
     train = list(batches)
     if validation is not None:
         held = list(validation)
@@ -130,17 +131,17 @@ class _Objective:
     """The loss of one batch, per token."""
 
     def __init__(
-        self, model: nn.Module, teacher: nn.Module | None, loss: TaskLoss | None, precision: torch.dtype | None, cache: bool
+        self, model: nn.Module, teacher: nn.Module | None, loss: MeanLoss | None, precision: torch.dtype | None, cache: bool
     ):
         self.model, self.teacher, self.loss, self.precision, self.cache = model, teacher, loss, precision, cache
         self.device = next(model.parameters()).device
         self._outputs: dict[int, tuple[Batch, Tensor]] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
-        inputs = model_inputs(batch, self.device)
         if self.loss is not None:
             with self._autocast():
-                return self.loss(self.model, inputs)
+                return self.loss(self.model, batch)
+        inputs = model_inputs(batch, self.device)
         target = self._target(batch, inputs)
         with self._autocast():
             output, logits = kept_output(self.model, inputs)
@@ -171,8 +172,8 @@ class _Run:
         self,
         objective: _Objective,
         parameters: list[nn.Parameter],
-        train: Sequence[Batch],
-        heldout: Sequence[Batch],
+        train: Sequence[Any],
+        heldout: Sequence[Any],
         steps: int,
         rate: float,
     ):
@@ -212,7 +213,7 @@ class _Run:
         self.optimiser.step()
         self.schedule.step()
         self.losses.append(value)
-        self.tokens += (batch if isinstance(batch, Tensor) else batch["input_ids"]).numel()
+        self.tokens += _count(batch)
 
     def _measure(self, step: int) -> bool:
         with torch.no_grad():
@@ -223,6 +224,15 @@ class _Run:
         self.best, self.best_step = loss, step
         self._kept = [parameter.detach().clone() for parameter in self.parameters]
         return True
+
+
+def _count(batch: Any) -> int:
+    """Tokens of a batch of ids, examples of any other."""
+    if isinstance(batch, Tensor):
+        return batch.numel() if not batch.is_floating_point() else len(batch)
+    if isinstance(batch, Mapping) and "input_ids" in batch:
+        return int(batch["input_ids"].numel())
+    return len(next(iter(batch.values() if isinstance(batch, Mapping) else batch)))
 
 
 @contextmanager

@@ -26,16 +26,15 @@ from tensornet_compress.compression.sizes import Sizes
 from tensornet_compress.decompose import matrix_spectrum, realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.layout import Layout
-from tensornet_compress.metric import KroneckerMetric, MetricKind, collect_statistics, metric_kind
+from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.metric.collect import Loss
-from tensornet_compress.network import FloatFormat, NetworkSpec, TermSpec, Topology, format_nbytes, parse_format
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.problem import MeanLoss, Problem
 from tensornet_compress.train.proximal import curvature, gradient_step, model_change, proximal_step
 from tensornet_compress.train.schedule import Schedule
+from tensornet_compress.train.setup import float_format, layer_cost, layer_metrics, rank_spec
 from tensornet_compress.train.state import load_state, save_state
 from tensornet_compress.train.threshold import Cost, Threshold
 
@@ -133,16 +132,14 @@ def isvt(
         raise TensorNetError(f"unknown threshold {threshold!r}; choose hard or soft")
     if step is not None and not step > 0:
         raise TensorNetError(f"step must be positive, was given {step}")
-    number_format = parse_format(fmt)
-    if not isinstance(number_format, FloatFormat):
-        raise TensorNetError(f"isvt keeps floating-point cores, was given {fmt!r}; use bf16, fp16 or fp32")
+    number_format = float_format(fmt)
     chosen = find_targets(model, targets, ignore)[0]
     names = [target.name for target in chosen]
     allowed = Sizes.of(model, chosen, budget).allowed
-    metrics = _metrics(model, batches, names, metric, metric_loss, precision)
+    metrics = layer_metrics(model, batches, names, metric, metric_loss, precision)
     problem = Problem(model, names, batches, loss, precision)
     dense = problem.weights()
-    costs = {name: _cost(weight, number_format) for name, weight in dense.items()}
+    costs = {name: layer_cost(weight, number_format) for name, weight in dense.items()}
     iteration = _Iteration(problem, metrics, costs, allowed, schedule, threshold, backtrack)
     settings = {"allowed": allowed, "threshold": threshold, "schedule": schedule.model_dump(), "names": names, "step": step}
     current = _State(dense) if state is None else _resumed(state, settings, dense)
@@ -164,7 +161,7 @@ def isvt(
         problem.assign(dense)
         raise TensorNetError("no iterate met the budget with a finite loss; give a smaller step, or let it backtrack")
     for target in chosen:
-        network_spec = _spec(layer_weight(model.get_submodule(target.name)), current.best_ranks[target.name], number_format)
+        network_spec = rank_spec(layer_weight(model.get_submodule(target.name)), current.best_ranks[target.name], number_format)
         weight = current.best_weights[target.name].reshape(network_spec.shape)
         replace_module(model, target.name, realise(weight, network_spec, metrics[target.name]), target.tied)
     return _report(current, initial, allowed, costs, iteration.too_large(current))
@@ -253,43 +250,6 @@ class _Iteration:
             size /= 2
         self.problem.assign(weights)
         return weights, size
-
-
-def _metrics(
-    model: nn.Module,
-    batches: Sequence[Any],
-    names: Sequence[str],
-    metric: str | Mapping[str, KroneckerMetric],
-    loss: Loss | None,
-    precision: torch.dtype | None,
-) -> dict[str, KroneckerMetric]:
-    if not isinstance(metric, str):
-        missing = [name for name in names if name not in metric]
-        if missing:
-            raise TensorNetError(f"no metric was given for {missing[:5]}")
-        return {name: metric[name] for name in names}
-    kind: MetricKind = metric_kind(metric)
-    if kind == "elementwise":
-        raise TensorNetError("the elementwise metric has no closed-form threshold; use kronecker or row-fisher")
-    if kind == "euclidean":
-        return {name: KroneckerMetric() for name in names}
-    statistics = collect_statistics(model, batches, names, [kind], loss=loss, precision=precision)
-    found = {name: statistics[name].metric(kind) for name in names}
-    return {name: value for name, value in found.items() if isinstance(value, KroneckerMetric)}
-
-
-def _cost(weight: Tensor, fmt: FloatFormat) -> Cost:
-    rows, columns = weight.shape
-    return Cost(unit=format_nbytes(fmt, (rows + columns,)), dense=format_nbytes(fmt, (rows, columns)))
-
-
-def _spec(weight: Tensor, rank: int | None, fmt: FloatFormat) -> NetworkSpec:
-    shape, dtype = tuple(weight.shape), str(weight.dtype).removeprefix("torch.")
-    if rank is None:
-        return NetworkSpec.dense(shape, fmt, dtype)
-    topology = Topology.two_cores(len(shape), (0,))
-    term = TermSpec(layout=Layout.native(shape), topology=topology, ranks=(rank,), formats=(fmt, fmt))
-    return NetworkSpec.model_validate({"shape": shape, "dtype": dtype, "terms": (term,)})
 
 
 def _report(state: _State, initial: float, allowed: int, costs: Mapping[str, Cost], too_large: bool) -> IsvtReport:

@@ -13,13 +13,14 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from tensornet_compress.compression.survey import input_moments
 from tensornet_compress.decompose import realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.metric import Batch, InputMoment, euclidean, input_second_moment
+from tensornet_compress.metric import Batch, euclidean, input_second_moment
 from tensornet_compress.network import NetworkSpec, TensorNetwork
 from tensornet_compress.nn import Target, layer_weight, replace_module
 from tensornet_compress.plan import Plan
@@ -27,20 +28,22 @@ from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.blocks import BlockRunner, Hook
 from tensornet_compress.train.refine import BlockRefinement, refine_block, relative_error
+from tensornet_compress.train.shift import ShiftMoments, crossed_share
 
 
 class Propagation(Frozen):
     """How layers are fitted behind a compressed prefix.
 
     ``correction``: how much of the shift between ``W`` and the least-squares weight is taken; 0 keeps ``W`` and only measures
-    errors on the compressed inputs, 1 follows the calibration tokens fully. ``ridge``: added to the second moment before it
-    is inverted, relative to its mean diagonal. ``clip``: vectors longer than ``clip`` times the median length are scaled
+    errors on the compressed inputs, 1 follows the calibration tokens fully, None finds for each group of layers the share
+    that is best on batches left out of the fit (see ``shift.crossed_share``). ``ridge``: added to the second moment before
+    it is inverted, relative to its mean diagonal. ``clip``: vectors longer than ``clip`` times the median length are scaled
     down to it (None: none), which keeps massive activations from owning the metric. ``refinement``: block-wise training.
     ``precision``: ``bfloat16`` runs matrix products of the forward passes under autocast.
     """
 
-    correction: float = 0.75
-    ridge: float = 0.01
+    correction: float | None = Field(default=None, ge=0, le=1)
+    ridge: float = Field(default=0.1, gt=0)
     clip: float | None = None
     sweeps: int = 1
     refinement: BlockRefinement | None = None
@@ -63,10 +66,12 @@ class Propagation(Frozen):
 
 class BlockReport(Frozen):
     """One block: mean relative squared error of its output (against the dense model's, each token relative to its own
-    length) when its layers were fitted and after refinement, and seconds of both stages."""
+    length) when its layers were fitted and after refinement, the share of the correction taken by each group of layers, and
+    seconds of both stages."""
 
     name: str
     fitted: float
+    corrections: dict[str, float]
     refined: float | None
     fit_seconds: float
     refine_seconds: float
@@ -139,9 +144,10 @@ class _Fitting:
         with torch.no_grad():
             groups = runner.groups(number, inside) if inside else []
             targets, given = self._dense_pass(number, [group[0] for group in groups])
+            corrections = {}
             for group in groups:
-                moment, cross = self._moments(number, group[0], given.pop(group[0]))
-                self._fit(prefix, block, group, moment, cross)
+                halves = self._moments(number, group[0], given.pop(group[0]))
+                corrections["+".join(group)] = self._fit(prefix, block, group, halves)
             outputs = [runner.run(number, batch, state) for batch, state in enumerate(self.compressed)]
             fitted = relative_error(runner, outputs, targets)
         fit_seconds, started = perf_counter() - started, perf_counter()
@@ -154,6 +160,7 @@ class _Fitting:
         return BlockReport(
             name=prefix,
             fitted=fitted,
+            corrections=corrections,
             refined=refined,
             fit_seconds=fit_seconds,
             refine_seconds=perf_counter() - started,
@@ -173,43 +180,35 @@ class _Fitting:
             outputs = [self.runner.run(number, batch, state) for batch, state in enumerate(self.dense)]
         return outputs, given
 
-    def _moments(self, number: int, name: str, dense: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """``E[x_c x_c']`` and ``E[(x_d - x_c) x_c']`` of a module's inputs, float64 (n, n)."""
-        own, cross = InputMoment(), InputMoment()
+    def _moments(self, number: int, name: str, dense: Sequence[Tensor]) -> list[ShiftMoments]:
+        """What a module is given, over all even and all odd batches."""
+        halves = [ShiftMoments(), ShiftMoments()]
         for batch, state in enumerate(self.compressed):
 
             def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], batch: int = batch) -> None:
                 vectors = self.runner.kept(batch, arguments[0] if arguments else next(iter(keywords.values()))).float()
                 shift = self.runner.kept(batch, dense[batch]).float() - vectors
-                weights = _clipped(vectors, self.settings.clip)
-                own.add(vectors * weights)
-                cross.add(shift * weights, vectors * weights)
+                halves[batch % 2].add(vectors, shift, self.settings.clip)
 
             self.runner.run_until(number, batch, state, {name: hook}, name)
-        return own.mean, cross.mean
+        return [half for half in halves if half.count]
 
-    def _fit(self, prefix: str, block: nn.Module, group: Sequence[str], moment: Tensor, cross: Tensor) -> None:
-        level = float(moment.diagonal().mean())
-        if not level > 0:
-            raise TensorNetError(f"{prefix}.{group[0]} received only zeros during calibration")
+    def _fit(self, prefix: str, block: nn.Module, group: Sequence[str], halves: Sequence[ShiftMoments]) -> float:
+        """Realise the layers of a group; the share of the correction taken."""
+        whole = ShiftMoments.joined(halves)
+        weights = [layer_weight(block.get_submodule(name)) for name in group]
+        matrices = [weight.double().reshape(weight.shape[0], -1) for weight in weights]
         with limited_threads():
-            damped = moment + self.settings.ridge * level * torch.eye(len(moment), dtype=moment.dtype)
-            shift = self.settings.correction * torch.linalg.solve(damped, cross.T).T
-            for name in group:
+            share, ridge = self.settings.correction, self.settings.ridge
+            if share is None:
+                share = crossed_share(halves, torch.cat(matrices), ridge)
+            shift = share * whole.regression(ridge) if share else None
+            for name, weight, matrix in zip(group, weights, matrices):
                 layer = self.plan.layers[f"{prefix}.{name}"]
-                weight = layer_weight(block.get_submodule(name))
-                target = weight.double().reshape(weight.shape[0], -1)
-                target = (target + target @ shift).reshape(weight.shape).to(weight.dtype)
-                network = self._realised(target, layer.spec, moment)
+                target = matrix if shift is None else matrix + matrix @ shift
+                network = self._realised(target.reshape(weight.shape).to(weight.dtype), layer.spec, whole.second)
                 replace_module(self.model, f"{prefix}.{name}", network, layer.tied)
+        return share
 
     def _realised(self, target: Tensor, spec: NetworkSpec, moment: Tensor) -> TensorNetwork:
         return realise(target.contiguous(), spec, input_second_moment(moment), sweeps=self.settings.sweeps)
-
-
-def _clipped(vectors: Tensor, clip: float | None) -> Tensor | float:
-    """Factors (tokens, 1) that shorten vectors beyond ``clip`` times the median length."""
-    if clip is None:
-        return 1.0
-    lengths = vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return (clip * lengths.median() / lengths).clamp_max(1.0)

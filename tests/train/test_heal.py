@@ -90,7 +90,7 @@ def test_nothing_else_changes():
         ({}, "either a teacher"),
         ({"teacher": tiny_llama(), "loss": next_token_loss}, "either a teacher"),
         ({"loss": next_token_loss, "steps": 0}, "at least 1"),
-        ({"loss": lambda model, inputs: next_token_loss(model, inputs) * float("nan")}, "nan"),
+        ({"loss": lambda model, batch: next_token_loss(model, batch) * float("nan")}, "nan"),
     ],
 )
 def test_bad_requests_are_refused(options, message):

@@ -27,7 +27,7 @@ from tensornet_compress.train import Propagation, heal, propagate
 FORMATS = {4.5: "int4g64o", 3.5: "int3g64o", 3.0: "int3g0z", 2.5: "int2g64o"}
 PEER = GPTQ(mse=True)
 SETTINGS = Propagation(precision="bfloat16")
-HEAL_EPOCHS = 2
+HEAL_EPOCHS, HEAL_RATE = 3, 3e-3
 
 
 class Contest:
@@ -48,11 +48,13 @@ class Contest:
         }
         self.rows = Rows("geometry_bits", settings, arguments.resume)
         self.survey: Any = None
+        self.propagated, self.healed = arguments.propagate, arguments.heal
 
     def record(self, method: str, bits: float, model: Any, started: float, **more: Any) -> None:
         seconds = perf_counter() - started
         nbytes = model_nbytes(model) - self.others
-        quality = qualities(model, self.references)
+        chosen = self.references if method != "gptq" else {"heldout": self.references["heldout"]}
+        quality = qualities(model, chosen)
         row = {"method": method, "budget_bits_per_weight": bits, "bits_per_weight": 8 * nbytes / self.weights}
         self.rows.add(**row, seconds=seconds, **quality, **more)
 
@@ -84,19 +86,24 @@ class Contest:
             plan = getattr(self.model, PLAN_ATTRIBUTE)
             if self.missing("allocated", bits):
                 self.record("allocated", bits, self.model, started)
+        if bits not in self.propagated:
+            return
         with original_layers(self.model):
             started = perf_counter()
             reports = propagate(self.model, plan, batches, SETTINGS, Lines())
-            self.record("propagated", bits, self.model, started, blocks=[report.fitted for report in reports])
+            self.record("propagated", bits, self.model, started, blocks=[report.model_dump() for report in reports])
+            if bits not in self.healed:
+                return
             started = perf_counter()
-            halves = [half for batch in batches for half in batch.split(2)]
+            halves = [half for batch in batches for half in batch.split(1)]
             report = heal(
                 self.model,
                 halves,
                 teacher=self.language.model(),
                 steps=HEAL_EPOCHS * len(halves),
                 validation=[self.language.validation[:2]],
-                every=len(halves) // 2,
+                every=len(halves),
+                rate=HEAL_RATE,
                 precision=torch.bfloat16,
                 cache_teacher=True,
                 progress=Lines(),
@@ -107,13 +114,15 @@ class Contest:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=float, nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--propagate", type=float, nargs="*", default=list(FORMATS), help="sizes to propagate at")
+    parser.add_argument("--heal", type=float, nargs="*", default=list(FORMATS), help="sizes to heal at")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the result file")
     arguments = parser.parse_args()
     contest = Contest(arguments)
     for bits in arguments.bits:
         if contest.missing("rtn", bits):
             contest.round_to_nearest(bits)
-        if contest.missing("healed", bits):
+        if contest.missing("allocated", bits) or (bits in arguments.propagate and contest.missing("propagated", bits)):
             contest.ours(bits)
         if contest.missing("gptq", bits):
             contest.gptq(bits)

@@ -23,24 +23,23 @@ from torch import nn
 
 import tensornet_compress as tnc
 from tensornet_compress.decompose import matrix_spectrum, weighted_cores
-from tensornet_compress.metric import METRIC_KINDS, ElementwiseMetric, collect_statistics
+from tensornet_compress.metric import ElementwiseMetric, collect_statistics
 from tensornet_compress.network import TensorNetwork, parse_format
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
 from tensornet_compress.train import Schedule, heal, isvt, reduce_gradually
 from tensornet_compress.train.setup import rank_spec
 
-KEEPS = (0.9, 0.8, 0.6, 0.4, 0.2)
-STEPS = 80
+KEEPS = (0.9, 0.8, 0.6, 0.4)
+STEPS = 40
+CONTENDERS = ("euclidean", "row-fisher", "input", "kronecker", "elementwise")
 RATE = 2e-3
 FP32 = parse_format("fp32")
 SCHEDULES: dict[str, tuple[Schedule, str, int]] = {
     # label: schedule, threshold, steps before the last threshold (the rest fine-tunes the cores)
     "one-shot": (Schedule(kind="one-shot"), "hard", 0),
-    "cycles": (Schedule(kind="cycles", steps=5), "hard", 40),
-    "cubic": (Schedule(kind="cubic", steps=10), "hard", 40),
-    "linear": (Schedule(kind="linear", steps=10), "hard", 40),
-    "soft": (Schedule(kind="cubic", steps=10), "soft", 40),
-    "multiplier": (Schedule(kind="multiplier", steps=10), "hard", 40),
+    "cycles": (Schedule(kind="cycles", steps=5), "hard", 20),
+    "cubic": (Schedule(kind="cubic", steps=10), "hard", 20),
+    "soft": (Schedule(kind="cubic", steps=10), "soft", 20),
 }
 
 
@@ -71,11 +70,11 @@ def settings() -> dict[str, Any]:
 
 def metric_rows(model: nn.Module, architecture: str, digits: Digits) -> list[dict[str, Any]]:
     names = [target.name for target in find_targets(model, ignore=IGNORED[architecture])[0]]
-    kinds = [kind for kind in METRIC_KINDS if kind != "euclidean"]
+    kinds = [kind for kind in CONTENDERS if kind != "euclidean"]
     statistics = collect_statistics(model, digits.train, names, kinds, loss=summed_loss)
     rows = []
     for keep in KEEPS:
-        for kind in METRIC_KINDS:
+        for kind in CONTENDERS:
             truncated = copy.deepcopy(model)
             for name in names:
                 truncate(truncated, name, statistics[name].metric(kind), keep)
@@ -106,7 +105,7 @@ def truncate(model: nn.Module, name: str, metric: Any, keep: float) -> None:
 
 def tune(model: nn.Module, digits: Digits, steps: int) -> Any:
     return heal(
-        model, digits.train, loss=mean_loss, steps=steps, rate=RATE, validation=digits.validation, every=10, patience=99
+        model, digits.train, loss=mean_loss, steps=steps, rate=RATE, validation=digits.validation, every=20, patience=99
     )
 
 
@@ -134,11 +133,11 @@ def schedule_rows(model: nn.Module, architecture: str, digits: Digits) -> list[d
             tune(other, digits, STEPS - before_steps)
             rows.append(row("schedule", label, keep, before, quality(other, digits.heldout)) | {"nbytes": report.nbytes[-1]})
         other = copy.deepcopy(model)
-        # Eight iterations over five batches each: as many gradients as 40 minibatch steps, without those of backtracking.
-        part = digits.train[: max(1, 40 // 8)]
-        iteration = isvt(other, part, budget, loss=mean_loss, schedule=Schedule(steps=8), backtrack=True, **common)
+        # Five iterations over four batches each: as many gradients as 20 minibatch steps, without those of backtracking.
+        part = digits.train[:4]
+        iteration = isvt(other, part, budget, loss=mean_loss, schedule=Schedule(steps=5), backtrack=True, **common)
         before = quality(other, digits.heldout)
-        tune(other, digits, STEPS - 40)
+        tune(other, digits, STEPS - 20)
         rows.append(row("schedule", "isvt", keep, before, quality(other, digits.heldout)) | {"nbytes": iteration.nbytes})
     return rows
 

@@ -100,7 +100,7 @@ def summed_loss(model: nn.Module, batch: Example) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
 
 
-def trained(architecture: str, digits: Digits, seed: int, epochs: int = 25) -> nn.Module:
+def trained(architecture: str, digits: Digits, seed: int, epochs: int = 14) -> nn.Module:
     torch.manual_seed(seed)
     model = ARCHITECTURES[architecture]()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)

@@ -72,12 +72,14 @@ def curvature(problem: Problem, metrics: Mapping[str, KroneckerMetric], iteratio
     try:
         for _ in range(iterations):
             length = sum(metrics[name].norm2(d) for name, d in direction.items()) ** 0.5
-            reach = 1e-3 * size / max(length, 1e-300)
+            # At unit length powers of the curvature cannot overflow.
+            direction = {name: d / max(length, 1e-300) for name, d in direction.items()}
+            reach = 1e-3 * size
             problem.assign({name: weight + reach * direction[name] for name, weight in weights.items()})
             moved = problem.gradients()[1]
             change = {name: (moved[name] - base[name]) / reach for name in weights}
             # A loss may curve downwards; what bounds a step is the size of the curvature.
-            largest = abs(sum(float((change[name].double() * d.double()).sum()) for name, d in direction.items())) / length**2
+            largest = abs(sum(float((change[name].double() * d.double()).sum()) for name, d in direction.items()))
             direction = {name: metrics[name].precondition(change[name].double()).to(weights[name]) for name in weights}
             if not sum(float(d.abs().sum()) for d in direction.values()) > 0:
                 break

@@ -91,7 +91,14 @@ class Contest:
         with original_layers(self.model):
             started = perf_counter()
             reports = propagate(self.model, plan, batches, SETTINGS, Lines())
-            self.record("propagated", bits, self.model, started, blocks=[report.model_dump() for report in reports])
+            self.record(
+                "propagated",
+                bits,
+                self.model,
+                started,
+                propagation=SETTINGS.model_dump(),
+                blocks=[report.model_dump() for report in reports],
+            )
             if bits not in self.healed:
                 return
             started = perf_counter()

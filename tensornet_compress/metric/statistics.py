@@ -90,6 +90,8 @@ class GradientStatistics:
             return KroneckerMetric(columns=self._diagonal())
         if kind == "input":
             return input_second_moment(self.input.mean)
+        if not self.reached:
+            raise TensorNetError("a layer received no gradient during calibration; its output does not reach the loss")
         if kind == "kronecker":
             return KroneckerMetric(shrunk(self.gradient.mean, SHRINK_GRADIENT), shrunk(self.input.mean, SHRINK_INPUT), rate=0.5)
         per_token = self.examples / max(self.tokens, 1)
@@ -99,6 +101,11 @@ class GradientStatistics:
         entries, level = _normalised(self._entry_fisher())
         return ElementwiseMetric(entries, rate=0.5 * level * per_token)
 
+    @property
+    def reached(self) -> bool:
+        """Whether any gradient came back to the layer."""
+        return self.examples > 0
+
     def _diagonal(self) -> Tensor:
         if self._absolute is None or not float(self._absolute.sum()) > 0:
             raise TensorNetError("a layer received no input during calibration; give batches that reach it, or ignore it")
@@ -106,13 +113,10 @@ class GradientStatistics:
         return mean.clamp_min(1e-6 * float(mean.mean())) ** (2 * ASVD_EXPONENT)
 
     def _row_fisher(self) -> Tensor:
-        if not self._rows:
-            raise TensorNetError("a layer received no gradient during calibration; its output does not reach the loss")
         return (torch.stack(self._rows) * self._shortening(self._lengths)[:, None].to(self._rows[0].device)).mean(0)
 
     def _entry_fisher(self) -> Tensor:
-        if self._entries is None:
-            raise TensorNetError("a layer received no gradient during calibration; its output does not reach the loss")
+        assert self._entries is not None
         return self._entries / self.examples
 
     @staticmethod

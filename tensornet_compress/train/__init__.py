@@ -10,6 +10,7 @@ from tensornet_compress.train.propagate import BlockReport, Propagation, propaga
 from tensornet_compress.train.proximal import curvature, proximal_step
 from tensornet_compress.train.refine import BlockRefinement
 from tensornet_compress.train.schedule import Schedule
+from tensornet_compress.train.stages import compress_in_stages
 
 __all__ = [
     "BlockRefinement",
@@ -22,6 +23,7 @@ __all__ = [
     "Problem",
     "Propagation",
     "Schedule",
+    "compress_in_stages",
     "curvature",
     "heal",
     "isvt",

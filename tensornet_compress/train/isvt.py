@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.budget import Budget
+from tensornet_compress.compression import PLAN_ATTRIBUTE
 from tensornet_compress.compression.sizes import Sizes
 from tensornet_compress.decompose import matrix_spectrum, realise
 from tensornet_compress.errors import TensorNetError
@@ -29,6 +30,7 @@ from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.metric.collect import Loss
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
+from tensornet_compress.plan import LayerPlan, Plan, layer_plan
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.problem import MeanLoss, Problem
@@ -121,7 +123,7 @@ def isvt(
             iteration and is reported.
         state: a safetensors file in which every step is kept; if it exists, the iteration goes on from there.
 
-    The iterate with the least loss among those that meet the budget is kept.
+    The iterate with the least loss among those that meet the budget is kept, and can be saved with ``tnc.save``.
 
     Raises:
         BudgetError: the budget cannot be met.
@@ -160,10 +162,14 @@ def isvt(
     if not current.best_ranks:
         problem.assign(dense)
         raise TensorNetError("no iterate met the budget with a finite loss; give a smaller step, or let it backtrack")
+    layers: dict[str, LayerPlan] = {}
     for target in chosen:
-        network_spec = rank_spec(layer_weight(model.get_submodule(target.name)), current.best_ranks[target.name], number_format)
+        module = model.get_submodule(target.name)
+        network_spec = rank_spec(layer_weight(module), current.best_ranks[target.name], number_format)
         weight = current.best_weights[target.name].reshape(network_spec.shape)
+        layers[target.name] = layer_plan(target, module, network_spec)
         replace_module(model, target.name, realise(weight, network_spec, metrics[target.name]), target.tied)
+    setattr(model, PLAN_ATTRIBUTE, Plan(metric=metric if isinstance(metric, str) else "input", layers=layers))
     return _report(current, initial, allowed, costs, iteration.too_large(current))
 
 

@@ -16,11 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tensornet_compress.compression.survey import input_moments
+from tensornet_compress.compression.metrics import calibrated_metrics
 from tensornet_compress.decompose import realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.metric import Batch, euclidean, input_second_moment
+from tensornet_compress.metric import Batch, input_second_moment
 from tensornet_compress.network import NetworkSpec, TensorNetwork
 from tensornet_compress.nn import Target, layer_weight, replace_module
 from tensornet_compress.plan import Plan
@@ -115,12 +115,10 @@ def _realise_outside(
     model: nn.Module, plan: Plan, calibration: Sequence[Batch], names: Sequence[str], settings: Propagation
 ) -> None:
     targets = [Target(name, plan.layers[name].kind, plan.layers[name].tied) for name in names]
-    moments = input_moments(model, calibration, targets, lambda: None) if targets else {}
+    metrics = calibrated_metrics(model, calibration, targets, "input") if targets else {}
     for target in targets:
-        moment = moments.get(target.name)
-        metric = euclidean() if moment is None else input_second_moment(moment)
         weight = layer_weight(model.get_submodule(target.name)).contiguous()
-        network = realise(weight, plan.layers[target.name].spec, metric, sweeps=settings.sweeps)
+        network = realise(weight, plan.layers[target.name].spec, metrics.get(target.name), sweeps=settings.sweeps)
         replace_module(model, target.name, network, target.tied)
 
 

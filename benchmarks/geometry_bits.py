@@ -11,7 +11,7 @@ Held-out windows are only ever measured; the settings were chosen on validation 
 from __future__ import annotations
 
 import argparse
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class Contest:
         self.propagated, self.healed = arguments.propagate, arguments.heal
 
     def record(self, method: str, bits: float, model: Any, started: float, **more: Any) -> None:
-        seconds = perf_counter() - started
+        seconds = process_time() - started
         nbytes = model_nbytes(model) - self.others
         chosen = self.references if method != "gptq" else {"heldout": self.references["heldout"]}
         quality = qualities(model, chosen)
@@ -62,14 +62,14 @@ class Contest:
         return not self.rows.has(method=method, budget_bits_per_weight=bits)
 
     def round_to_nearest(self, bits: float) -> None:
-        started = perf_counter()
+        started = process_time()
         budget = tnc.Budget(bits_per_weight=bits + 0.1)
         with original_layers(self.model):
             tnc.compress(self.model, budget, method="dense", formats=[FORMATS[bits]], allocator="uniform", workers=1)
             self.record("rtn", bits, self.model, started)
 
     def gptq(self, bits: float) -> None:
-        started = perf_counter()
+        started = process_time()
         settings = GPTQ(**(vars(PEER) | {"fmt": FORMATS[bits]}))
         with original_layers(self.model):
             quantise_model(self.model, self.language.calibration, settings, torch.bfloat16)
@@ -77,7 +77,7 @@ class Contest:
 
     def ours(self, bits: float) -> None:
         batches = self.language.calibration
-        started = perf_counter()
+        started = process_time()
         if self.survey is None:
             self.survey = survey_model(self.model, batches, method="dense", workers=1, progress=Lines())
         with original_layers(self.model):
@@ -89,7 +89,7 @@ class Contest:
         if bits not in self.propagated:
             return
         with original_layers(self.model):
-            started = perf_counter()
+            started = process_time()
             reports = propagate(self.model, plan, batches, SETTINGS, Lines())
             self.record(
                 "propagated",
@@ -101,7 +101,7 @@ class Contest:
             )
             if bits not in self.healed:
                 return
-            started = perf_counter()
+            started = process_time()
             halves = [half for batch in batches for half in batch.split(1)]
             report = heal(
                 self.model,
@@ -121,6 +121,7 @@ class Contest:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=float, nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--skip-ours", action="store_true", help="only GPTQ and round to nearest")
     parser.add_argument("--propagate", type=float, nargs="*", default=list(FORMATS), help="sizes to propagate at")
     parser.add_argument("--heal", type=float, nargs="*", default=list(FORMATS), help="sizes to heal at")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the result file")
@@ -129,7 +130,8 @@ def main() -> None:
     for bits in arguments.bits:
         if contest.missing("rtn", bits):
             contest.round_to_nearest(bits)
-        if contest.missing("allocated", bits) or (bits in arguments.propagate and contest.missing("propagated", bits)):
+        unmade = contest.missing("allocated", bits) or (bits in arguments.propagate and contest.missing("propagated", bits))
+        if unmade and not arguments.skip_ours:
             contest.ours(bits)
         if contest.missing("gptq", bits):
             contest.gptq(bits)

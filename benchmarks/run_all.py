@@ -9,6 +9,7 @@ from pathlib import Path
 SCRIPTS = (
     "module_speed", "weights_cost", "weights_ranks", "encoder_table", "weights_table",
     "kv_quality", "kv_memory", "kv_speed --no-stock", "kv_generation --no-stock", "kv_token_order",
+    "geometry_units", "geometry_claims", "geometry_encoder", "geometry_gptq", "geometry_bits",
 )  # fmt: skip
 
 

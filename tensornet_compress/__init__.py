@@ -80,9 +80,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Not in __all__: this room needs the optional transformers, which a star import must not load.
-    if name == "kv":
-        return import_module("tensornet_compress.kv")
+    # Rooms with a public surface of their own; not in __all__, so that a star import loads neither.
+    if name in ("kv", "train"):
+        return import_module(f"tensornet_compress.{name}")
     if name in _HOMES:
         return getattr(import_module(f"tensornet_compress.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'tensornet_compress' has no attribute {name!r}")

@@ -27,10 +27,11 @@ class LayerPlan(Frozen):
 
 
 class Plan(Frozen):
-    """Layers by name, and the calibration that the numbers depend on (None for the Euclidean metric)."""
+    """Layers by name, the calibration that the numbers depend on (None without), and the metric that was made from it."""
 
     version: Literal[1] = 1
     calibration: str | None = None
+    metric: str = "input"
     sweeps: int = 1
     layers: dict[str, LayerPlan]
 

@@ -28,10 +28,21 @@ class LayerReport(Frozen):
         return 8 * self.nbytes / self.weights
 
 
+class StageReport(Frozen):
+    """One stage of a compression: divergence on batches that no stage fits (nats per token, or one minus the cosine), seconds,
+    and whether its result was kept."""
+
+    name: str
+    divergence: float
+    seconds: float
+    kept: bool = True
+
+
 class CompressionReport(Frozen):
     """Result of ``compress``: layers, skipped layers with reasons, bytes and the time of each stage.
 
-    ``divergences``: output divergence on calibration tokens after each allocation (the least one was kept).
+    ``divergences``: output divergence on calibration tokens after each allocation (the least one was kept). ``stages``: what
+    ``compress_in_stages`` measured after each of its stages.
 
     ``nbytes`` are the stored bytes of all tensors of the model, ``targeted_nbytes`` those of the targeted modules.
     """
@@ -39,6 +50,7 @@ class CompressionReport(Frozen):
     budget: Budget
     allocator: str
     method: str
+    metric: str = "input"
     nbytes: int
     original_nbytes: int
     targeted_nbytes: int
@@ -49,6 +61,7 @@ class CompressionReport(Frozen):
     skipped: tuple[dict[str, str], ...]
     seconds: dict[str, float]
     divergences: tuple[float, ...] = ()
+    stages: tuple[StageReport, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -74,6 +87,8 @@ class CompressionReport(Frozen):
             "allowed_nbytes": self.allowed_nbytes,
             "families": families,
             "divergences": list(self.divergences),
+            "metric": self.metric,
+            "stages": [stage.model_dump() for stage in self.stages],
             "seconds": self.seconds,
         }
 
@@ -84,5 +99,8 @@ class CompressionReport(Frozen):
         ]
         families = ", ".join(f"{count} {family}" for family, count in self.summary()["families"].items())
         lines.append(f"stored as: {families}; {len(self.skipped)} layers left alone")
+        for stage in self.stages:
+            dropped = "" if stage.kept else " (not kept)"
+            lines.append(f"{stage.name}: divergence {stage.divergence:.5g} on held-out batches, {stage.seconds:.0f} s{dropped}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

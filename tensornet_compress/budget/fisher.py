@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet_compress.budget.sensitivity import kept_output
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import Batch, model_inputs
+from tensornet_compress.metric import Batch, kept_output, model_inputs, sampled_loss
 from tensornet_compress.modes import evaluating
 from tensornet_compress.nn import module_kind
 
@@ -48,20 +47,10 @@ def fisher_sensitivity(
                 raise TensorNetError(
                     f"no gradient reaches the output of {type(model).__name__}; choose sensitivity='probe' instead"
                 )
-            _sampled_loss(output, is_logits, generator).backward()
+            sampled_loss(output, is_logits, generator).backward()
             tokens += len(output)
             advance()
     return {name: value / tokens / max(probes[name]()[1], 1e-300) for name, value in divergence.items()}
-
-
-def _sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) -> Tensor:
-    """Minus the log-likelihood of labels drawn from the model, summed over tokens."""
-    output = output.float()
-    if is_logits:
-        labels = torch.multinomial(output.detach().softmax(-1), 1, generator=generator)[:, 0]
-        return F.cross_entropy(output, labels, reduction="sum")
-    noise = torch.randn(output.shape, generator=generator, device=output.device)
-    return (F.normalize(output, dim=-1) * noise).sum()
 
 
 @contextmanager

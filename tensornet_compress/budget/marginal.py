@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.budget.fisher import frozen_evaluation, response
-from tensornet_compress.budget.sensitivity import kept_output
-from tensornet_compress.metric import Batch, model_inputs
+from tensornet_compress.metric import Batch, kept_output, model_inputs
 
 
 class OperatingPoint:

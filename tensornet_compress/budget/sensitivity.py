@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.metric import Batch, model_inputs
+from tensornet_compress.metric import Batch, kept_output, model_inputs
 from tensornet_compress.modes import evaluating
 
 
@@ -89,19 +89,6 @@ def _probe(
         exact.data = kept
     advance()
     return max(damage / len(inputs), 0.0) / max(error, 1e-300)
-
-
-def kept_output(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, bool]:
-    """Outputs at positions that are not padding, (tokens, n), and whether they are logits."""
-    result = model(**batch)
-    logits = getattr(result, "logits", None)
-    output = logits if logits is not None else getattr(result, "last_hidden_state", result)
-    if isinstance(output, tuple):
-        output = output[0]
-    mask = batch.get("attention_mask")
-    if mask is not None and mask.shape == output.shape[:-1]:
-        return output[mask.bool()], logits is not None
-    return output.reshape(-1, output.shape[-1]), logits is not None
 
 
 def _blocks(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Module]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tensornet_compress.budget.options import Family, LayerStatistics, Option, layer_options
 from tensornet_compress.decompose import realise
 from tensornet_compress.layout import Layout
-from tensornet_compress.metric import KroneckerMetric, euclidean, input_second_moment
+from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.network import IntFormat, NetworkSpec, TensorNetwork, Topology, parse_format
 
 _PROBE_ERROR = 0.1
@@ -46,20 +46,16 @@ class LayerJob:
 
     name: str
     source: WeightSource
-    moment: Tensor | None
+    metric: KroneckerMetric | None
     families: tuple[Family, ...] = ("dense",)
     formats: tuple[str, ...] | None = None
     shares: tuple[float, ...] = ()
     sweeps: int = 1
     layout: tuple[Layout, Topology] | None = None
 
-    def metric(self) -> KroneckerMetric:
-        """Activation-aware where inputs were seen, Euclidean otherwise."""
-        return euclidean() if self.moment is None else input_second_moment(self.moment)
-
     def statistics(self) -> LayerStatistics:
-        """Weight and metric, ready for predictions."""
-        return LayerStatistics(self.source.load(), self.metric())
+        """Weight and metric (Euclidean where none was calibrated), ready for predictions."""
+        return LayerStatistics(self.source.load(), self.metric or euclidean())
 
 
 @dataclass(frozen=True)

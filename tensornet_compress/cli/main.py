@@ -70,6 +70,12 @@ def weights(
     method: Annotated[str, typer.Option(help="auto, dense, svd, tt, ttm, tree or searched.")] = "auto",
     format: Annotated[list[str] | None, typer.Option(help="Number formats allowed, e.g. bf16, int4g64z (repeatable).")] = None,  # noqa: A002
     allocator: Annotated[str, typer.Option(help="sensitivity, energy or uniform.")] = "sensitivity",
+    metric: Annotated[
+        str, typer.Option(help="auto (least held-out divergence), euclidean, row-fisher, input, kronecker.")
+    ] = "input",
+    refine: Annotated[bool, typer.Option("--refine", help="Fit behind the compressed prefix, then block by block.")] = False,
+    isvt: Annotated[bool, typer.Option("--isvt", help="Lower ranks (bf16) by iterative singular value thresholding.")] = False,
+    heal: Annotated[int, typer.Option(help="Steps of distillation from the original afterwards.", min=0)] = 0,
     calibration: Annotated[Path | None, typer.Option(help="Text file; the bundled Wikipedia sample by default.")] = None,
     samples: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = 32,
     length: Length = 512,
@@ -89,14 +95,25 @@ def weights(
     from tensornet_compress.compression import compress
     from tensornet_compress.frozen import validated
     from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, resolve_model
+    from tensornet_compress.metric import metric_kind
 
     budget = validated(Budget, bits_per_weight=bits_per_weight, ratio=ratio, nbytes=parse_size(size))
     if out.exists() and not overwrite:
         raise TensorNetError(f"{str(out)!r} exists; choose another folder, or pass --overwrite")
     if dtype not in DTYPES:
         raise TensorNetError(f"unknown dtype {dtype!r}; choose from {sorted(DTYPES)}")
+    if isvt and (method not in ("auto", "svd") or format or refine or metric == "auto"):
+        raise TensorNetError(
+            "--isvt makes two bf16 cores of each layer; leave out --method, --format, --refine and --metric auto"
+        )
+    if metric != "auto":
+        metric_kind(metric)
     if (Path(model) / MANIFEST).is_file():
         raise TensorNetError(f"{model!r} is compressed already; give the original model")
+    if isvt and (method != "auto" or format or allocator != "sensitivity" or search is not None):
+        raise TensorNetError(
+            "--isvt lowers ranks of bf16 cores by itself; leave out --method, --format, --allocator and --search"
+        )
     tokenizer = load_any_tokenizer(model)
     loaded = (load_encoder if encoder else load_causal_lm)(model, DTYPES[dtype])
     if calibration is None:
@@ -104,20 +121,26 @@ def weights(
     else:
         windows = text_windows(tokenizer, calibration, length, samples)
     folder = Path(resolve_model(model))
-    report = compress(
-        loaded,
-        budget,
-        list(windows.split(4)),
-        targets=targets,
-        ignore=ignore or (),
-        method=method,  # type: ignore[arg-type]
-        formats=format,
-        allocator=allocator,  # type: ignore[arg-type]
-        workers=workers,
-        search=search,
-        source=folder if folder.is_dir() and dtype == "auto" else None,
-        progress=RichProgress(),
-    )
+    which: dict[str, Any] = {"targets": targets, "ignore": ignore or ()}
+    how: dict[str, Any] = {"method": method, "formats": format, "allocator": allocator, "workers": workers, "search": search}
+    how["source"] = folder if folder.is_dir() and dtype == "auto" else None
+    batches = list(windows.split(4))
+    if isvt or refine or heal or metric == "auto":
+        from tensornet_compress.train import Schedule, compress_in_stages
+
+        report = compress_in_stages(
+            loaded,
+            budget,
+            batches,
+            metric=metric,
+            refine=refine,
+            rank_schedule=Schedule() if isvt else None,
+            heal_steps=heal,
+            progress=RichProgress(),
+            **which | ({} if isvt else how),
+        )
+    else:
+        report = compress(loaded, budget, batches, metric=metric, progress=RichProgress(), **which, **how)
     save(loaded, out, tokenizer, report, overwrite=overwrite)
     typer.echo(str(report))
     typer.echo(f"saved to {out} ({folder_nbytes(out):,} bytes on disk)")

@@ -10,8 +10,9 @@ from tensornet_compress.budget import (
     LayerJob,
     realise_layer,
 )
+from tensornet_compress.compression.metrics import calibrated_metrics
 from tensornet_compress.compression.run import PLAN_ATTRIBUTE
-from tensornet_compress.compression.survey import input_moments, weight_source
+from tensornet_compress.compression.survey import weight_source
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.jobs import run_jobs
 from tensornet_compress.metric import Batch
@@ -38,10 +39,10 @@ def apply_plan(
     missing = [target.name for target in chosen if target.name not in dict(model.named_modules())]
     if missing:
         raise TensorNetError(f"the plan speaks of modules that the model lacks: {missing[:5]}")
-    moments = input_moments(model, batches, chosen, lambda: None)
+    metrics = calibrated_metrics(model, batches, chosen, plan.metric)
     tasks = [
         (
-            LayerJob(target.name, weight_source(model, target, {}), moments.get(target.name), sweeps=plan.sweeps),
+            LayerJob(target.name, weight_source(model, target, {}), metrics.get(target.name), sweeps=plan.sweeps),
             plan.layers[target.name].spec,
         )
         for target in chosen

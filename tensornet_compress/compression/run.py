@@ -41,6 +41,7 @@ def compress(
     formats: Sequence[str] | None = None,
     allocator: Allocator = "sensitivity",
     sensitivity: Sensitivity = "fisher",
+    metric: str = "input",
     refine: int = 2,
     sweeps: int = 1,
     workers: int | None = None,
@@ -63,6 +64,7 @@ def compress(
         formats: number formats that cores may take (see ``parse_format``); by default all of them.
         allocator: ``sensitivity`` (measured divergence per unit of error, knapsack), ``energy`` (relative error, knapsack) or
             ``uniform`` (every layer the same share).
+        metric: in which errors are measured: ``euclidean``, ``diagonal``, ``input``, ``row-fisher`` or ``kronecker``.
         sensitivity: how sensitivities are measured: ``fisher`` (one backward pass for all layers) or ``probe`` (one forward
             pass per layer with that layer compressed).
         refine: with calibration and the ``sensitivity`` allocator, how often sensitivities are measured anew at the compressed
@@ -98,6 +100,7 @@ def compress(
             method=method,
             formats=formats,
             sensitivity=sensitivity if allocator == "sensitivity" else None,
+            metric=metric,
             shares=uniform_share(sizes) if allocator == "uniform" else None,
             sweeps=sweeps,
             workers=workers,
@@ -117,6 +120,7 @@ def compress(
     layers = _replace(model, survey, picks, realised, sizes)
     plan = Plan(
         calibration=survey.calibration,
+        metric=survey.metric,
         sweeps=survey.jobs[0].sweeps,
         layers={target.name: plan for target, plan in layers.plans},
     )
@@ -180,6 +184,7 @@ def _report(
         budget=budget,
         allocator=allocator,
         method=method,
+        metric=survey.metric if survey.calibration is not None else "euclidean",
         nbytes=sizes.others + targeted,
         original_nbytes=sizes.original,
         targeted_nbytes=targeted,

@@ -22,11 +22,12 @@ from tensornet_compress.budget import (
 from tensornet_compress.budget.options import SIZE_SHARES
 from tensornet_compress.compression.clock import Clock
 from tensornet_compress.compression.layouts import LayoutSearch, layer_kind, search_layouts
+from tensornet_compress.compression.metrics import calibrated_metrics
 from tensornet_compress.compression.options import Method, Sensitivity
 from tensornet_compress.compression.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.jobs import run_jobs
-from tensornet_compress.metric import Batch, collect_input_moments, has_input_moment
+from tensornet_compress.metric import Batch, KroneckerMetric, metric_kind
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
 from tensornet_compress.plan import calibration_fingerprint
 from tensornet_compress.progress import Progress, SilentProgress
@@ -48,6 +49,7 @@ class ModelSurvey:
     calibration: str | None
     seconds: dict[str, float]
     searches: list[LayoutSearch] = field(default_factory=list)
+    metric: str = "input"
 
     def damage_weight(self, layer: Survey, measured: bool) -> float:
         """What a unit of squared metric error of a layer counts: measured at the output, or relative to its own norm."""
@@ -63,6 +65,7 @@ def survey_model(
     method: Method = "auto",
     formats: Sequence[str] | None = None,
     sensitivity: Sensitivity | None = "fisher",
+    metric: str = "input",
     shares: Sequence[float] | None = None,
     sweeps: int = 1,
     workers: int | None = None,
@@ -75,6 +78,7 @@ def survey_model(
     Arguments as for ``compress``; ``shares`` are the sizes of networks to consider, as shares of the dense bf16 bytes, and
     ``sensitivity=None`` measures none.
     """
+    metric_kind(metric)
     if method != "auto" and method not in FAMILIES:
         raise TensorNetError(f"unknown method {method!r}; choose auto or one of {FAMILIES}")
     if method == "searched" and search is None:
@@ -86,16 +90,16 @@ def survey_model(
     batches = list(calibration) if calibration is not None else []
     chosen, skipped = find_targets(model, targets, ignore)
     clock = Clock(progress or SilentProgress())
-    moments: dict[str, Tensor] = {}
+    metrics: dict[str, KroneckerMetric] = {}
     if batches:
         with clock.stage("calibrate", len(batches)) as advance:
-            moments = input_moments(model, batches, chosen, advance)
+            metrics = calibrated_metrics(model, batches, chosen, metric, advance)
     index = weight_index(source) if source is not None else {}
     jobs = [
         LayerJob(
             name=target.name,
             source=weight_source(model, target, index),
-            moment=moments.get(target.name),
+            metric=metrics.get(target.name),
             families=FAMILIES if method == "auto" else (method,),
             formats=None if formats is None else tuple(formats),
             shares=tuple(shares) if shares is not None else ladder(len(chosen)),
@@ -114,7 +118,7 @@ def survey_model(
     if sensitivity is not None and batches:
         measured = _sensitivities(model, chosen, layers, batches, sensitivity, clock)
     fingerprint = calibration_fingerprint(batches) if batches else None
-    return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds, searches)
+    return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds, searches, metric)
 
 
 def uniform_share(sizes: Sizes) -> tuple[float, ...]:
@@ -127,27 +131,6 @@ def ladder(layers: int) -> tuple[float, ...]:
     if layers > _FINE_LAYERS:
         return SIZE_SHARES
     return tuple(SIZE_SHARES[0] * (SIZE_SHARES[-1] / SIZE_SHARES[0]) ** (step / 200) for step in range(201))
-
-
-def input_moments(
-    model: nn.Module, batches: Sequence[Batch], chosen: Sequence[Target], advance: Callable[[], None]
-) -> dict[str, Tensor]:
-    """Input second moments by target; an embedding takes that of the head tied to it, since its rows have no input."""
-    if not batches:
-        return {}
-    source: dict[str, str] = {}
-    for target in chosen:
-        if has_input_moment(model.get_submodule(target.name)):
-            source[target.name] = target.name
-        elif target.kind == "embedding":
-            heads = [name for name in target.tied if isinstance(model.get_submodule(name), nn.Linear)]
-            if heads:
-                source[target.name] = heads[0]
-    if not source:
-        return {}
-    collected = collect_input_moments(model, batches, list(dict.fromkeys(source.values())), advance)
-    means = {id(moment): moment.mean.cpu() for moment in collected.values()}
-    return {name: means[id(collected[origin])] for name, origin in source.items()}
 
 
 def weight_index(folder: Path) -> dict[str, Path]:

@@ -1,6 +1,8 @@
 """Dense tensor + spec + metric -> cores."""
 
 from tensornet_compress.decompose.als import refine_cores
+from tensornet_compress.decompose.alternate import alternate_terms
+from tensornet_compress.decompose.elementwise import weighted_cores
 from tensornet_compress.decompose.linalg import singular_values, svd
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.decompose.quantise import ErrorFeedback
@@ -14,6 +16,7 @@ from tensornet_compress.decompose.tree import decompose_tree
 __all__ = [
     "ErrorFeedback",
     "MatrixSpectrum",
+    "alternate_terms",
     "bond_spectra",
     "decompose_tree",
     "feasible_ranks",
@@ -28,4 +31,5 @@ __all__ = [
     "tails",
     "to_network",
     "unfolding",
+    "weighted_cores",
 ]

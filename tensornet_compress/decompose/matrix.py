@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose.linalg import fix_signs, require_finite
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 
 
@@ -28,11 +29,26 @@ class MatrixSpectrum:
         """Squared error in the metric at a rank."""
         return float(self.squares[rank:].sum())
 
+    def divergences(self) -> Tensor:
+        """What dropping each singular value costs in nats per token, float64 (k,), descending.
+
+        Raises:
+            TensorNetError: the metric knows nothing of the loss (no ``rate``).
+        """
+        if self.metric.rate is None:
+            raise TensorNetError("this metric was made without gradients, so an error has no divergence; collect kronecker")
+        return self.metric.rate * self.squares
+
     def cores(self, rank: int) -> tuple[Tensor, Tensor]:
         """Cores (m, rank) and (rank, n) of the best approximation; the first is orthonormal in the row metric."""
         kept = self.left[:, :rank]
         right = kept.T @ self.metric.left_whiten(self.matrix.double())
         return self.metric.left_unwhiten(kept).to(self.matrix.dtype), right.to(self.matrix.dtype)
+
+    def shrunk(self, factors: Tensor) -> Tensor:
+        """The matrix with each singular value in the metric times its factor (k,); shape (m, n), dtype of the matrix."""
+        right = self.left.T @ self.metric.left_whiten(self.matrix.double())
+        return self.metric.left_unwhiten((self.left * factors.double()) @ right).to(self.matrix.dtype)
 
 
 def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric) -> MatrixSpectrum:

@@ -1,16 +1,30 @@
 """Metrics in which truncation error is measured, and the streaming statistics they need."""
 
+from tensornet_compress.metric.collect import collect_statistics
+from tensornet_compress.metric.elementwise import ElementwiseMetric
+from tensornet_compress.metric.kinds import GRADIENT_KINDS, METRIC_KINDS, MetricKind, metric_kind
 from tensornet_compress.metric.metric import KroneckerMetric, Metric, euclidean, input_second_moment
 from tensornet_compress.metric.moments import Batch, InputMoment, collect_input_moments, has_input_moment, model_inputs
+from tensornet_compress.metric.outputs import kept_output, sampled_loss
+from tensornet_compress.metric.statistics import GradientStatistics
 
 __all__ = [
+    "GRADIENT_KINDS",
+    "METRIC_KINDS",
     "Batch",
+    "ElementwiseMetric",
+    "GradientStatistics",
     "InputMoment",
     "KroneckerMetric",
     "Metric",
+    "MetricKind",
     "collect_input_moments",
+    "collect_statistics",
     "euclidean",
     "has_input_moment",
     "input_second_moment",
+    "kept_output",
+    "metric_kind",
     "model_inputs",
+    "sampled_loss",
 ]

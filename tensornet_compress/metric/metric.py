@@ -7,16 +7,18 @@ metric                rows                           columns
 ====================  =============================  =========================
 Euclidean             identity                       identity
 input second moment   identity                       ``C_x = E[x x']``
+diagonal input        identity                       diagonal
 row Fisher            diagonal                       identity
 Kronecker (KFAC)      ``C_g = E[g g']``              ``C_x``
 ====================  =============================  =========================
 
 All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. A metric without that structure needs only
-``norm2`` and ``apply`` to be used by ALS refinement.
+``norm2`` and ``apply`` to be used by ALS refinement (see ``ElementwiseMetric``).
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -38,9 +40,13 @@ class Metric(Protocol):
 
 
 class KroneckerMetric:
-    """``norm2(E) = tr(R E C E')`` with ``rows`` R and ``columns`` C each None (identity), a diagonal (k,) or SPD (k, k)."""
+    """``norm2(E) = tr(R E C E')`` with ``rows`` R and ``columns`` C each None (identity), a diagonal (k,) or SPD (k, k).
 
-    def __init__(self, rows: Tensor | None = None, columns: Tensor | None = None):
+    ``rate``: divergence in nats per token and unit of ``norm2``; None when the metric knows nothing of the loss.
+    """
+
+    def __init__(self, rows: Tensor | None = None, columns: Tensor | None = None, rate: float | None = None):
+        self.rate = rate
         self.rows = _checked(rows, "row")
         self.columns = _checked(columns, "column")
 
@@ -54,16 +60,36 @@ class KroneckerMetric:
 
     def left_whiten(self, matrix: Tensor) -> Tensor:
         """``L' W`` with ``R = L L'``."""
-        return matrix if self.rows is None else _left(_root(self.rows), matrix)
+        return matrix if self.rows is None else _left(self._row_root, matrix)
 
     def left_unwhiten(self, matrix: Tensor) -> Tensor:
         """``L'^-1 Z``: the inverse of ``left_whiten``."""
-        return matrix if self.rows is None else _left(_inverse_root(self.rows), matrix)
+        return matrix if self.rows is None else _left(self._row_inverse_root, matrix)
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """``R^-1 G C^-1`` for a gradient G (m, n): the direction of steepest descent in the metric."""
+        return _left(self._row_inverse, _left(self._column_inverse, gradient.T).T)
 
     def gram(self, matrix: Tensor) -> Tensor:
         """``L' W C W' L``, float64 (m, m): its eigenvalues are the squared singular values of the whitened matrix."""
         whitened = self.left_whiten(matrix.double())
         return whitened @ _left(self.columns, whitened.T)
+
+    @cached_property
+    def _row_root(self) -> Tensor | None:
+        return None if self.rows is None else _power(self.rows, 0.5)
+
+    @cached_property
+    def _row_inverse_root(self) -> Tensor | None:
+        return None if self.rows is None else _power(self.rows, -0.5)
+
+    @cached_property
+    def _row_inverse(self) -> Tensor | None:
+        return None if self.rows is None else _power(self.rows, -1.0)
+
+    @cached_property
+    def _column_inverse(self) -> Tensor | None:
+        return None if self.columns is None else _power(self.columns, -1.0)
 
     def importance(self) -> Tensor | None:
         """Diagonal of the column factor (n,), the weight of each input in an error; None when Euclidean."""
@@ -101,14 +127,6 @@ def _left(factor: Tensor | None, matrix: Tensor) -> Tensor:
         return matrix
     factor = factor.to(matrix.dtype)
     return factor[:, None] * matrix if factor.ndim == 1 else factor @ matrix
-
-
-def _root(factor: Tensor) -> Tensor:
-    return _power(factor, 0.5)
-
-
-def _inverse_root(factor: Tensor) -> Tensor:
-    return _power(factor, -0.5)
 
 
 def _power(factor: Tensor, exponent: float) -> Tensor:

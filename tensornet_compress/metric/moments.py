@@ -15,16 +15,19 @@ Batch = Tensor | Mapping[str, Tensor]
 
 
 class InputMoment:
-    """Running sum of ``x x'`` and count of the vectors ``x`` that a layer was given; float64 sums, float32 products."""
+    """Running sum of ``x x'`` (or ``z x'``) and count of the vectors ``x``; float64 sums, float32 products."""
 
     def __init__(self) -> None:
         self.sum: Tensor | None = None
         self.count = 0
 
-    def add(self, vectors: Tensor) -> None:
-        """Add (tokens, n) vectors."""
+    def add(self, vectors: Tensor, others: Tensor | None = None) -> None:
+        """Add (tokens, n) vectors; with ``others`` (tokens, k) the products are ``vectors' others``, shape (n, k)."""
         vectors = vectors.float()
-        product = (vectors.T @ vectors).double()
+        others = vectors if others is None else others.float()
+        # Under autocast the product would be rounded to half precision, and no longer be positive definite.
+        with torch.autocast(vectors.device.type, enabled=False):
+            product = (vectors.T @ others).double()
         self.sum = product if self.sum is None else self.sum.add_(product)
         self.count += len(vectors)
 

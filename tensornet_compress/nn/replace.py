@@ -43,6 +43,23 @@ def replace_module(model: nn.Module, name: str, network: TensorNetwork, tied: tu
     return replacement
 
 
+class KeptModules:
+    """Which module sits where in a model, so that replaced ones can be put back."""
+
+    def __init__(self, model: nn.Module):
+        self._named = dict(model.named_modules())
+        self._children = [(module, dict(module._modules)) for module in model.modules()]
+
+    def module(self, name: str) -> nn.Module:
+        """The module that sat at a dotted name."""
+        return self._named[name]
+
+    def put_back(self) -> None:
+        """Make every module hold the children that it had."""
+        for module, children in self._children:
+            module._modules.update(children)
+
+
 def materialize(model: nn.Module) -> nn.Module:
     """Every network module replaced by its dense original class, in place; tied modules stay tied. Returns the model."""
     dense_of: dict[int, nn.Module] = {}

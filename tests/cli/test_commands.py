@@ -154,3 +154,35 @@ def test_every_command_has_help(command):
 def test_the_version():
     result = call("--version")
     assert result.output.strip() == tnc.__version__
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        (["--metric", "kronecker", "--refine", "--heal", 2, "--method", "dense"], ["kronecker", "refine", "heal"]),
+        (
+            ["--metric", "auto", "--method", "svd"],
+            ["metric euclidean", "metric row-fisher", "metric input", "metric kronecker"],
+        ),
+        (["--isvt", "--metric", "input"], ["isvt, input"]),
+    ],
+)
+def test_stages_are_reported(llama_folder, text, tmp_path, options, stages):
+    options = [*options, "--bits-per-weight", 9, "--calibration", text, "--samples", 12, "--length", 16, "--workers", 1]
+    result = call("weights", llama_folder, tmp_path / "out", *options, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == stages
+    assert all(f"{stage}: divergence" in result.output for stage in stages)
+    assert report["summary"]["bits_per_weight"] <= 9
+    assert tnc.load(tmp_path / "out").config.vocab_size == 64
+
+
+@pytest.mark.parametrize("options", [["--isvt", "--method", "tt"], ["--metric", "hessian"], ["--isvt", "--refine"]])
+def test_stages_that_exclude_each_other_are_refused(llama_folder, text, tmp_path, options):
+    result = call(
+        "weights", llama_folder, tmp_path / "out", *options, "--bits-per-weight", 9, "--calibration", text, "--samples", 8,
+        "--length", 16,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -1,0 +1,147 @@
+"""One pass over calibration batches that collects what a set of metrics needs, and frees gradients as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric.kinds import GRADIENT_KINDS, metric_kind
+from tensornet_compress.metric.moments import has_input_moment, input_vectors, model_inputs
+from tensornet_compress.metric.outputs import kept_output, sampled_loss
+from tensornet_compress.metric.statistics import GradientStatistics
+from tensornet_compress.modes import evaluating
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def collect_statistics(
+    model: nn.Module,
+    batches: Iterable[Any],
+    names: Collection[str],
+    kinds: Collection[str],
+    *,
+    loss: Loss | None = None,
+    precision: torch.dtype | None = None,
+    advance: Callable[[], None] = lambda: None,
+    seed: int = 0,
+) -> dict[str, GradientStatistics]:
+    """Statistics of the named layers for the given metrics, in one pass.
+
+    Args:
+        model: left as found (mode, parameters, ``requires_grad`` flags, gradients, hooks). No parameter gets a gradient: what a
+            layer needs is made from the gradient of its output and dropped at once.
+        batches: ids or dicts as everywhere; anything else when ``loss`` takes it. An ``attention_mask`` in a dict leaves
+            padding out.
+        names: linear, Conv1D and ungrouped convolution layers.
+        kinds: metrics to prepare, see ``METRIC_KINDS``; without gradient metrics no backward pass is made.
+        loss: ``loss(model, batch)``, summed over examples, each example's part depending on that example alone. By default
+            minus the log-likelihood of labels drawn from the model itself (the true Fisher information).
+        precision: dtype of matrix products under autocast.
+
+    Raises:
+        TensorNetError: an unknown metric or layer, no batches, or a loss that no named layer reaches.
+    """
+    wanted = [metric_kind(kind) for kind in kinds]
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules or not has_input_moment(modules[name]):
+            raise TensorNetError(f"{name!r} is no layer with input vectors; linear layers and ungrouped convolutions are")
+    collector = _Collector({name: GradientStatistics(wanted) for name in names}, bool(GRADIENT_KINDS & set(wanted)))
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    count = 0
+    with _frozen(model), collector.listening(modules), torch.set_grad_enabled(collector.gradients):
+        for batch in batches:
+            collector.begin(batch)
+            with nullcontext() if precision is None else torch.autocast(device.type, dtype=precision):
+                total = _total(model, batch, loss, device, generator)
+            if collector.gradients:
+                if not total.requires_grad:
+                    raise TensorNetError(f"no named layer reaches the loss of {type(model).__name__}")
+                total.backward()
+            count += 1
+            advance()
+    if not count:
+        raise TensorNetError("calibration was given no batches")
+    return collector.statistics
+
+
+def _total(model: nn.Module, batch: Any, loss: Loss | None, device: torch.device, generator: torch.Generator) -> Tensor:
+    if loss is not None:
+        return loss(model, batch)
+    output, logits = kept_output(model, model_inputs(batch, device))
+    return sampled_loss(output, logits, generator)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no parameter that asks for a gradient."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with evaluating(model):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+class _Collector:
+    def __init__(self, statistics: dict[str, GradientStatistics], gradients: bool):
+        self.statistics, self.gradients = statistics, gradients
+        self._mask: Tensor | None = None
+
+    def begin(self, batch: Any) -> None:
+        """Note the padding of a batch."""
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        self._mask = None if mask is None else mask.bool()
+
+    @contextmanager
+    def listening(self, modules: dict[str, nn.Module]) -> Iterator[None]:
+        handles = [
+            modules[name].register_forward_hook(self._hook(statistics), with_kwargs=True)
+            for name, statistics in self.statistics.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, statistics: GradientStatistics) -> Callable[..., Tensor | None]:
+        def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor | None:
+            given = arguments[0] if arguments else next(iter(keywords.values()))
+            vectors = _by_example(input_vectors(module, given.detach()))
+            mask = self._mask if self._mask is not None and self._mask.shape == vectors.shape[:2] else None
+            flat = vectors[mask.to(vectors.device)] if mask is not None else vectors.flatten(0, 1)
+            statistics.add_inputs(flat)
+            if not self.gradients:
+                return None
+            # The first layer on the way starts the graph: no parameter and no input asks for a gradient.
+            started = output if output.requires_grad else output.detach().requires_grad_()
+            started.register_hook(lambda gradient: _add_examples(statistics, module, vectors, gradient, mask))
+            return started
+
+        return forward
+
+
+def _add_examples(
+    statistics: GradientStatistics, module: nn.Module, vectors: Tensor, gradient: Tensor, mask: Tensor | None
+) -> None:
+    if isinstance(module, nn.Conv2d):
+        gradient = gradient.flatten(2).transpose(1, 2)
+    gradients = _by_example(gradient.detach())
+    for example in range(len(vectors)):
+        kept = slice(None) if mask is None else mask[example].to(gradients.device)
+        statistics.add_example(vectors[example][kept], gradients[example][kept])
+
+
+def _by_example(vectors: Tensor) -> Tensor:
+    """(examples, ..., n) -> (examples, tokens, n)."""
+    return vectors[:, None] if vectors.ndim == 2 else vectors.flatten(1, -2)

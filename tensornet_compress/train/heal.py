@@ -1,0 +1,261 @@
+"""Healing: training the numbers of a compressed model so that its outputs follow the original's, or fit a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.frozen import Frozen
+from tensornet_compress.metric import Batch, kept_output, model_inputs
+from tensornet_compress.modes import evaluating
+from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.progress import Progress, SilentProgress
+from tensornet_compress.train.blocks import find_blocks
+from tensornet_compress.train.masters import master_parameters, relative_groups
+from tensornet_compress.train.problem import MeanLoss
+
+
+class HealReport(Frozen):
+    """``initial`` and ``best`` held-out loss per token, the step that gave the best, every held-out measurement as
+    (step, loss), the loss of each training step, tokens trained on, seconds, and whether it ended early."""
+
+    initial: float
+    best: float
+    best_step: int
+    heldout: tuple[tuple[int, float], ...]
+    losses: tuple[float, ...]
+    tokens: int
+    seconds: float
+    stopped_early: bool
+
+
+def heal(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    teacher: nn.Module | None = None,
+    loss: MeanLoss | None = None,
+    steps: int = 100,
+    rate: float = 2e-3,
+    validation: Sequence[Any] | None = None,
+    every: int = 10,
+    patience: int = 3,
+    checkpointing: bool = False,
+    precision: torch.dtype | None = None,
+    cache_teacher: bool = False,
+    progress: Progress | None = None,
+) -> HealReport:
+    """Train cores, scales, norms and biases of a compressed model in place; bytes stay what they were.
+
+    Args:
+        model: a model with network modules; dense weights and packed integers are not touched.
+        batches: ids (batch, length) or dicts; taken in turn, again from the first when used up.
+        teacher: the original model. The loss is then KL(teacher || model) per token, or for outputs that are not logits one
+            minus the cosine.
+        loss: in place of a teacher, ``loss(model, batch)``, a mean over the batch (see ``next_token_loss``); batches may then
+            be anything.
+        steps, rate: steps of Adam; the learning rate is ``rate`` times each parameter's own size, with a short warm-up, falling
+            to zero along a cosine.
+        validation: batches that decide which parameters are kept; the last tenth (at least one) of ``batches`` by default,
+            which is then not trained on.
+        every, patience: steps between measurements, and measurements without a gain after which training ends.
+        checkpointing: compute each block again in the backward pass in place of keeping its activations.
+        precision: dtype of matrix products under autocast, None for the model's own.
+        cache_teacher: keep the teacher's outputs in half precision in place of running it at each step.
+
+    The parameters with the least held-out loss are kept, the starting ones included, after rounding to what is stored.
+
+    Raises:
+        TensorNetError: not exactly one of ``teacher`` and ``loss``, too few batches, or a loss that is not finite.
+    """
+    if (teacher is None) == (loss is None):
+        raise TensorNetError("give either a teacher model or a task loss, not both or neither")
+    if steps < 1 or every < 1 or rate <= 0:
+        raise TensorNetError(f"steps and every must be at least 1 and rate positive, were given {steps}, {every} and {rate}")
+    train, heldout = _split(batches, validation)
+    objective = _Objective(model, teacher, loss, precision, cache_teacher)
+    started = perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        if checkpointing:
+            stack.enter_context(checkpointed(model))
+        advance = stack.enter_context((progress or SilentProgress()).stage("heal", steps))
+        parameters = stack.enter_context(master_parameters(model.modules()))
+        stack.enter_context(torch.enable_grad())
+        run = _Run(objective, parameters, train, heldout, steps, rate)
+        run.train(every, patience, advance)
+    return HealReport(
+        initial=run.measured[0][1],
+        best=run.best,
+        best_step=run.best_step,
+        heldout=tuple(run.measured),
+        losses=tuple(run.losses),
+        tokens=run.tokens,
+        seconds=perf_counter() - started,
+        stopped_early=len(run.losses) < steps,
+    )
+
+
+def next_token_loss(model: Any, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the next token, padding left out."""
+    inputs = model_inputs(batch, next(model.parameters()).device)
+    logits, ids, mask = model(**inputs).logits[:, :-1].float(), inputs["input_ids"][:, 1:], inputs.get("attention_mask")
+    losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none")
+    return losses.mean() if mask is None else losses[mask[:, 1:].flatten().bool()].mean()
+
+
+def _split(batches: Sequence[Any], validation: Sequence[Any] | None) -> tuple[list[Any], list[Any]]:
+    train = list(batches)
+    if validation is not None:
+        held = list(validation)
+    else:
+        cut = max(1, len(train) // 10)
+        train, held = train[:-cut], train[-cut:]
+    if not train or not held:
+        raise TensorNetError(
+            f"healing needs batches to train on and to measure with, was given {len(train)} and {len(held)}; "
+            "give more batches, or validation batches"
+        )
+    return train, held
+
+
+class _Objective:
+    """The loss of one batch, per token."""
+
+    def __init__(
+        self, model: nn.Module, teacher: nn.Module | None, loss: MeanLoss | None, precision: torch.dtype | None, cache: bool
+    ):
+        self.model, self.teacher, self.loss, self.precision, self.cache = model, teacher, loss, precision, cache
+        self.device = next(model.parameters()).device
+        self._outputs: dict[int, tuple[Batch, Tensor]] = {}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if self.loss is not None:
+            with self._autocast():
+                return self.loss(self.model, batch)
+        inputs = model_inputs(batch, self.device)
+        target = self._target(batch, inputs)
+        with self._autocast():
+            output, logits = kept_output(self.model, inputs)
+        if logits:
+            return F.kl_div(output.float().log_softmax(-1), target.float(), reduction="sum", log_target=True) / len(output)
+        return (1 - F.cosine_similarity(target.float(), output.float(), dim=-1)).mean()
+
+    def _target(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
+        """The teacher's log probabilities, or its output vectors."""
+        if id(batch) in self._outputs:
+            return self._outputs[id(batch)][1]
+        assert self.teacher is not None
+        with evaluating(self.teacher), torch.no_grad(), self._autocast():
+            output, logits = kept_output(self.teacher, inputs)
+        target = output.float().log_softmax(-1) if logits else output.float()
+        if self.cache:
+            # Holding the batch keeps its id from being used again.
+            target = target.half() if logits else target
+            self._outputs[id(batch)] = (batch, target)
+        return target
+
+    def _autocast(self) -> Any:
+        return nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision)
+
+
+class _Run:
+    def __init__(
+        self,
+        objective: _Objective,
+        parameters: list[nn.Parameter],
+        train: Sequence[Any],
+        heldout: Sequence[Any],
+        steps: int,
+        rate: float,
+    ):
+        self.objective, self.parameters, self.train_on, self.heldout, self.steps = objective, parameters, train, heldout, steps
+        self.optimiser = torch.optim.Adam(relative_groups(parameters, rate), betas=(0.9, 0.95))
+        warm = max(1, steps // 20)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, max(1, steps - warm))
+        rising = torch.optim.lr_scheduler.LinearLR(self.optimiser, 1 / (warm + 1), 1.0, warm)
+        self.schedule = torch.optim.lr_scheduler.SequentialLR(self.optimiser, [rising, falling], [warm])
+        self.losses: list[float] = []
+        self.measured: list[tuple[int, float]] = []
+        self.best, self.best_step, self.tokens = float("inf"), 0, 0
+        self._kept: list[Tensor] = []
+
+    def train(self, every: int, patience: int, advance: Callable[[], None]) -> None:
+        self._measure(0)
+        since = 0
+        for step in range(1, self.steps + 1):
+            self._step(self.train_on[(step - 1) % len(self.train_on)])
+            advance()
+            if step % every == 0 or step == self.steps:
+                since = 0 if self._measure(step) else since + 1
+                if since >= patience:
+                    break
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self._kept):
+                parameter.copy_(value)
+
+    def _step(self, batch: Batch) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.objective(batch)
+        value = float(loss.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            raise TensorNetError(f"the loss became {value} at step {len(self.losses) + 1}; lower the rate")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self.losses.append(value)
+        self.tokens += _count(batch)
+
+    def _measure(self, step: int) -> bool:
+        with torch.no_grad():
+            loss = sum(float(self.objective(batch)) for batch in self.heldout) / len(self.heldout)
+        self.measured.append((step, loss))
+        if loss >= self.best:
+            return False
+        self.best, self.best_step = loss, step
+        self._kept = [parameter.detach().clone() for parameter in self.parameters]
+        return True
+
+
+def _count(batch: Any) -> int:
+    """Tokens of a batch of ids, examples of any other."""
+    if isinstance(batch, Tensor):
+        return batch.numel() if not batch.is_floating_point() else len(batch)
+    if isinstance(batch, Mapping) and "input_ids" in batch:
+        return int(batch["input_ids"].numel())
+    return len(next(iter(batch.values() if isinstance(batch, Mapping) else batch)))
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Blocks that keep no activations for the backward pass but compute them again.
+
+    Raises:
+        TargetError: the model has no list of blocks.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, NetworkModule)]
+    blocks = [block for _, block in find_blocks(model, names)]
+    before = [block.__dict__.get("forward") for block in blocks]
+
+    def again(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **keywords: checkpoint(original, *arguments, use_reentrant=False, **keywords)
+
+    try:
+        for block in blocks:
+            block.__dict__["forward"] = again(block.forward)
+        yield
+    finally:
+        for block, original in zip(blocks, before):
+            if original is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = original

@@ -1,0 +1,120 @@
+"""What a proximal iteration minimises: a loss as a function of the weight matrices of some layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import kept_output, model_inputs
+from tensornet_compress.modes import evaluating
+from tensornet_compress.nn import layer_weight, module_kind
+
+MeanLoss = Callable[[nn.Module, Any], Tensor]
+
+
+class Problem:
+    """``L`` of the weights of the named dense layers, each a matrix (out, in) in its own dtype; everything else is fixed.
+
+    Without ``loss``, L is the divergence from what the model gives when the problem is made: KL per token of logits, half the
+    squared distance of other outputs relative to their mean squared length. A ``loss(model, batch)`` is a mean over a batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        batches: Sequence[Any],
+        loss: MeanLoss | None = None,
+        precision: torch.dtype | None = None,
+    ):
+        if not batches:
+            raise TensorNetError("calibration was given no batches")
+        self.model, self.names, self.batches, self.precision = model, list(names), list(batches), precision
+        self.device = next(model.parameters()).device
+        self._loss = loss
+        self._references: list[tuple[Tensor, bool]] = []
+        if loss is None:
+            with evaluating(model), torch.no_grad(), self._autocast():
+                for batch in self.batches:
+                    output, logits = kept_output(model, model_inputs(batch, self.device))
+                    target = output.float()
+                    self._references.append((target.log_softmax(-1).half() if logits else target, logits))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of the weights as matrices (out, in)."""
+        return {
+            name: weight.reshape(weight.shape[0], -1).clone()
+            for name in self.names
+            for weight in [layer_weight(self.model.get_submodule(name))]
+        }
+
+    def assign(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights into the model."""
+        with torch.no_grad():
+            for name, matrix in weights.items():
+                module = self.model.get_submodule(name)
+                weight: Any = module.weight
+                laid = matrix.T if module_kind(module) == "conv1d" else matrix
+                weight.copy_(laid.reshape(weight.shape))
+
+    def value(self) -> float:
+        """The loss at the model's weights."""
+        with evaluating(self.model), torch.no_grad():
+            return sum(float(self._one(number)) for number in range(len(self.batches))) / len(self.batches)
+
+    def gradients(self) -> tuple[float, dict[str, Tensor]]:
+        """The loss, and its gradient with respect to each weight as a matrix (out, in)."""
+        total = 0.0
+        sums: dict[str, Tensor] = {}
+        with self._only_weights() as parameters, evaluating(self.model), torch.enable_grad():
+            for number in range(len(self.batches)):
+                loss = self._one(number)
+                total += float(loss.detach())
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for name, gradient in zip(self.names, found):
+                    if gradient is None:
+                        raise TensorNetError(f"the loss does not depend on {name!r}; ignore that layer")
+                    sums[name] = sums[name] + gradient if name in sums else gradient
+        count = len(self.batches)
+        return total / count, {name: self._as_matrix(name, gradient / count) for name, gradient in sums.items()}
+
+    def _as_matrix(self, name: str, gradient: Tensor) -> Tensor:
+        if module_kind(self.model.get_submodule(name)) == "conv1d":
+            gradient = gradient.T
+        return gradient.reshape(gradient.shape[0], -1)
+
+    def _one(self, number: int) -> Tensor:
+        with self._autocast():
+            if self._loss is None:
+                return self._divergence(number)
+            return self._loss(self.model, self.batches[number])
+
+    def _divergence(self, number: int) -> Tensor:
+        output, logits = kept_output(self.model, model_inputs(self.batches[number], self.device))
+        target = self._references[number][0].float()
+        if logits:
+            return F.kl_div(output.float().log_softmax(-1), target, reduction="sum", log_target=True) / len(output)
+        return 0.5 * (output.float() - target).square().sum(-1).mean() / target.square().sum(-1).mean()
+
+    def _autocast(self) -> Any:
+        return nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision)
+
+    @contextmanager
+    def _only_weights(self) -> Iterator[list[nn.Parameter]]:
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        wanted: list[Any] = [self.model.get_submodule(name).weight for name in self.names]
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            for parameter in wanted:
+                parameter.requires_grad_(True)
+            yield wanted
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)

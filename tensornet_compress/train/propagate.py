@@ -1,0 +1,212 @@
+"""Fitting layer after layer to what the compressed prefix really feeds it.
+
+A layer ``y = W x`` sits behind layers that are compressed already and receives ``x_c`` in place of ``x_d``. The weight to be
+compressed is then the minimiser of ``E |W x_d - V x_c|^2``, not ``W``, and the metric is ``E[x_c x_c']`` (AA-SVD 2604.02119,
+GPTAQ 2504.02692 for rounding). Blocks are taken in sequence and refined on their outputs; statistics are held for one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tensornet_compress.compression.metrics import calibrated_metrics
+from tensornet_compress.decompose import realise
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.frozen import Frozen
+from tensornet_compress.metric import Batch, input_second_moment
+from tensornet_compress.network import NetworkSpec, TensorNetwork
+from tensornet_compress.nn import Target, layer_weight, replace_module
+from tensornet_compress.plan import Plan
+from tensornet_compress.progress import Progress, SilentProgress
+from tensornet_compress.threads import limited_threads
+from tensornet_compress.train.blocks import BlockRunner, Hook
+from tensornet_compress.train.refine import BlockRefinement, refine_block, relative_error
+from tensornet_compress.train.shift import ShiftMoments, crossed_share
+
+
+class Propagation(Frozen):
+    """How layers are fitted behind a compressed prefix.
+
+    ``correction``: how much of the shift between ``W`` and the least-squares weight is taken; 0 keeps ``W`` and only measures
+    errors on the compressed inputs, 1 follows the calibration tokens fully, None finds for each group of layers the share
+    that is best on batches left out of the fit (see ``shift.crossed_share``). ``ridge``: added to the second moment before
+    it is inverted, relative to its mean diagonal. ``clip``: vectors longer than ``clip`` times the median length are scaled
+    down to it (None: none), which keeps massive activations from owning the metric. ``refinement``: block-wise training.
+    ``precision``: ``bfloat16`` runs matrix products of the forward passes under autocast.
+    """
+
+    correction: float | None = Field(default=None, ge=0, le=1)
+    ridge: float = Field(default=0.1, gt=0)
+    clip: float | None = None
+    sweeps: int = 1
+    refinement: BlockRefinement | None = None
+    precision: str | None = None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """``precision`` as torch knows it.
+
+        Raises:
+            TensorNetError: it names no dtype.
+        """
+        if self.precision is None:
+            return None
+        dtype = getattr(torch, self.precision, None)
+        if not isinstance(dtype, torch.dtype):
+            raise TensorNetError(f"precision {self.precision!r} is no dtype of torch; use bfloat16, or None")
+        return dtype
+
+
+class BlockReport(Frozen):
+    """One block: mean relative squared error of its output (against the dense model's, each token relative to its own
+    length) when its layers were fitted and after refinement, the share of the correction taken by each group of layers, and
+    seconds of both stages."""
+
+    name: str
+    fitted: float
+    corrections: dict[str, float]
+    refined: float | None
+    fit_seconds: float
+    refine_seconds: float
+
+
+def propagate(
+    model: nn.Module,
+    plan: Plan,
+    calibration: Sequence[Batch],
+    settings: Propagation | None = None,
+    progress: Progress | None = None,
+) -> list[BlockReport]:
+    """Compress ``model`` (dense, in place) by the specs of ``plan``, fitting every layer behind the compressed ones before it.
+
+    Planned layers outside the blocks are realised on their dense inputs first. Bytes are those of the plan.
+
+    Raises:
+        TensorNetError: no batches, a plan that names modules that the model lacks, or a bad setting.
+        TargetError: no planned layer lies in a list of blocks.
+    """
+    settings = settings or Propagation()
+    known = dict(model.named_modules())
+    missing = [name for name in plan.layers if name not in known]
+    if missing:
+        raise TensorNetError(f"the plan speaks of modules that the model lacks: {missing[:5]}")
+    runner = BlockRunner(model, calibration, list(plan.layers), settings.dtype)
+    prefixes = [f"{name}." for name, _ in runner.blocks]
+    outside = [name for name in plan.layers if not name.startswith(tuple(prefixes))]
+    with limited_threads():
+        _realise_outside(model, plan, calibration, outside, settings)
+    fitting = _Fitting(model, plan, runner, settings)
+    reports = []
+    with (progress or SilentProgress()).stage("propagate", len(runner.blocks)) as advance:
+        for number in range(len(runner.blocks)):
+            reports.append(fitting.block(number))
+            advance()
+    return reports
+
+
+def _realise_outside(
+    model: nn.Module, plan: Plan, calibration: Sequence[Batch], names: Sequence[str], settings: Propagation
+) -> None:
+    targets = [Target(name, plan.layers[name].kind, plan.layers[name].tied) for name in names]
+    metrics = calibrated_metrics(model, calibration, targets, "input") if targets else {}
+    for target in targets:
+        weight = layer_weight(model.get_submodule(target.name)).contiguous()
+        network = realise(weight, plan.layers[target.name].spec, metrics.get(target.name), sweeps=settings.sweeps)
+        replace_module(model, target.name, network, target.tied)
+
+
+@dataclass
+class _Fitting:
+    model: nn.Module
+    plan: Plan
+    runner: BlockRunner
+    settings: Propagation
+
+    def __post_init__(self) -> None:
+        self.dense = list(self.runner.states)
+        self.compressed = list(self.runner.states)
+
+    def block(self, number: int) -> BlockReport:
+        """Fit and refine one block, and move the states of both models past it."""
+        started = perf_counter()
+        runner, settings = self.runner, self.settings
+        prefix, block = runner.blocks[number]
+        inside = [name.removeprefix(f"{prefix}.") for name in self.plan.layers if name.startswith(f"{prefix}.")]
+        with torch.no_grad():
+            groups = runner.groups(number, inside) if inside else []
+            targets, given = self._dense_pass(number, [group[0] for group in groups])
+            corrections = {}
+            for group in groups:
+                halves = self._moments(number, group[0], given.pop(group[0]))
+                corrections["+".join(group)] = self._fit(prefix, block, group, halves)
+            outputs = [runner.run(number, batch, state) for batch, state in enumerate(self.compressed)]
+            fitted = relative_error(runner, outputs, targets)
+        fit_seconds, started = perf_counter() - started, perf_counter()
+        refined = None
+        if settings.refinement is not None and inside:
+            refined = refine_block(runner, number, self.compressed, targets, fitted, settings.refinement)
+            with torch.no_grad():
+                outputs = [runner.run(number, batch, state) for batch, state in enumerate(self.compressed)]
+        self.dense, self.compressed = targets, outputs
+        return BlockReport(
+            name=prefix,
+            fitted=fitted,
+            corrections=corrections,
+            refined=refined,
+            fit_seconds=fit_seconds,
+            refine_seconds=perf_counter() - started,
+        )
+
+    def _dense_pass(self, number: int, names: Sequence[str]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """Outputs of the dense block on the dense prefix's states, and what each named module was given."""
+        given: dict[str, list[Tensor]] = {name: [] for name in names}
+
+        def note(name: str) -> Hook:
+            def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+                given[name].append(arguments[0] if arguments else next(iter(keywords.values())))
+
+            return hook
+
+        with self.runner.listening(number, {name: note(name) for name in names}):
+            outputs = [self.runner.run(number, batch, state) for batch, state in enumerate(self.dense)]
+        return outputs, given
+
+    def _moments(self, number: int, name: str, dense: Sequence[Tensor]) -> list[ShiftMoments]:
+        """What a module is given, over all even and all odd batches."""
+        halves = [ShiftMoments(), ShiftMoments()]
+        for batch, state in enumerate(self.compressed):
+
+            def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], batch: int = batch) -> None:
+                vectors = self.runner.kept(batch, arguments[0] if arguments else next(iter(keywords.values()))).float()
+                shift = self.runner.kept(batch, dense[batch]).float() - vectors
+                halves[batch % 2].add(vectors, shift, self.settings.clip)
+
+            self.runner.run_until(number, batch, state, {name: hook}, name)
+        return [half for half in halves if half.count]
+
+    def _fit(self, prefix: str, block: nn.Module, group: Sequence[str], halves: Sequence[ShiftMoments]) -> float:
+        """Realise the layers of a group; the share of the correction taken."""
+        whole = ShiftMoments.joined(halves)
+        weights = [layer_weight(block.get_submodule(name)) for name in group]
+        matrices = [weight.double().reshape(weight.shape[0], -1) for weight in weights]
+        with limited_threads():
+            share, ridge = self.settings.correction, self.settings.ridge
+            if share is None:
+                share = crossed_share(halves, torch.cat(matrices), ridge)
+            shift = share * whole.regression(ridge) if share else None
+            for name, weight, matrix in zip(group, weights, matrices):
+                layer = self.plan.layers[f"{prefix}.{name}"]
+                target = matrix if shift is None else matrix + matrix @ shift
+                network = self._realised(target.reshape(weight.shape).to(weight.dtype), layer.spec, whole.second)
+                replace_module(self.model, f"{prefix}.{name}", network, layer.tied)
+        return share
+
+    def _realised(self, target: Tensor, spec: NetworkSpec, moment: Tensor) -> TensorNetwork:
+        return realise(target.contiguous(), spec, input_second_moment(moment), sweeps=self.settings.sweeps)

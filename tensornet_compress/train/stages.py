@@ -1,0 +1,201 @@
+"""A whole compression in stages, each measured on batches that no stage fits: the metric, the networks, refinement, healing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensornet_compress.budget import Budget, output_divergence
+from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
+from tensornet_compress.compression.sizes import Sizes
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import Batch, kept_output, metric_kind, model_inputs
+from tensornet_compress.modes import evaluating
+from tensornet_compress.nn import KeptModules, NetworkModule, find_targets, layer_weight
+from tensornet_compress.progress import Progress, SilentProgress
+from tensornet_compress.report import CompressionReport, LayerReport, StageReport
+from tensornet_compress.train.heal import heal
+from tensornet_compress.train.isvt import isvt
+from tensornet_compress.train.propagate import Propagation, propagate
+from tensornet_compress.train.refine import BlockRefinement
+from tensornet_compress.train.schedule import Schedule
+
+CHOICES = ("euclidean", "row-fisher", "input", "kronecker")
+
+
+def compress_in_stages(
+    model: nn.Module,
+    budget: Budget,
+    calibration: Sequence[Batch],
+    *,
+    metric: str = "input",
+    refine: bool = False,
+    rank_schedule: Schedule | None = None,
+    heal_steps: int = 0,
+    heldout: Sequence[Batch] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> CompressionReport:
+    """``compress`` and what may follow it; ``report.stages`` holds the held-out divergence and the seconds of every stage.
+
+    Args:
+        metric: a metric by name, or ``auto``: compress with each of ``CHOICES`` and keep the one that diverges least.
+        refine: fit the layers again behind the compressed prefix and refine block by block; kept when it diverges less.
+        rank_schedule: lower ranks by ``isvt`` under this schedule in place of ``compress`` (bf16 cores; no integers).
+        heal_steps: steps of distillation from the original, 0 for none.
+        heldout: batches to measure with; by default the last eighth of ``calibration`` (one at least), which no
+            stage then fits.
+        options: go to ``compress``, or to ``isvt`` (``targets`` and ``ignore`` only).
+
+    Raises:
+        TensorNetError: too few batches, options that exclude each other, or anything that a stage refuses.
+    """
+    if rank_schedule is not None and (refine or metric == "auto"):
+        raise TensorNetError("isvt goes with one metric and without block refinement; leave out refine and metric='auto'")
+    if metric != "auto":
+        metric_kind(metric)
+    batches, held = _split(calibration, heldout)
+    run = _Stages(model, held, progress or SilentProgress(), keep_original=heal_steps > 0)
+    if rank_schedule is not None:
+        report = run.lower_ranks(budget, batches, metric, rank_schedule, options)
+    elif metric == "auto":
+        report = run.choose(budget, batches, options)
+    else:
+        report = run.compress(metric, budget, batches, metric, options)
+    if refine:
+        run.refine(batches)
+    if heal_steps:
+        run.heal(batches, heal_steps)
+    return report.model_copy(update={"stages": tuple(run.reports)})
+
+
+def _split(calibration: Sequence[Batch], heldout: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:
+    batches = list(calibration)
+    if heldout is not None:
+        held = list(heldout)
+    else:
+        cut = max(1, len(batches) // 8)
+        batches, held = batches[:-cut], batches[-cut:]
+    if not batches or not held:
+        raise TensorNetError(
+            f"stages need batches to fit and batches to measure with, were given {len(batches)} and {len(held)}; "
+            "give more calibration batches"
+        )
+    return batches, held
+
+
+class _Stages:
+    def __init__(self, model: nn.Module, held: Sequence[Batch], progress: Progress, keep_original: bool):
+        self.model, self.progress = model, progress
+        self.held = [model_inputs(batch, next(model.parameters()).device) for batch in held]
+        self.original = KeptModules(model)
+        self.teacher = copy.deepcopy(model) if keep_original else None
+        self.references = [(output.half() if logits else output, logits) for output, logits in self._outputs()]
+        self.reports: list[StageReport] = []
+
+    def _outputs(self) -> list[tuple[Tensor, bool]]:
+        with evaluating(self.model), torch.no_grad():
+            return [kept_output(self.model, inputs) for inputs in self.held]
+
+    def _divergence(self) -> float:
+        pairs = zip(self.references, self._outputs())
+        values = [output_divergence(reference.float(), output, logits) for (reference, logits), (output, _) in pairs]
+        return sum(values) / len(values)
+
+    def _note(self, name: str, started: float, kept: bool = True) -> float:
+        seconds = perf_counter() - started
+        divergence = self._divergence()
+        self.reports.append(StageReport(name=name, divergence=divergence, seconds=round(seconds, 3), kept=kept))
+        return divergence
+
+    def compress(
+        self, name: str, budget: Budget, batches: Sequence[Batch], metric: str, options: dict[str, Any]
+    ) -> CompressionReport:
+        started = perf_counter()
+        report = compress(self.model, budget, batches, metric=metric, progress=self.progress, **options)
+        self._note(name, started)
+        return report
+
+    def choose(self, budget: Budget, batches: Sequence[Batch], options: dict[str, Any]) -> CompressionReport:
+        """Compress with every metric and keep the best."""
+        found = []
+        for kind in CHOICES:
+            self.original.put_back()
+            report = self.compress(kind, budget, batches, kind, options)
+            found.append((self.reports[-1].divergence, report, KeptModules(self.model), getattr(self.model, PLAN_ATTRIBUTE)))
+        best = min(range(len(found)), key=lambda number: found[number][0])
+        self.reports = [
+            stage.model_copy(update={"kept": number == best, "name": f"metric {stage.name}"})
+            for number, stage in enumerate(self.reports)
+        ]
+        _, report, modules, plan = found[best]
+        modules.put_back()
+        setattr(self.model, PLAN_ATTRIBUTE, plan)
+        return report
+
+    def lower_ranks(
+        self, budget: Budget, batches: Sequence[Batch], metric: str, schedule: Schedule, options: dict[str, Any]
+    ) -> CompressionReport:
+        started = perf_counter()
+        chosen, skipped = find_targets(self.model, options.get("targets"), options.get("ignore", ()))
+        sizes = Sizes.of(self.model, chosen, budget)
+        result = isvt(self.model, batches, budget, metric=metric, schedule=schedule, progress=self.progress, **options)
+        self._note(f"isvt, {metric}", started)
+        layers = []
+        for target in chosen:
+            network = self.model.get_submodule(target.name)
+            assert isinstance(network, NetworkModule)
+            weight = layer_weight(self.original.module(target.name))
+            change = weight.float() - network.network().to_dense(torch.float32)
+            layers.append(
+                LayerReport(
+                    name=target.name,
+                    kind=target.kind,
+                    family="dense" if result.ranks[target.name] is None else "svd",
+                    network=network.spec.describe(),
+                    weights=weight.numel(),
+                    nbytes=network.nbytes + sizes.fixed[target.name],
+                    original_nbytes=weight.numel() * weight.element_size() + sizes.fixed[target.name],
+                    error=float(change.square().sum() / weight.float().square().sum().clamp_min(1e-30)),
+                )
+            )
+        targeted = sum(layer.nbytes for layer in layers)
+        return CompressionReport(
+            budget=budget,
+            allocator="isvt",
+            method="svd",
+            metric=metric,
+            nbytes=sizes.others + targeted,
+            original_nbytes=sizes.original,
+            targeted_nbytes=targeted,
+            targeted_original_nbytes=sizes.targeted_original,
+            targeted_weights=sum(sizes.weights.values()),
+            allowed_nbytes=sizes.allowed + sum(sizes.fixed.values()),
+            layers=tuple(layers),
+            skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in skipped),
+            seconds={"isvt": perf_counter() - started},
+            notes=(result.advice,) if result.advice else (),
+        )
+
+    def refine(self, batches: Sequence[Batch]) -> None:
+        """Propagation and block refinement; undone when the divergence does not fall."""
+        started = perf_counter()
+        compressed = KeptModules(self.model)
+        before = next(stage.divergence for stage in reversed(self.reports) if stage.kept)
+        self.original.put_back()
+        settings = Propagation(refinement=BlockRefinement())
+        propagate(self.model, getattr(self.model, PLAN_ATTRIBUTE), batches, settings, self.progress)
+        if self._note("refine", started) >= before:
+            compressed.put_back()
+            self.reports[-1] = self.reports[-1].model_copy(update={"kept": False})
+
+    def heal(self, batches: Sequence[Batch], steps: int) -> None:
+        """Distillation from the original."""
+        started = perf_counter()
+        heal(self.model, batches, teacher=self.teacher, steps=steps, validation=self.held, progress=self.progress)
+        self._note("heal", started)

@@ -1,0 +1,39 @@
+"""Every metric goes through the whole of ``compress``, and a plan makes the same bytes again."""
+
+import copy
+
+import pytest
+import torch
+
+import tensornet_compress as tnc
+from tensornet_compress.compression import PLAN_ATTRIBUTE
+from tensornet_compress.errors import TensorNetError
+from tests.models import batches, tiny_gpt2, tiny_llama
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "diagonal", "input", "row-fisher", "kronecker"])
+def test_plans_of_every_metric_make_the_same_bytes_again(metric):
+    model, data = tiny_gpt2(), batches(3)
+    first, second = copy.deepcopy(model), copy.deepcopy(model)
+    report = tnc.compress(first, tnc.Budget(bits_per_weight=9.0), data, metric=metric, method="svd", workers=1, refine=0)
+    assert report.metric == metric
+    assert getattr(first, PLAN_ATTRIBUTE).metric == metric
+    tnc.apply_plan(second, getattr(first, PLAN_ATTRIBUTE), data, workers=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+
+
+def test_metrics_choose_different_networks():
+    model, data = tiny_llama(layers=1), batches(3)
+    weights = []
+    for metric in ("euclidean", "input", "row-fisher", "kronecker"):
+        other = copy.deepcopy(model)
+        options = {"method": "svd", "formats": ["bf16"], "allocator": "uniform", "workers": 1}
+        tnc.compress(other, tnc.Budget(bits_per_weight=8.0), data, metric=metric, **options)
+        weights.append(other.model.layers[0].mlp.up_proj.weight.detach())
+    assert all(not torch.allclose(a, b, atol=1e-4) for i, a in enumerate(weights) for b in weights[:i])
+
+
+def test_metrics_that_do_not_exist_or_have_no_closed_form_are_refused():
+    for metric, message in (("hessian", "hessian"), ("elementwise", "closed-form")):
+        with pytest.raises(TensorNetError, match=message):
+            tnc.compress(tiny_llama(layers=1), tnc.Budget(bits_per_weight=8.0), batches(1), metric=metric, workers=1)

@@ -1,0 +1,100 @@
+"""Healing lowers the held-out loss, keeps bytes and dtypes, and keeps the best."""
+
+import copy
+
+import pytest
+import torch
+
+import tensornet_compress as tnc
+from tensornet_compress.compression import model_nbytes
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.train import heal, next_token_loss
+from tests.models import batches, tiny_bert, tiny_llama
+
+
+def compressed(model, bits=5.0, formats=("int3g16o",), method="dense"):
+    other = copy.deepcopy(model)
+    tnc.compress(other, tnc.Budget(bits_per_weight=bits), batches(4), method=method, formats=list(formats), workers=1, refine=0)
+    return other
+
+
+@pytest.mark.parametrize(("formats", "method", "bits"), [(("int3g16o",), "dense", 5.0), (("bf16",), "svd", 8.0)])
+def test_distillation_lowers_the_heldout_divergence(formats, method, bits):
+    model = tiny_llama()
+    other = compressed(model, bits, formats, method)
+    before = {name: (value.dtype, tuple(value.shape)) for name, value in other.state_dict().items()}
+    nbytes = model_nbytes(other)
+    report = heal(other, batches(12, rows=8), teacher=model, steps=40, every=10)
+    assert report.best < 0.97 * report.initial
+    assert report.best == min(loss for _, loss in report.heldout)
+    assert before == {name: (value.dtype, tuple(value.shape)) for name, value in other.state_dict().items()}
+    assert model_nbytes(other) == nbytes
+
+
+def test_the_reported_loss_is_that_of_the_model_left_behind():
+    model, held = tiny_llama(), batches(2, seed=7)
+    other = compressed(model)
+    report = heal(other, batches(6, rows=8), teacher=model, steps=20, validation=held)
+    with torch.no_grad():
+        pairs = [(model(ids).logits.log_softmax(-1), other(ids).logits.log_softmax(-1)) for ids in held]
+    kl = sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs) / len(pairs)
+    # Trained in float32, stored in half precision.
+    assert kl == pytest.approx(report.best, rel=2e-2)
+
+
+def test_a_useless_rate_keeps_the_starting_parameters_and_stops_early():
+    model = tiny_llama()
+    other = compressed(model)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    report = heal(other, batches(6), teacher=model, steps=60, rate=0.5, every=2, patience=2)
+    assert report.stopped_early
+    assert report.best_step == 0
+    assert report.best == report.initial
+    assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+
+
+def test_recomputed_activations_give_the_same_training():
+    model = tiny_llama()
+    plain, again = compressed(model), compressed(model)
+    a = heal(plain, batches(4), teacher=model, steps=6, cache_teacher=True)
+    b = heal(again, batches(4), teacher=model, steps=6, checkpointing=True)
+    assert a.losses == pytest.approx(b.losses, rel=1e-2)
+    assert not any("forward" in module.__dict__ for module in again.modules())
+
+
+def test_task_loss_and_encoders():
+    model = tiny_llama()
+    report = heal(compressed(model), batches(4), loss=next_token_loss, steps=10)
+    assert report.best < report.initial
+    encoder = tiny_bert()
+    report = heal(compressed(encoder, 8.0), batches(6), teacher=encoder, steps=20)
+    assert report.best < report.initial
+
+
+def test_nothing_else_changes():
+    model = tiny_llama()
+    other = compressed(model).train()
+    random, embedding = torch.get_rng_state(), other.model.embed_tokens.weight.clone()
+    flags = {name: parameter.requires_grad for name, parameter in other.named_parameters()}
+    heal(other, batches(4), teacher=model, steps=4)
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(embedding, other.model.embed_tokens.weight)
+    assert other.training
+    assert not model.training
+    assert flags == {name: parameter.requires_grad for name, parameter in other.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either a teacher"),
+        ({"teacher": tiny_llama(), "loss": next_token_loss}, "either a teacher"),
+        ({"loss": next_token_loss, "steps": 0}, "at least 1"),
+        ({"loss": lambda model, batch: next_token_loss(model, batch) * float("nan")}, "nan"),
+    ],
+)
+def test_bad_requests_are_refused(options, message):
+    with pytest.raises(TensorNetError, match=message):
+        heal(compressed(tiny_llama(layers=1)), batches(3), **options)
+    with pytest.raises(TensorNetError, match="more batches"):
+        heal(tiny_llama(layers=1), batches(1), loss=next_token_loss)

@@ -1,0 +1,117 @@
+"""Fitting behind a compressed prefix, against the least-squares problem that it solves and against fitting without it."""
+
+import copy
+
+import pytest
+import torch
+
+import tensornet_compress as tnc
+from tensornet_compress.compression import PLAN_ATTRIBUTE, model_nbytes
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.nn import NetworkModule, layer_weight
+from tensornet_compress.train import BlockRefinement, Propagation, propagate
+from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
+
+
+def planned(model, bits, data, **options):
+    other = copy.deepcopy(model)
+    tnc.compress(other, tnc.Budget(bits_per_weight=bits), data, workers=1, refine=0, **options)
+    return other, getattr(other, PLAN_ATTRIBUTE)
+
+
+def divergence(model, other, data):
+    with torch.no_grad():
+        pairs = [(model(ids).logits.log_softmax(-1), other(ids).logits.log_softmax(-1)) for ids in data]
+    return float(torch.stack([(p.exp() * (p - q)).sum(-1).mean() for p, q in pairs]).mean())
+
+
+def test_lossless_formats_leave_the_model_as_it_was():
+    """With fp32 cores nothing is lost, so there is no shift to correct and nothing to refine."""
+    model, data = tiny_llama(layers=2), batches(2)
+    _, plan = planned(model, 32.0, data, method="dense", formats=["fp32"])
+    other = copy.deepcopy(model)
+    reports = propagate(other, plan, data)
+    for ids in data:
+        torch.testing.assert_close(model(ids).logits, other(ids).logits, rtol=1e-4, atol=1e-5)
+    assert max(report.fitted for report in reports) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [({"method": "dense", "formats": ["int3g16z"]}, 5.0), ({"method": "svd", "formats": ["bf16"]}, 10.0)],
+)
+def test_propagation_lowers_the_divergence_on_its_tokens(options, bits):
+    model, data = tiny_llama(layers=4), batches(8, rows=8)
+    alone, plan = planned(model, bits, data, **options)
+    behind = copy.deepcopy(model)
+    propagate(behind, plan, data, Propagation(correction=1.0))
+    assert divergence(model, behind, data) < divergence(model, alone, data)
+    assert model_nbytes(behind) == model_nbytes(alone)
+
+
+def test_correction_is_the_least_squares_answer():
+    """The second block's first layer, in a lossless format, must map the compressed inputs to the dense outputs as well as any
+    matrix can."""
+    model, data = tiny_llama(layers=2), batches(8, rows=8)
+    _, plan = planned(model, 6.0, data, method="dense", formats=["int3g16z", "fp32"], targets=["layers.0.*", "layers.1.*"])
+    name = "model.layers.1.self_attn.q_proj"
+    lossless = plan.layers[name].spec.model_validate(
+        plan.layers[name].spec.model_dump()
+        | {"terms": [plan.layers[name].spec.terms[0].with_formats(tnc.parse_format("fp32"))]}
+    )
+    layers = plan.layers | {name: plan.layers[name].model_copy(update={"spec": lossless})}
+    other = copy.deepcopy(model)
+    propagate(other, plan.model_copy(update={"layers": layers}), data, Propagation(correction=1.0, ridge=1e-9))
+    dense_in, compressed_in = inputs(model, name, data), inputs(other, name, data)
+    wanted = dense_in @ layer_weight(model.get_submodule(name)).double().T
+    best = torch.linalg.lstsq(compressed_in, wanted).solution
+    fitted = other.get_submodule(name).weight.detach().double().T
+    error, least = (compressed_in @ fitted - wanted).norm(), (compressed_in @ best - wanted).norm()
+    assert float(error) == pytest.approx(float(least), rel=1e-3)
+    assert float(least) < 0.95 * float((compressed_in @ layer_weight(model.get_submodule(name)).double().T - wanted).norm())
+
+
+def inputs(model, name, data):
+    found = []
+    handle = model.get_submodule(name).register_forward_pre_hook(
+        lambda _m, given: found.append(given[0].flatten(0, 1).double())
+    )
+    with torch.no_grad():
+        for ids in data:
+            model(ids)
+    handle.remove()
+    return torch.cat(found)
+
+
+def test_refinement_lowers_each_blocks_error_and_keeps_bytes():
+    model, data = tiny_llama(layers=3), batches(6, rows=4)
+    alone, plan = planned(model, 5.0, data, method="dense", formats=["int3g16o"])
+    other = copy.deepcopy(model)
+    reports = propagate(other, plan, data, Propagation(refinement=BlockRefinement(epochs=4)))
+    assert all(report.refined < report.fitted for report in reports)
+    assert model_nbytes(other) == model_nbytes(alone)
+    modules = [module for module in other.modules() if isinstance(module, NetworkModule)]
+    assert all(part.dtype == torch.float16 for module in modules for name, part in module.named_parameters() if "scale" in name)
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_bert])
+def test_other_models_and_layers_outside_the_blocks(make):
+    """BERT's pooler lies outside the blocks; GPT-2's layers are Conv1D."""
+    model, data = make(), batches(3)
+    alone, plan = planned(model, 12.0, data, method="dense", formats=["int8g16"])
+    other = copy.deepcopy(model)
+    propagate(other, plan, data, Propagation(precision="bfloat16"))
+    assert model_nbytes(other) == model_nbytes(alone)
+    key = "logits" if make is tiny_gpt2 else "last_hidden_state"
+    torch.testing.assert_close(model(data[0])[key], other(data[0])[key], rtol=0.1, atol=0.15)
+
+
+def test_bad_requests_are_refused():
+    model, data = tiny_llama(layers=1), batches(1)
+    _, plan = planned(model, 9.0, data, method="dense", formats=["int8g16"])
+    with pytest.raises(TensorNetError, match="float7"):
+        propagate(copy.deepcopy(model), plan, data, Propagation(precision="float7"))
+    with pytest.raises(TensorNetError, match="lacks"):
+        propagate(tiny_gpt2(), plan, data)
+    with pytest.raises(TensorNetError, match="no batches"):
+        propagate(copy.deepcopy(model), plan, [])

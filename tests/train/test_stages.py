@@ -1,0 +1,103 @@
+"""Stages: what is reported is what was measured, and only what helped is kept."""
+
+import copy
+
+import pytest
+import torch
+
+import tensornet_compress as tnc
+from tensornet_compress.compression import model_nbytes
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.train import Schedule, compress_in_stages
+from tests.models import batches, tiny_bert, tiny_llama
+
+DENSE = {"method": "dense", "formats": ["int3g16z"], "workers": 1, "refine": 0}
+
+
+def stages(model, bits=5.0, data=None, **options):
+    return compress_in_stages(model, tnc.Budget(bits_per_weight=bits), data or batches(8, rows=4), **options)
+
+
+def divergence(model, other, data):
+    with torch.no_grad():
+        pairs = [(model(ids).logits.log_softmax(-1), other(ids).logits.log_softmax(-1)) for ids in data]
+    return sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs) / len(pairs)
+
+
+def test_the_metric_of_least_heldout_divergence_is_kept():
+    model, held = tiny_llama(), batches(2, rows=4, seed=3)
+    other = copy.deepcopy(model)
+    report = stages(other, metric="auto", heldout=held, method="svd", formats=["bf16"], workers=1, bits=9.0)
+    assert [stage.name for stage in report.stages] == [
+        "metric euclidean", "metric row-fisher", "metric input", "metric kronecker",
+    ]  # fmt: skip
+    best = min(report.stages, key=lambda stage: stage.divergence)
+    assert [stage.name for stage in report.stages if stage.kept] == [best.name]
+    assert best.name == f"metric {report.metric}"
+    assert divergence(model, other, held) == pytest.approx(best.divergence, rel=1e-2)
+    single = copy.deepcopy(model)
+    stages(single, metric=report.metric, heldout=held, method="svd", formats=["bf16"], workers=1, bits=9.0)
+    assert all(torch.equal(a, b) for a, b in zip(single.state_dict().values(), other.state_dict().values()))
+
+
+def test_refinement_and_healing_follow_and_the_result_can_be_saved(tmp_path, llama_folder):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
+    original, held = copy.deepcopy(model), batches(2, rows=4, seed=3)
+    options = {**DENSE, "formats": ["int3g16o"]}
+    compress_options = {key: value for key, value in options.items() if key != "refine"}
+    report = stages(model, heldout=held, refine=True, heal_steps=20, data=batches(16, rows=8), **compress_options)
+    assert [stage.name for stage in report.stages] == ["input", "refine", "heal"]
+    last = report.stages[-1].divergence
+    assert last <= min(stage.divergence for stage in report.stages if stage.kept) * 1.02
+    assert divergence(original, model, held) == pytest.approx(last, rel=1e-2)
+    assert model_nbytes(model) == report.nbytes
+    tnc.save(model, tmp_path / "out", report=report)
+    loaded = tnc.load(tmp_path / "out")
+    assert divergence(model, loaded, held) < 1e-6
+    assert "held-out batches" in str(report)
+
+
+def test_a_refinement_that_does_not_help_is_undone():
+    """Fitted to one short batch, it cannot help on others."""
+    model = tiny_llama()
+    options = {key: value for key, value in DENSE.items() if key != "refine"}
+    held = batches(4, rows=4, seed=3)
+    plain = copy.deepcopy(model)
+    stages(plain, heldout=held, data=batches(1, rows=1, length=4), **options)
+    report = stages(model, heldout=held, refine=True, data=batches(1, rows=1, length=4), **options)
+    if not report.stages[-1].kept:
+        assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values()))
+    assert report.stages[-1].kept == (report.stages[1].divergence < report.stages[0].divergence)
+
+
+def test_isvt_makes_a_report_whose_bytes_are_those_of_the_model(tmp_path, llama_folder):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
+    report = stages(model, bits=9.0, metric="kronecker", rank_schedule=Schedule(steps=3))
+    assert report.bits_per_weight <= 9.0
+    assert model_nbytes(model) == report.nbytes
+    assert report.stages[0].name == "isvt, kronecker"
+    tnc.save(model, tmp_path / "out", report=report)
+    assert torch.equal(tnc.load(tmp_path / "out")(batches(1)[0]).logits, model(batches(1)[0]).logits)
+
+
+def test_encoders_are_measured_by_cosine():
+    model = tiny_bert()
+    report = stages(model, bits=12.0, metric="kronecker", method="dense", formats=["int8g16"], workers=1)
+    assert 0 <= report.stages[0].divergence < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "hessian"}, "hessian"),
+        ({"data": batches(1)}, "more calibration"),
+        ({"rank_schedule": Schedule(), "refine": True}, "isvt goes with"),
+    ],
+)
+def test_bad_requests_are_refused(options, message):
+    with pytest.raises(TensorNetError, match=message):
+        stages(tiny_llama(layers=1), **options)

@@ -3,9 +3,9 @@
     python benchmarks/geometry_bits.py [--bits 4.5 3.5 3.0 2.5] [--resume]
 
 All contenders see the same calibration windows. GPTQ has at least the bytes of the budget (its formats are those of
-``GPTQ_FORMATS``). Ours: dense integer formats allocated by measured sensitivity (``allocated``), realised behind the compressed
+``FORMATS``). Ours: dense integer formats allocated by measured sensitivity (``allocated``), realised behind the compressed
 prefix (``propagated``), then scales, offsets and norms trained by distillation on the same calibration windows (``healed``).
-Held-out windows are only ever measured; the settings were chosen on validation windows.
+Held-out windows are only ever measured; the settings were chosen on validation windows. ``seconds`` are those of the processor.
 """
 
 from __future__ import annotations

@@ -290,6 +290,19 @@ def search_entries() -> str:
     return note(text) + grid(["method", "N(0, 1)", "real"], rows)
 
 
+def search_free_orders() -> str:
+    result = load("search_free_orders")
+    rows = [
+        [row["format"], row["orders"], f"{row['largest_logit_change']:.0e}", f"{row['squared_error']:,.0f}", f"{row['kl']:.3f}"]
+        for row in result["rows"]
+    ]
+    text = f"""
+        **Free orders** of SmolLM2's inner axes by size of their weights, absorbed by neighbouring weights (the largest change of
+        a logit beside logits up to {result["settings"]["largest_logit"]:.0f}), then all block linears rounded to nearest in groups.
+        Nothing is gained there: the native groups follow the weights' own grid. `python benchmarks/search_free_orders.py`"""
+    return note(text) + grid(["format", "orders", "logits change by", "squared error", "KL"], rows)
+
+
 def search_real() -> str:
     result = load("search_real")
     peers = ("SVD", "TT, native order", "HT, balanced", "TTNOpt's tree")
@@ -350,6 +363,7 @@ def tables() -> str:
         "search_orders": search_orders,
         "search_entries": search_entries,
         "search_real": search_real,
+        "search_free_orders": search_free_orders,
         "search_cost": search_cost,
     }
     return "\n".join(make() for name, make in makers.items() if (HERE / "results" / f"{name}.json").exists())

@@ -5,7 +5,7 @@
 All contenders see the same calibration windows. GPTQ has at least the bytes of the budget (its formats are those of
 ``FORMATS``). Ours: dense integer formats allocated by measured sensitivity (``allocated``), realised behind the compressed
 prefix (``propagated``), then scales, offsets and norms trained by distillation on the same calibration windows (``healed``).
-Held-out windows are only ever measured; the settings were chosen on validation windows. ``seconds`` are those of the processor.
+Held-out windows are only ever measured; GPTQ's options and the ridge were set beforehand. ``seconds`` are the processor's.
 """
 
 from __future__ import annotations

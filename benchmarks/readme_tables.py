@@ -297,9 +297,10 @@ def search_free_orders() -> str:
         for row in result["rows"]
     ]
     text = f"""
-        **Free orders** of SmolLM2's inner axes by size of their weights, absorbed by neighbouring weights (the largest change of
-        a logit beside logits up to {result["settings"]["largest_logit"]:.0f}), then all block linears rounded to nearest in groups.
-        Nothing is gained there: the native groups follow the weights' own grid. `python benchmarks/search_free_orders.py`"""
+        **Free orders** of SmolLM2's inner axes by size of their weights, absorbed by neighbouring weights, then all block
+        linears rounded to nearest in groups; the largest change of a logit beside logits up to
+        {result["settings"]["largest_logit"]:.0f}. Nothing is gained: the native groups follow the weights' own grid.
+        `python benchmarks/search_free_orders.py`"""
     return note(text) + grid(["format", "orders", "logits change by", "squared error", "KL"], rows)
 
 

@@ -88,6 +88,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", help="search one tensor in this process")
+    parser.add_argument("--only", nargs="+", help="only these tensors; other rows stay")
     parser.add_argument("--largest", type=int, default=4096)
     arguments = parser.parse_args()
     if arguments.one:
@@ -95,12 +96,14 @@ def main() -> None:
         return
     names = [f"matrix-{n}-{n}" for n in (64, 128, 256, 512, 1024, 2048, 4096) if n <= arguments.largest]
     names = ["weight", *names[:5], *(f"modes-{m}" for m in (6, 8, 10, 12, 14, 16)), *names[5:]]
-    rows: list[dict[str, Any]] = []
-    for name in names:
+    path = RESULTS / "search_cost.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    for name in arguments.only or names:
         done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=False)
         lines = done.stdout.strip().splitlines()
-        rows.append(json.loads(lines[-1]) if not done.returncode else {"tensor": name, "skipped": done.stderr[-500:]})
-        print(rows[-1], flush=True)
+        row = json.loads(lines[-1]) if not done.returncode else {"tensor": name, "skipped": done.stderr[-500:]}
+        rows = sorted([r for r in rows if r["tensor"] != name] + [row], key=lambda r: names.index(r["tensor"]))
+        print(row, flush=True)
         write_result("search_cost", {"settings": {"error": ERROR, "budget": BUDGET, "threads": THREADS}, "rows": rows})
         draw(rows)
 

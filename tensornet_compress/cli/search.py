@@ -130,12 +130,21 @@ def _array(path: Path) -> Tensor:
     return torch.from_numpy(np.array(native, order="C"))
 
 
+_IMAGE_RANGES = {"L": 255.0, "LA": 255.0, "RGB": 255.0, "RGBA": 255.0, "I;16": 65535.0, "I;16B": 65535.0, "I": 1.0, "F": 1.0}
+"""Largest number of a pixel by Pillow's mode; other modes are converted."""
+
+
 def _image(path: Path) -> Tensor:
-    """Pixels as fp32 in 0 .. 1, (height, width) or (height, width, channels)."""
+    """Pixels as fp32, 0 .. 1 (but for float and 32-bit images: as stored), (height, width) or (height, width, channels); alpha is
+    kept as a channel."""
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingExtraError("images need Pillow; run: python -m pip install 'tensornet-compress[report]'") from error
     with Image.open(path) as opened:
-        pixels = np.asarray(opened.convert("L" if opened.mode in ("1", "L", "I", "F") else "RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255.0)
+        mode = opened.mode
+        if mode not in _IMAGE_RANGES:
+            mode = "L" if mode == "1" else "RGB"
+            opened = opened.convert(mode)
+        pixels = np.array(opened, dtype=np.float32)
+    return torch.from_numpy(pixels / _IMAGE_RANGES[mode])

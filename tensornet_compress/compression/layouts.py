@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tensornet_compress.budget import LayerJob
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import Layout
 from tensornet_compress.network import Topology
 from tensornet_compress.progress import Progress, SilentProgress
@@ -57,7 +58,11 @@ def search_layouts(jobs: Sequence[LayerJob], seconds: float, progress: Progress 
     found = {}
     with (progress or SilentProgress()).stage("search layouts", len(kinds)) as advance:
         for kind, members in kinds.items():
-            found[kind] = _search_kind(kind, members[len(members) // 2], seconds)
+            member = members[len(members) // 2]
+            try:
+                found[kind] = _search_kind(kind, member, seconds)
+            except TensorNetError as error:
+                found[kind] = LayoutSearch(kind, member.name, None, 1.0, 1.0, f"failed: {error}")
             advance()
     return found
 

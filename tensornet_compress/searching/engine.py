@@ -22,6 +22,7 @@ from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, en
 from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information
 from tensornet_compress.searching.limit import Limit
+from tensornet_compress.searching.reach import in_reach
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
 from tensornet_compress.searching.starts import LARGEST_ASSIGNED, fibre_starts
@@ -73,7 +74,7 @@ def search(
         topologies: families that compete besides ``dense``.
         formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
         time_budget: seconds, null control included (it takes about half); the best so far is returned when they are over, and
-            then depends on the speed of the machine.
+            then depends on the speed of the machine. So it is on an interrupt (Ctrl-C). Without its control no ordering counts.
         null: whether to run the null control; without it any gain counts.
         seed: of the shuffle.
 
@@ -97,20 +98,19 @@ def search(
     formats = tuple(formats) if formats is not None else None
     started = perf_counter()
     run = _Search(tensor, limit, metric, orderings, topologies, formats, started + time_budget * (0.5 if null else 1.0))
+    control: Null | None = None
     with (progress or SilentProgress()).stage("search", 2 if null else 1) as advance:
-        run.run()
+        interrupted = run.interrupted()
         advance()
-        control: Null | None = None
-        if null:
+        if null and not interrupted and perf_counter() < started + time_budget:
             generator = torch.Generator().manual_seed(seed)
             order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
             shuffled = tensor.reshape(-1)[order].reshape(tensor.shape)
             other = _Search(shuffled, limit, metric, orderings, topologies, formats, started + time_budget)
-            other.run()
-            luck = other.choice()
-            control = Null(luck.nbytes, luck.error, other.gain(), luck.family, other.entry_gain())
+            if not other.interrupted():
+                control = other.as_null()
             advance()
-    return run.result(control, perf_counter() - started)
+    return run.result(control, null, perf_counter() - started)
 
 
 class _Search:
@@ -131,8 +131,8 @@ class _Search:
         self.limit, self.orderings, self.families, self.deadline = limit, orderings, families, deadline
         self.metric = metric or euclidean()
         self.given_metric = metric
-        self.dense_formats = [parse_format(name) for name in formats or DENSE_FORMATS]
-        self.formats = [parse_format(name) for name in formats or CORE_FORMATS]
+        self.dense_formats, self.note = in_reach(self.work, [parse_format(name) for name in formats or DENSE_FORMATS])
+        self.formats, _ = in_reach(self.work, [parse_format(name) for name in formats or CORE_FORMATS])
         self.norm = self.metric.norm2(self._matrix(self.work))
         self.found: list[Found] = []
         self.entry_sorts: list[EntrySort] = []
@@ -140,6 +140,26 @@ class _Search:
         self.stores: list[SpectrumStore] = []
         self.spectra: dict[str, list[float]] = {}
         self.started, self.stopped = perf_counter(), False
+
+    def interrupted(self) -> bool:
+        """Run; True when the user interrupted after something was found."""
+        try:
+            self.run()
+        except KeyboardInterrupt:
+            if not self.found:
+                raise
+            self.stopped = True
+            return True
+        return False
+
+    def as_null(self) -> Null:
+        """This run as the control of another."""
+        luck = self.limit.best(self.found)
+        if luck is None:
+            luck, gain = self.limit.nearest(self.found), 1.0
+        else:
+            gain = self.gain()
+        return Null(luck.nbytes, luck.error, gain, luck.family, self.entry_gain(), len(self.found), not self.stopped)
 
     def alive(self) -> bool:
         """False once the time is up."""
@@ -172,18 +192,16 @@ class _Search:
 
     def choice(self) -> Found:
         """The best of all; ties go to native order."""
-        return self._best(self.found)
+        return self.limit.required(self.found)
 
     def unordered(self) -> Found:
-        """The best without any ordering."""
-        return self._best([item for item in self.found if not item.ordered])
+        """The best without any ordering; what comes nearest where none keeps the limit."""
+        items = [item for item in self.found if not item.ordered]
+        return self.limit.best(items) or self.limit.nearest(items)
 
     def gain(self) -> float:
         """Bytes (or error) without ordering over those with."""
-        without, best = self.unordered(), self.choice()
-        if self.limit.max_error is not None:
-            return without.nbytes / best.nbytes
-        return without.error / best.error if best.error > 0 else 1.0 if without.error == 0 else float("inf")
+        return self.limit.gain(self.unordered(), self.choice())
 
     def entry_sort(self) -> EntrySort | None:
         """The best entry sort, if one keeps the limit."""
@@ -191,16 +209,14 @@ class _Search:
 
     def entry_gain(self) -> float:
         """Bytes (or error) of the best network over those of the best entry sort; 0 where there is none."""
-        item, best = self.entry_sort(), self.choice()
-        if item is None:
-            return 0.0
-        ours, theirs = (self.limit.cost(x.nbytes, x.error)[0] for x in (best, item))
-        return ours / theirs if theirs > 0 else 1.0
+        item, best = self.entry_sort(), self.limit.best(self.found)
+        return 0.0 if item is None or best is None else self.limit.ratio(best, item)
 
-    def result(self, null: Null | None, seconds: float) -> SearchResult:
-        """The result, with the null control applied."""
-        without, gain = self.unordered(), self.gain()
-        best, reason = accepted(self.choice(), without, gain, null, "bytes" if self.limit.max_error is not None else "error")
+    def result(self, null: Null | None, controlled: bool, seconds: float) -> SearchResult:
+        """The result, with the null control (where one was asked for) applied."""
+        without, gain, cost = self.unordered(), self.gain(), "bytes" if self.limit.max_error is not None else "error"
+        best, reason = accepted(self.choice(), without, gain, null, cost, controlled=controlled, finished=not self.stopped)
+        reason += self.note
         if "entry" in self.orderings:
             reason += "; " + entry_verdict(self.entry_sort(), self.entry_gain(), 0.0 if null is None else null.entry_gain)
         return SearchResult(
@@ -219,21 +235,6 @@ class _Search:
             history=tuple(self.history),
             entry_sort=self.entry_sort(),
         )
-
-    def _best(self, items: Sequence[Found]) -> Found:
-        kept = [item for item in items if self.limit.keeps(item)]
-        if not kept:
-            if self.limit.max_error is not None:
-                nearest = min(items, key=lambda item: item.error)
-                raise TensorNetError(
-                    f"no form keeps {self.limit}; the best reached {nearest.error:.3g} ({nearest.describe()}): cores have "
-                    "at most single precision; allow a larger error, or rescale numbers beyond its range"
-                )
-            least = min(items, key=lambda item: item.nbytes)
-            raise TensorNetError(
-                f"no form keeps {self.limit}; the smallest tried takes {least.nbytes:,} bytes ({least.family})"
-            )
-        return min(kept, key=lambda item: self.limit.cost(item.nbytes, item.error, item.ordered))
 
     def _dense(self) -> None:
         shape = tuple(self.work.shape)

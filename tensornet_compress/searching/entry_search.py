@@ -64,7 +64,7 @@ def entry_verdict(best: EntrySort | None, gain: float, luck: float) -> str:
     """What a search says of its best entry sort: ``gain`` is the network's cost over the sort's, ``luck`` the same on shuffled
     entries, 0 where no sort kept the limit."""
     if best is None:
-        return "no entry sort keeps the limit"
+        return "no entry sort that was tried keeps the limit"
     figures = f"cost of the network over the sort's {gain:.3f}, {luck:.3f} on shuffled entries"
     if gain <= _MARGIN:
         return f"no entry sort beats it ({figures})"

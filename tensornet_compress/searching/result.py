@@ -44,13 +44,16 @@ class Event:
 @dataclass(frozen=True)
 class Null:
     """The same search on the same entries shuffled: what it wins is luck. ``gain``: bytes without ordering over bytes with;
-    ``entry_gain``: of the network over the best entry sort (0: none asked for, or none within the limit)."""
+    ``entry_gain``: of the network over the best entry sort (0: none asked for, or none within the limit). ``measured``: how
+    many networks; ``finished``: whether it came to its end."""
 
     nbytes: int
     error: float
     gain: float
     family: str
     entry_gain: float = 0.0
+    measured: int = 0
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,12 @@ class SearchResult:
             f"  without any ordering: {self.unordered.describe()}",
         ]
         if self.null is not None:
-            luck = f"{self.null.family}, {self.null.nbytes:,} bytes, gain {self.null.gain:.3f}"
+            luck = f"{self.null.family}, {self.null.nbytes:,} bytes, gain {self.null.gain:.3f}, {self.null.measured} measured"
+            luck += "" if self.null.finished else ", stopped before its end"
             lines.append(f"  null control (same entries shuffled): {luck}")
         if self.entry_sort is not None:
             lines.append(f"  {self.entry_sort.describe()}")
-        state = "finished" if self.finished else "stopped at its time budget; this is the best so far"
+        state = "finished" if self.finished else "stopped before its end; this is the best so far"
         lines.append(f"  {len(self.found)} networks measured, {self.unfoldings} unfoldings, {self.seconds:.1f} s, {state}")
         lines += [f"  {'*' if item is self.choice else ' '} {item.describe()}" for item in self.pareto]
         return "\n".join(lines)

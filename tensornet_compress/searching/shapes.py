@@ -75,7 +75,9 @@ def searched_shapes(
         return
 
     def shape(family: str, topology: Topology) -> Shape:
-        return Shape(family, tensorization, topology, orders, ordered=True)
+        # A cut between leading digits and the rest leaves everything in native order.
+        prefix = family == "cut" and any(sorted(legs) == list(range(len(legs))) for legs in topology.legs)
+        return Shape(family, tensorization, topology, orders, ordered=bool(orders) or not prefix)
 
     shared = mutual_information(store)
     order = spectral_order(shared)

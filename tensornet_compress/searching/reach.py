@@ -1,0 +1,33 @@
+"""Which number formats reach the entries of a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.network import FloatFormat, NumberFormat
+
+_NEAR, _FAR = 1e5, 1e15
+
+
+def in_reach(tensor: Tensor, formats: Sequence[NumberFormat]) -> tuple[list[NumberFormat], str]:
+    """The formats that can hold numbers of this size, and what to say of those left out (empty: none were).
+
+    Integer formats keep fp16 scales, which do not reach far beyond 1e5 and below 1e-5.
+
+    Raises:
+        TensorNetError: the squares of the entries leave single precision, or no format is left.
+    """
+    peak = float(tensor.abs().max()) if tensor.numel() else 0.0
+    if peak == 0.0 or 1 / _NEAR <= peak <= _NEAR:
+        return list(formats), ""
+    if not 1 / _FAR <= peak <= _FAR:
+        raise TensorNetError(f"the largest entry is {peak:.3g}, whose square leaves single precision; rescale the tensor")
+    kept: list[NumberFormat] = [fmt for fmt in formats if isinstance(fmt, FloatFormat) and fmt.dtype != "fp16"]
+    if not kept:
+        names = ", ".join(fmt.name for fmt in formats)
+        raise TensorNetError(f"the largest entry is {peak:.3g}, out of reach of {names}; rescale, or allow bf16 or fp32")
+    left = "formats with 16-bit scales do not reach it and were left out; rescale the tensor to use them"
+    return kept, f"; the largest entry is {peak:.3g}: {left}"

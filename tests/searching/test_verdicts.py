@@ -1,0 +1,94 @@
+"""What a search may claim: interrupted, without control, out of range, and with nothing in native order that fits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tensornet_compress as tnc
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.searching import engine
+
+
+def hidden_product(seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(8, 8, generator=generator) for _ in range(2))
+    return torch.einsum("ad,bc->abcd", a, b).reshape(64, 64)
+
+
+def test_an_interrupt_returns_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._Search, "_search_modes", interrupt)
+    result = tnc.search(hidden_product(), max_error=0.05)
+    assert not result.finished
+    assert result.null is None
+    assert result.error <= 0.05
+    assert "not everything was tried" in result.reason or "before its control" in result.reason
+
+
+def test_an_interrupt_before_anything_is_found_stays_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._Search, "_dense", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        tnc.search(torch.randn(8, 8), max_error=0.05)
+
+
+def test_no_ordering_counts_without_its_control() -> None:
+    tensor = hidden_product()
+    result = tnc.search(tensor, max_error=1e-3, time_budget=1e-6)
+    assert result.null is None
+    assert not result.choice.ordered
+    whole = tnc.search(tensor, max_error=1e-3, orderings=("mode",))
+    assert whole.null is not None
+    assert whole.null.finished
+    assert whole.null.measured > 0
+    assert whole.choice.ordered
+    assert whole.best.nbytes < result.best.nbytes
+
+
+def test_an_order_that_alone_fits_is_returned() -> None:
+    torch.manual_seed(0)
+    product = torch.kron(torch.randn(8, 8), torch.randn(8, 8))
+    result = tnc.search(product, max_bytes=600, topologies=("cut",), null=False)
+    assert result.best.nbytes <= 600
+    assert result.error < 1e-5
+    assert "native order" in result.reason
+
+
+def test_a_control_that_keeps_nothing_does_not_end_the_search() -> None:
+    torch.manual_seed(3)
+    tensor = torch.randn(64, 64) * torch.logspace(0, 3, 64)[:, None]
+    result = tnc.search(tensor, max_error=0.006, formats=("int8g64",), topologies=("svd",))
+    assert result.error <= 0.006
+    assert result.null is not None
+    assert result.null.gain == 1.0
+
+
+def test_a_cut_in_native_order_is_no_ordering() -> None:
+    result = tnc.search(torch.sin(torch.linspace(0, 9, 997)), max_error=0.01)
+    assert not result.choice.ordered
+
+
+def test_errors_of_rounding_do_not_make_an_ordering() -> None:
+    tensor = torch.outer(torch.linspace(1, 2, 32), torch.linspace(1, 3, 32))
+    result = tnc.search(tensor, max_bytes=300, orderings=("mode",))
+    assert not result.choice.ordered
+
+
+@pytest.mark.parametrize("size", [1e10, 1e-10])
+def test_formats_out_of_reach_are_left_out_aloud(size: float) -> None:
+    torch.manual_seed(0)
+    result = tnc.search(torch.randn(24, 32) * size, max_error=0.05, null=False)
+    assert "left out" in result.reason
+    assert result.error <= 0.05
+    with pytest.raises(TensorNetError, match="out of reach of int4g64z"):
+        tnc.search(torch.randn(24, 32) * size, max_error=0.05, formats=("int4g64z",))
+
+
+def test_entries_beyond_single_precision_are_refused() -> None:
+    with pytest.raises(TensorNetError, match="rescale"):
+        tnc.search(torch.randn(8, 8, dtype=torch.float64) * 1e300, max_error=0.05)

@@ -135,7 +135,7 @@ _IMAGE_RANGES = {"L": 255.0, "LA": 255.0, "RGB": 255.0, "RGBA": 255.0, "I;16": 6
 
 
 def _image(path: Path) -> Tensor:
-    """Pixels as fp32, 0 .. 1 (but for float and 32-bit images: as stored), (height, width) or (height, width, channels); alpha is
+    """Pixels as fp32, (height, width) or (height, width, channels): 0 .. 1, but for 32-bit images, which are as stored; alpha is
     kept as a channel."""
     try:
         from PIL import Image
@@ -145,6 +145,5 @@ def _image(path: Path) -> Tensor:
         mode = opened.mode
         if mode not in _IMAGE_RANGES:
             mode = "L" if mode == "1" else "RGB"
-            opened = opened.convert(mode)
-        pixels = np.array(opened, dtype=np.float32)
+        pixels = np.array(opened if mode == opened.mode else opened.convert(mode), dtype=np.float32)
     return torch.from_numpy(pixels / _IMAGE_RANGES[mode])

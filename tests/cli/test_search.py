@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tensornet_compress.cli.main import app
+from tensornet_compress.cli.search import read_tensor
 
 
 @pytest.fixture
@@ -75,3 +76,14 @@ def test_a_picture_of_an_unknown_kind_or_a_folder_for_json_is_refused(folder):
         assert done.exit_code == 2
         assert message in " ".join(done.output.split())
     assert not list(folder.glob(".*"))
+
+
+def test_deep_and_transparent_images_keep_their_numbers(tmp_path):
+    from PIL import Image
+
+    deep = (np.add.outer(np.arange(24), np.arange(32)) * 1000).astype("u2")
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_allclose(read_tensor(str(tmp_path / "deep.png")).numpy(), deep / 65535, rtol=1e-6)
+    clear = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    np.testing.assert_allclose(read_tensor(str(tmp_path / "clear.png")).numpy(), clear / 255, rtol=1e-6)

@@ -135,7 +135,7 @@ _IMAGE_RANGES = {"L": 255.0, "LA": 255.0, "RGB": 255.0, "RGBA": 255.0, "I;16": 6
 
 
 def _image(path: Path) -> Tensor:
-    """Pixels as fp32, (height, width) or (height, width, channels): 0 .. 1, but for 32-bit images, which are as stored; alpha is
+    """Pixels as fp32, (height, width) or (height, width, channels): 0 .. 1, but 32-bit images as they are stored; alpha is
     kept as a channel."""
     try:
         from PIL import Image

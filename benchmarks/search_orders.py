@@ -43,8 +43,9 @@ def planted(size: int, share: float, seed: int) -> tuple[Tensor, list[Tensor]]:
     return torch.as_tensor(plain)[orders[0]][:, orders[1]], orders
 
 
-def kronecker(seeds: int, sizes: list[int], done: Callable[[list[dict[str, Any]]], None]) -> None:
-    rows: list[dict[str, Any]] = []
+def kronecker(seeds: int, sizes: list[int], known: list[dict[str, Any]], done: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Rows of sizes that are not asked for stay as they are ``known``."""
+    rows = [row for row in known if row["size"] not in sizes]
     for size in sizes:
         for share in (0.1, 0.3):
             exact, seconds, nbytes = 0, [], 0
@@ -177,7 +178,7 @@ def main() -> None:
     if "null" in arguments.parts:
         done("null", nothing(arguments.null_seeds))
     if "kronecker" in arguments.parts:
-        kronecker(arguments.seeds, arguments.sizes, lambda rows: done("kronecker", rows))
+        kronecker(arguments.seeds, arguments.sizes, content.get("kronecker", []), lambda rows: done("kronecker", rows))
 
 
 if __name__ == "__main__":

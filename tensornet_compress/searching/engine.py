@@ -21,7 +21,7 @@ from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes,
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
 from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information
-from tensornet_compress.searching.limit import Limit
+from tensornet_compress.searching.limit import Limit, check_names
 from tensornet_compress.searching.reach import in_reach
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
@@ -86,10 +86,8 @@ def search(
         raise TensorNetError("formats is empty; give some, or None for all")
     if not time_budget > 0:
         raise TensorNetError(f"time_budget must be positive, was given {time_budget}")
-    for name, given, known in (("orderings", orderings, KNOWN_ORDERINGS), ("topologies", topologies, FAMILIES)):
-        unknown = [item for item in given if item not in known]
-        if unknown:
-            raise TensorNetError(f"unknown {name} {unknown}; choose from {known}")
+    check_names("orderings", orderings, KNOWN_ORDERINGS)
+    check_names("topologies", topologies, FAMILIES)
     if not isinstance(tensor, Tensor):
         raise TensorNetError(f"search takes a torch.Tensor, was given {type(tensor).__name__}")
     require_finite(tensor, "tensor")
@@ -177,7 +175,7 @@ class _Search:
         store = self._store(tensorization, ())
         if "mode" in self.orderings and len(store.dims) > 2:
             # Needed below anyway; first, because it finds outer products, whose other spectra then cost nothing.
-            mutual_information(store)
+            mutual_information(store, self.alive)
         self._try_native(store, tensorization)
         if tensorization.padding:
             whole = Tensorization.native(tuple(self.work.shape))
@@ -262,7 +260,8 @@ class _Search:
         """Whether reordered fibres make digits share more than they do in native order."""
         if len(store.dims) < 3:
             return False
-        return float(mutual_information(store).sum()) > _SHARED * float(mutual_information(self.stores[0]).sum()) + 1e-3
+        here, native = (float(mutual_information(part, self.alive).sum()) for part in (store, self.stores[0]))
+        return here > _SHARED * native + 1e-3
 
     def _allowed(self, store: SpectrumStore) -> float:
         """The squared norm that structure is judged at: the limit, or the error that the best so far has."""

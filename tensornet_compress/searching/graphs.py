@@ -18,12 +18,17 @@ Alive = Callable[[], bool]
 """False once the time is up."""
 
 
-def mutual_information(store: SpectrumStore) -> np.ndarray:
-    """Between all pairs of modes, in bits: ``S(a) + S(b) - S(ab)``, float64 (modes, modes)."""
+def mutual_information(store: SpectrumStore, alive: Alive = lambda: True) -> np.ndarray:
+    """Between all pairs of modes, in bits: ``S(a) + S(b) - S(ab)``, float64 (modes, modes); 0 for pairs that ``alive`` left no
+    time for."""
     count = len(store.dims)
-    single = [store.entropy({mode}) for mode in range(count)]
     found = np.zeros((count, count))
+    if not alive():
+        return found
+    single = [store.entropy({mode}) for mode in range(count)]
     for a, b in combinations(range(count), 2):
+        if not alive():
+            break
         found[a, b] = found[b, a] = max(0.0, single[a] + single[b] - store.entropy({a, b}))
     return found
 

@@ -12,6 +12,15 @@ from tensornet_compress.searching.result import Found
 _PRECISION = 1e-6
 
 
+def check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """All of ``given`` are ``known``; raises ``TensorNetError``."""
+    if isinstance(given, str):
+        raise TensorNetError(f"{what} takes a list of names, was given the string {given!r}")
+    unknown = [item for item in given if item not in known]
+    if unknown:
+        raise TensorNetError(f"unknown {what} {unknown}; choose from {tuple(known)}")
+
+
 class Limit:
     """What a network must keep, and which of two that keep it is better."""
 

@@ -79,7 +79,7 @@ def searched_shapes(
         prefix = family == "cut" and any(sorted(legs) == list(range(len(legs))) for legs in topology.legs)
         return Shape(family, tensorization, topology, orders, ordered=bool(orders) or not prefix)
 
-    shared = mutual_information(store)
+    shared = mutual_information(store, alive)
     order = spectral_order(shared)
     if "cut" in families:
         cuts = [Topology.two_cores(count, sorted(side)) for side in _cuts(tensorization, order)]

@@ -92,3 +92,8 @@ def test_formats_out_of_reach_are_left_out_aloud(size: float) -> None:
 def test_entries_beyond_single_precision_are_refused() -> None:
     with pytest.raises(TensorNetError, match="rescale"):
         tnc.search(torch.randn(8, 8, dtype=torch.float64) * 1e300, max_error=0.05)
+
+
+def test_a_string_is_not_a_list_of_names() -> None:
+    with pytest.raises(TensorNetError, match="string 'mode'"):
+        tnc.search(torch.randn(4, 4), max_error=0.1, orderings="mode")  # type: ignore[arg-type]

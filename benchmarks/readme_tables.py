@@ -347,6 +347,10 @@ def search_cost() -> str:
 
 def tables() -> str:
     """The tables of all results that are there."""
+    if str(HERE) not in sys.path:
+        sys.path.insert(0, str(HERE))
+    from geometry_tables import MAKERS  # it draws on this module
+
     makers = {
         "weights_ranks": ranks,
         "weights_table": quality,
@@ -366,6 +370,7 @@ def tables() -> str:
         "search_real": search_real,
         "search_free_orders": search_free_orders,
         "search_cost": search_cost,
+        **MAKERS,
     }
     return "\n".join(make() for name, make in makers.items() if (HERE / "results" / f"{name}.json").exists())
 

@@ -2,17 +2,17 @@
 
     python benchmarks/geometry_ranks.py [--keep 0.8 0.6] [--stages allocated refined healed] [--resume] [--scratch FOLDER]
 
-The baseline is the uniform SVD-LLM row of ``weights_ranks.json`` (same held-out windows, same 32 windows for the survey):
-``ratio_to_uniform`` is the excess cross-entropy over the dense model's, over the baseline's. Blocks are fitted and refined on
-``FITTING`` windows, healing distils the dense model on ``HEALING`` windows, each seen once; all are windows of the calibration
-articles. Held-out windows are only ever measured. ``seconds`` are the processor's.
+The baseline is the uniform SVD-LLM row of ``weights_ranks.json`` (same held-out and calibration windows): ``ratio_to_uniform``
+is the excess cross-entropy over the dense model's, over the baseline's. Blocks are fitted and refined on the calibration
+windows alone; healing distils the dense model on ``HEALING`` windows of the calibration articles, each seen once. Held-out
+windows are only ever measured. ``seconds`` are the processor's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from math import log
+from math import exp, log
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -32,7 +32,8 @@ from tensornet_compress.train import BlockRefinement, Propagation, heal, propaga
 
 KEEPS = (0.8, 0.6)
 STAGES = ("allocated", "propagated", "refined", "healed")
-SURVEY, FITTING, VALIDATION, HELDOUT = 32, 64, 4, 8
+CALIBRATION, VALIDATION, HELDOUT = 32, 4, 8
+REFINE = 1
 HEALING = {0.8: 392, 0.6: 392}
 HEAL_RATE = 3e-3
 SETTINGS = Propagation(precision="bfloat16")
@@ -48,7 +49,7 @@ class Contest:
         self.model = self.dense()
         heldout = heldout_windows(tokenizer, LENGTH, HELDOUT)
         self.references = {"validation": Reference(self.model, self.validation), "heldout": Reference(self.model, heldout)}
-        self.perplexity = qualities(self.model, self.references)["heldout_perplexity"]
+        self.perplexity = exp(cross_entropy(self.references["heldout"]))
         chosen = find_targets(self.model)[0]
         self.names = [target.name for target in chosen]
         self.weights = sum(layer_weight(self.model.get_submodule(name)).numel() for name in self.names)
@@ -60,7 +61,7 @@ class Contest:
         settings = {
             "model": MODEL,
             "length": LENGTH,
-            "windows": {"survey": SURVEY, "fitting": FITTING, "validation": VALIDATION, "held-out": HELDOUT},
+            "windows": {"calibration": CALIBRATION, "validation": VALIDATION, "held-out": HELDOUT},
             "healing_windows": {str(keep): count for keep, count in HEALING.items()},
             "heal_rate": HEAL_RATE,
             "propagation": REFINED.model_dump(),
@@ -71,6 +72,7 @@ class Contest:
         self.stages = arguments.stages
         self.scratch = None if arguments.scratch is None else Path(arguments.scratch)
         self.survey: Any = None
+        self.halved: Any = None
 
     @staticmethod
     def dense() -> Any:
@@ -79,35 +81,38 @@ class Contest:
     def missing(self, keep: float, stage: str) -> bool:
         return stage in self.stages and not self.rows.has(keep=keep, stage=stage)
 
-    def record(self, keep: float, stage: str, seconds: float, **more: Any) -> None:
-        quality = qualities(self.model, self.references)
+    def record(self, keep: float, stage: str, model: Any, seconds: float, **more: Any) -> None:
+        quality = qualities(model, self.references)
         excess = log(quality["heldout_perplexity"] / self.perplexity)
-        modules = [self.model.get_submodule(name) for name in self.names]
+        modules = [model.get_submodule(name) for name in self.names]
         nbytes = sum(module.nbytes for module in modules if isinstance(module, NetworkModule))
         row = {"keep": keep, "stage": stage, "bits_per_weight": 8 * nbytes / self.weights, "excess_cross_entropy": excess}
         self.rows.add(**row, ratio_to_uniform=excess / self.baseline[keep], seconds=seconds, **quality, **more)
 
     def plan(self, keep: float) -> Plan:
-        """Ranks by measured sensitivity, measured anew twice."""
+        """Ranks by measured sensitivity, measured anew at the compressed model."""
         stored = None if self.scratch is None else self.scratch / f"plan-{keep:g}.json"
         if stored is not None and stored.exists() and not self.missing(keep, "allocated"):
             return Plan.model_validate_json(stored.read_text())
         started = process_time()
-        batches = list(self.windows[:SURVEY].split(4))
+        batches = list(self.windows[:CALIBRATION].split(4))
         if self.survey is None:
             shares = tuple(sorted({*SIZE_SHARES, *KEEPS}))
             chosen: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "shares": shares}
-            self.survey = survey_model(self.model, batches, workers=1, progress=Lines(), **chosen)
-        with original_layers(self.model):
+            # Everything is stored in bf16 anyway, and statistics are summed in float32 and float64 all the same.
+            self.halved = load_causal_lm(MODEL, torch.bfloat16)
+            self.survey = survey_model(self.halved, batches, workers=1, progress=Lines(), **chosen)
+        with original_layers(self.halved):
             budget = tnc.Budget(bits_per_weight=16 * keep)
-            tnc.compress(self.model, budget, batches, method="svd", survey=self.survey, workers=1, progress=Lines())
+            options: dict[str, Any] = {"method": "svd", "refine": REFINE, "workers": 1, "progress": Lines()}
+            tnc.compress(self.halved, budget, batches, survey=self.survey, **options)
             seconds = process_time() - started
-            plan: Plan = getattr(self.model, PLAN_ATTRIBUTE)
+            plan: Plan = getattr(self.halved, PLAN_ATTRIBUTE)
             if stored is not None:
                 stored.parent.mkdir(exist_ok=True)
                 stored.write_text(plan.model_dump_json())
             if self.missing(keep, "allocated"):
-                self.record(keep, "allocated", seconds)
+                self.record(keep, "allocated", self.halved, seconds)
         return plan
 
     def run(self, keep: float) -> None:
@@ -134,12 +139,12 @@ class Contest:
 
     def propagate(self, keep: float, stage: str, plan: Plan, settings: Propagation) -> None:
         started = process_time()
-        batches = list(self.windows[:FITTING].split(1))
+        batches = list(self.windows[:CALIBRATION].split(1))
         reports = propagate(self.model, plan, batches, settings, Lines())
         errors = [report.fitted if report.refined is None else report.refined for report in reports]
         corrections = [list(report.corrections.values()) for report in reports]
         self.rows.drop(keep=keep, stage=stage)
-        self.record(keep, stage, process_time() - started, blocks=errors, corrections=corrections)
+        self.record(keep, stage, self.model, process_time() - started, blocks=errors, corrections=corrections)
 
     def heal(self, keep: float, teacher: Any) -> None:
         started = process_time()
@@ -156,7 +161,16 @@ class Contest:
             precision=torch.bfloat16,
             progress=Lines(),
         )
-        self.record(keep, "healed", process_time() - started, heal=report.model_dump(exclude={"losses"}))
+        self.record(keep, "healed", self.model, process_time() - started, heal=report.model_dump(exclude={"losses"}))
+
+
+def cross_entropy(reference: Reference) -> float:
+    """Of the reference model itself on its windows."""
+    nll = [
+        -log_p.float().gather(-1, windows[:, 1:, None])
+        for log_p, windows in zip(reference.log_probabilities, reference.windows.split(reference.batch))
+    ]
+    return float(torch.cat(nll).double().mean())
 
 
 def main() -> None:

@@ -35,9 +35,9 @@ STAGES = ("allocated", "propagated", "refined", "healed")
 CALIBRATION, VALIDATION, HELDOUT = 32, 4, 8
 REFINE = 1
 HEALING = {0.8: 392, 0.6: 392}
-HEAL_RATE = 3e-3
+HEAL_RATE = 2e-3
 SETTINGS = Propagation(precision="bfloat16")
-REFINED = SETTINGS.model_copy(update={"refinement": BlockRefinement(epochs=2)})
+REFINED = SETTINGS.model_copy(update={"refinement": BlockRefinement(epochs=2, rate=1.5e-3)})
 
 
 class Contest:

@@ -34,7 +34,8 @@ KEEPS = (0.8, 0.6)
 STAGES = ("allocated", "propagated", "refined", "healed")
 CALIBRATION, VALIDATION, HELDOUT = 32, 4, 8
 REFINE = 1
-HEALING = {0.8: 392, 0.6: 392}
+POOL = 392
+HEALING = {0.8: 98, 0.6: 196}
 HEAL_RATE = 2e-3
 SETTINGS = Propagation(precision="bfloat16")
 REFINED = SETTINGS.model_copy(update={"refinement": BlockRefinement(epochs=2, rate=1.5e-3)})
@@ -44,7 +45,7 @@ class Contest:
     def __init__(self, arguments: argparse.Namespace):
         torch.set_num_threads(1)
         tokenizer = load_tokenizer(MODEL)
-        windows = calibration_windows(tokenizer, LENGTH, max(HEALING.values()) + VALIDATION)
+        windows = calibration_windows(tokenizer, LENGTH, POOL + VALIDATION)
         self.windows, self.validation = windows[:-VALIDATION], windows[-VALIDATION:]
         self.model = self.dense()
         heldout = heldout_windows(tokenizer, LENGTH, HELDOUT)

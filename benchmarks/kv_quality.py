@@ -72,7 +72,7 @@ class Live:
                 (value_code, value, out_values),
             ):
                 whole = torch.nn.functional.pad(states, (0, 0, 0, padded - tokens))[None]
-                target.append(code.decode(code.encode(whole), 0, padded // UNIT)[0, :, :tokens])
+                target.append(code.decode(code.encode(whole))[0, :, :tokens])
         spent = sum(a.layout.bits_per_token + b.layout.bits_per_token for a, b in self.codes)
         elements = sum(k.shape[0] * k.shape[2] for k in (*keys, *values))
         return [self.rotary.unrotate(k, positions) for k in out_keys], out_values, spent / elements

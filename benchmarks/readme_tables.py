@@ -1,7 +1,7 @@
-"""The README's result tables, made from the committed JSON and nothing else.
+"""The result tables of ``docs/results.md``, made from the committed JSON and nothing else; the README's few are ``headlines``.
 
 python benchmarks/readme_tables.py          # print
-python benchmarks/readme_tables.py --write  # put them between the README's result marks
+python benchmarks/readme_tables.py --write  # put them between the result marks of docs/results.md and of the README
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+RESULTS = HERE.parent / "docs" / "results.md"
 START, END = "<!-- results -->\n", "<!-- /results -->\n"
 
 
@@ -355,8 +356,8 @@ def search_cost() -> str:
                 ]
             )
     text = """
-        **Search, cost** with its null control on one thread ([plot](benchmarks/results/search_cost.svg)): seconds on a machine
-        that was busy with other work, seconds of the processor, and peak memory above what the process held.
+        **Search, cost** with its null control on one thread ([plot](../benchmarks/results/search_cost.svg)): seconds on a
+        machine that was busy with other work, seconds of the processor, and peak memory above what the process held.
         `python benchmarks/search_cost.py`"""
     return note(text) + grid(["tensor", "seconds", "processor seconds", "peak MiB", "unfoldings"], rows)
 
@@ -387,12 +388,15 @@ def tables() -> str:
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    if "--write" in sys.argv[1:]:
-        before, after = text.split(START)[0], text.split(END)[1]
-        README.write_text(before + START + tables() + END + after, encoding="utf-8")
-    else:
+    from headlines import headlines  # it draws on this module
+
+    if "--write" not in sys.argv[1:]:
         print(tables())
+        return
+    for path, content in ((README, headlines()), (RESULTS, tables())):
+        text = path.read_text(encoding="utf-8")
+        before, after = text.split(START)[0], text.split(END)[1]
+        path.write_text(before + START + content + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

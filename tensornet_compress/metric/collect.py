@@ -14,7 +14,7 @@ from tensornet_compress.metric.kinds import GRADIENT_KINDS, metric_kind
 from tensornet_compress.metric.moments import has_input_moment, input_vectors, model_inputs
 from tensornet_compress.metric.outputs import kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
-from tensornet_compress.modes import evaluating
+from tensornet_compress.modes import frozen
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -55,7 +55,7 @@ def collect_statistics(
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     count = 0
-    with _frozen(model), collector.listening(modules), torch.set_grad_enabled(collector.gradients):
+    with frozen(model), collector.listening(modules), torch.set_grad_enabled(collector.gradients):
         for batch in batches:
             collector.begin(batch)
             with nullcontext() if precision is None else torch.autocast(device.type, dtype=precision):
@@ -76,20 +76,6 @@ def _total(model: nn.Module, batch: Any, loss: Loss | None, device: torch.device
         return loss(model, batch)
     output, logits = kept_output(model, model_inputs(batch, device))
     return sampled_loss(output, logits, generator)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no parameter that asks for a gradient."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        with evaluating(model):
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 class _Collector:

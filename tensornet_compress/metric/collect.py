@@ -29,6 +29,7 @@ def collect_statistics(
     precision: torch.dtype | None = None,
     advance: Callable[[], None] = lambda: None,
     seed: int = 0,
+    strict: bool = True,
 ) -> dict[str, GradientStatistics]:
     """Statistics of the named layers for the given metrics, in one pass.
 
@@ -42,6 +43,7 @@ def collect_statistics(
         loss: ``loss(model, batch)``, summed over examples, each example's part depending on that example alone. By default
             minus the log-likelihood of labels drawn from the model itself (the true Fisher information).
         precision: dtype of matrix products under autocast.
+        strict: refuse a loss that no named layer reaches; without it such layers have no gradients (see ``reached``).
 
     Raises:
         TensorNetError: an unknown metric or layer, no batches, or a loss that no named layer reaches.
@@ -61,14 +63,20 @@ def collect_statistics(
             with nullcontext() if precision is None else torch.autocast(device.type, dtype=precision):
                 total = _total(model, batch, loss, device, generator)
             if collector.gradients:
-                if not total.requires_grad:
-                    raise TensorNetError(f"no named layer reaches the loss of {type(model).__name__}")
-                total.backward()
+                if total.requires_grad:
+                    total.backward()
+                elif strict:
+                    raise unreached(model)
             count += 1
             advance()
     if not count:
         raise TensorNetError("calibration was given no batches")
     return collector.statistics
+
+
+def unreached(model: nn.Module) -> TensorNetError:
+    """The error of a loss that depends on no named layer."""
+    return TensorNetError(f"no named layer reaches the loss of {type(model).__name__}")
 
 
 def _total(model: nn.Module, batch: Any, loss: Loss | None, device: torch.device, generator: torch.Generator) -> Tensor:

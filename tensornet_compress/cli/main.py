@@ -128,8 +128,10 @@ def weights(
     how: dict[str, Any] = {"method": method, "formats": format, "allocator": allocator, "workers": workers, "search": search}
     how["by_block"] = by_block
     how["source"] = folder if folder.is_dir() and dtype == "auto" else None
-    batches = list(windows.split(4))
-    if isvt or refine or heal or metric == "auto":
+    staged = isvt or refine or heal or metric == "auto"
+    # Stages need batches for three uses.
+    batches = list(windows.split(max(1, min(4, samples // 3)) if staged else 4))
+    if staged:
         from tensornet_compress.train import Schedule, compress_in_stages
 
         report = compress_in_stages(

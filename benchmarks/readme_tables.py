@@ -266,7 +266,8 @@ def tables() -> str:
     """The tables of all results that are there."""
     if str(HERE) not in sys.path:
         sys.path.insert(0, str(HERE))
-    from kv_tables import MAKERS as KV  # these draw on this module
+    from geometry_tables import MAKERS as GEOMETRY  # these draw on this module
+    from kv_tables import MAKERS as KV
 
     makers = {
         "weights_ranks": ranks,
@@ -281,6 +282,7 @@ def tables() -> str:
         "search_real": search_real,
         "search_free_orders": search_free_orders,
         "search_cost": search_cost,
+        **GEOMETRY,
     }
     return "\n".join(make() for name, make in makers.items() if (HERE / "results" / f"{name}.json").exists())
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from common import MODEL, RESULTS, language_inputs, write_result
 from torch import Tensor
-from ttnopt_peer import available, optimal_tree
 
 import tensornet_compress as tnc
+from tensornet_compress.bench.peers.search.ttnopt import available, optimal_tree
 from tensornet_compress.decompose import feasible_ranks, ranks_for_error, realise
 from tensornet_compress.network import TermSpec, parse_format
 from tensornet_compress.searching.candidates import Shape, for_error, rounding_error, tensorize

@@ -1,6 +1,23 @@
 """Every method that the package brings: importing this fills the registries."""
 
+from tensornet_compress.bench.ours import caches as ours_caches
 from tensornet_compress.bench.ours import weights as ours_weights
-from tensornet_compress.bench.peers.weights import low_rank, rtn
+from tensornet_compress.bench.peers.caches import kvtc, rounding, sequence, stock, turboquant
+from tensornet_compress.bench.peers.weights import gptq, hqq, low_rank, quanto, rtn, tensorly, tensorly_torch
 
-__all__ = ["low_rank", "ours_weights", "rtn"]
+__all__ = [
+    "gptq",
+    "hqq",
+    "kvtc",
+    "low_rank",
+    "ours_caches",
+    "ours_weights",
+    "quanto",
+    "rounding",
+    "rtn",
+    "sequence",
+    "stock",
+    "tensorly",
+    "tensorly_torch",
+    "turboquant",
+]

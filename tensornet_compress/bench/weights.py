@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tensornet_compress.bench import methods as _registered  # noqa: F401
 from tensornet_compress.bench.harness import Job
-from tensornet_compress.bench.metrics import TOKEN_METRICS, Scores, evaluate
+from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
 from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.texts import find_text
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
@@ -61,8 +61,8 @@ class WeightSettings:
     methods: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
     blocks: int | None = 1
-    calibration_windows: int = 8
-    heldout_windows: int = 4
+    calibration_windows: int = 4
+    heldout_windows: int = 2
     length: int = 256
     quick: bool = True
     seed: int = 0
@@ -100,7 +100,7 @@ class WeightBench:
 
     def measures(self) -> dict[str, Measure]:
         """Of the values that rows have."""
-        causal = {metric.name: metric.measure for metric in TOKEN_METRICS}
+        causal = {metric.name: metric.measure for metric in metrics_of("weights")}
         return MEASURES | (causal if self.source.kind == "causal" else COSINE)
 
     def prepare(self) -> None:
@@ -206,7 +206,8 @@ class WeightBench:
         windows, exact = self.reference
         answers = self._answers(windows)
         return evaluate(
-            Scores(known.float().log_softmax(-1), got, window[1:]) for known, got, window in zip(exact, answers, windows)
+            (Scores(known.float().log_softmax(-1), got, window[1:]) for known, got, window in zip(exact, answers, windows)),
+            "weights",
         )
 
     def _sentences(self) -> dict[str, float]:

@@ -26,6 +26,7 @@ PERPLEXITY = TOKEN_METRICS.add(
         Measure(title="perplexity", better="lower", explanation="Exponential of the mean cross-entropy on held-out text."),
         surprise,
         lambda mean: exp(min(mean, _OVERFLOW)),
+        ("weights",),
     )
 )
 DCE = TOKEN_METRICS.add(

@@ -23,20 +23,27 @@ class Scores:
 
 @dataclass(frozen=True)
 class TokenMetric:
-    """``tokens``: scores -> a number for each token (tokens,). ``finish``: applied to the mean over all tokens."""
+    """``tokens``: scores -> a number for each token (tokens,). ``finish``: applied to the mean over all tokens. ``tasks``: the
+    benchmarks that report it."""
 
     name: str
     measure: Measure
     tokens: Callable[[Scores], Tensor]
     finish: Callable[[float], float] = float
+    tasks: tuple[str, ...] = ("weights", "kv")
 
 
 TOKEN_METRICS: Registry[TokenMetric] = Registry("metric")
 
 
-def evaluate(parts: Iterable[Scores], metrics: Iterable[TokenMetric] = TOKEN_METRICS) -> dict[str, float]:
-    """Every metric over all tokens of all parts."""
-    chosen = list(metrics)
+def metrics_of(task: str) -> list[TokenMetric]:
+    """The registered metrics that a benchmark reports."""
+    return [metric for metric in TOKEN_METRICS if task in metric.tasks]
+
+
+def evaluate(parts: Iterable[Scores], task: str) -> dict[str, float]:
+    """Every metric of a benchmark over all tokens of all parts."""
+    chosen = metrics_of(task)
     totals = dict.fromkeys((metric.name for metric in chosen), 0.0)
     count = 0
     for scores in parts:

@@ -117,6 +117,11 @@ class CacheBench:
         """Load the model and calibrate; bad input ends the command here."""
         _ = self.case.rotary, self.case.profile, self.documents
 
+    def release(self) -> None:
+        """Let go of the model."""
+        for name in ("case", "documents", "tokenizer"):
+            self.__dict__.pop(name, None)
+
     def jobs(self) -> Iterator[Job]:
         """Every method at every rate."""
 

@@ -37,6 +37,10 @@ class Bench(Protocol):
         """The rows to make."""
         ...
 
+    def release(self) -> None:
+        """Let go of models and data."""
+        ...
+
 
 def run(
     benches: Mapping[str, Bench],
@@ -61,6 +65,7 @@ def run(
     harness = Harness(result, path, progress, say)
     for name, bench in benches.items():
         harness.run(name, list(bench.jobs()), bench.prepare)
+        bench.release()
     return harness.finish(perf_counter() - began)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -85,7 +85,6 @@ class WeightBench:
     """Loads the model when the first row needs it."""
 
     settings: WeightSettings
-    _exact: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.settings.bits or min(self.settings.bits) <= 0:
@@ -106,6 +105,11 @@ class WeightBench:
     def prepare(self) -> None:
         """Load what the jobs need, so that bad input ends the command and is not taken for a method's failure."""
         _ = self.case, self.reference
+
+    def release(self) -> None:
+        """Let go of the model."""
+        for name in ("case", "reference", "tokenizer"):
+            self.__dict__.pop(name, None)
 
     def jobs(self) -> Iterator[Job]:
         """The dense model, then every method at every size."""

@@ -85,6 +85,132 @@ def weights(
     execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
 
 
+@app.command()
+@plain_errors
+def kv(
+    quick: Quick = False,
+    model: Model = "smollm2-135m",
+    text: Text = "wikipedia",
+    bits: Bits = None,
+    methods: Methods = None,
+    profile: Annotated[Path | None, typer.Option(help="Folder of our profile; made there when it is missing.")] = None,
+    json: JsonFile = None,
+    html: HtmlFile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    compare: Compare = None,
+    plugin: Plugin = None,
+    threads: Threads = None,
+    no_install: NoInstall = False,
+) -> None:
+    """What a model answers with compressed caches, ours and peers at equal bits."""
+
+    def make() -> Mapping[str, Bench]:
+        from tensornet_compress.bench.caches import CacheBench, CacheSettings
+
+        changed: dict[str, Any] = {"model": model, "text": text, "methods": words(methods)}
+        changed |= {"bits": numbers(bits)} if bits else {}
+        changed |= {"profile": str(profile)} if profile else {}
+        return {"kv": CacheBench(CacheSettings(**changed) if quick else CacheSettings.full(**changed))}
+
+    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+
+
+@app.command()
+@plain_errors
+def search(
+    quick: Quick = False,
+    tensor: Annotated[
+        list[str] | None, typer.Option(help="FILE.npy, an image, FILE.safetensors:NAME or a bundled tensor (repeatable).")
+    ] = None,
+    errors: Annotated[str | None, typer.Option(help="Relative errors to keep, separated by commas.")] = None,
+    methods: Methods = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds that our search may take for one row.")] = None,
+    json: JsonFile = None,
+    html: HtmlFile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    compare: Compare = None,
+    plugin: Plugin = None,
+    threads: Threads = None,
+    no_install: NoInstall = False,
+) -> None:
+    """Bytes at equal error of a searched network, the usual formats and other tools."""
+
+    def make() -> Mapping[str, Bench]:
+        from tensornet_compress.bench.search import SearchBench, SearchSettings
+
+        changed: dict[str, Any] = {"methods": words(methods), "tensors": tuple(tensor) if tensor else None}
+        changed |= {"errors": numbers(errors)} if errors else {}
+        changed |= {"budget": budget} if budget else {}
+        return {"search": SearchBench(SearchSettings(**changed) if quick else SearchSettings.full(**changed))}
+
+    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+
+
+@app.command()
+@plain_errors
+def speed(
+    quick: Quick = False,
+    model: Model = "smollm2-135m",
+    text: Text = "wikipedia",
+    tracks: Annotated[str | None, typer.Option(help="forward, decoding, compressing, searching; all by default.")] = None,
+    json: JsonFile = None,
+    html: HtmlFile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    compare: Compare = None,
+    plugin: Plugin = None,
+    threads: Threads = None,
+    no_install: NoInstall = False,
+) -> None:
+    """Forward, decoding, compressing and searching as ratios to dense and to peers in one run."""
+
+    def make() -> Mapping[str, Bench]:
+        from tensornet_compress.bench.speed import SpeedBench, SpeedSettings
+
+        changed: dict[str, Any] = {"model": model, "text": text, "tracks": words(tracks)}
+        return {"speed": SpeedBench(SpeedSettings(**changed) if quick else SpeedSettings.full(**changed))}
+
+    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+
+
+@app.command(name="all")
+@plain_errors
+def everything(
+    quick: Quick = False,
+    model: Model = "smollm2-135m",
+    text: Text = "wikipedia",
+    tensor: Annotated[list[str] | None, typer.Option(help="Tensors to search, see `bench search` (repeatable).")] = None,
+    json: JsonFile = None,
+    html: HtmlFile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    compare: Compare = None,
+    plugin: Plugin = None,
+    threads: Threads = None,
+    no_install: NoInstall = False,
+) -> None:
+    """Weights, caches, search and speed, one after the other, into one result."""
+
+    def make() -> Mapping[str, Bench]:
+        from tensornet_compress.bench.caches import CacheBench, CacheSettings
+        from tensornet_compress.bench.search import SearchBench, SearchSettings
+        from tensornet_compress.bench.speed import SpeedBench, SpeedSettings
+        from tensornet_compress.bench.weights import WeightBench, WeightSettings
+
+        both: dict[str, Any] = {"model": model, "text": text}
+        found: dict[str, Any] = {"tensors": tuple(tensor) if tensor else None}
+        return {
+            "weights": WeightBench(WeightSettings(**both) if quick else WeightSettings.full(**both)),
+            "kv": CacheBench(CacheSettings(**both) if quick else CacheSettings.full(**both)),
+            "search": SearchBench(SearchSettings(**found) if quick else SearchSettings.full(**found)),
+            "speed": SpeedBench(SpeedSettings(**both) if quick else SpeedSettings.full(**both)),
+        }
+
+    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+
+
 def execute(make: Callable[[], Mapping[str, Bench]], output: Output) -> None:
     """Check what can be checked first, run, and print."""
     from tensornet_compress.bench.compare import compare

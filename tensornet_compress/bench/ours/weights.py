@@ -24,7 +24,7 @@ def run(method: Any, refine: bool, case: WeightCase, bits: float) -> Compressed:
         case.memo["survey"] = survey_model(
             case.model, case.batches, targets=case.patterns, method="auto", sweeps=sweeps, workers=1, shares=shares
         )
-    rounds = 0 if not refine else QUICK_REFINE if case.quick else FULL_REFINE
+    rounds = 0 if not refine else FULL_REFINE if not case.quick else QUICK_REFINE if method == "auto" else 0
     report = compress(
         case.model,
         Budget(bits_per_weight=bits),

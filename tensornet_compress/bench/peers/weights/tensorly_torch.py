@@ -15,7 +15,7 @@ from tensornet_compress.nn import Target
 
 CP_ITERATIONS = 10
 CP_LARGEST = {"quick": 64, "full": 512}
-"""Alternating least squares of more CP components takes hours; a row at the cap holds fewer bytes than asked."""
+CAPPED = "CP ranks are capped (largest_rank): alternating least squares of more takes hours, so fewer bytes are used than asked"
 
 
 def factorise(kind: str, case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> Approximation:
@@ -73,7 +73,7 @@ WEIGHT_METHODS.add(
 WEIGHT_METHODS.add(
     WeightMethod(
         "tltorch-cp",
-        by_layer(partial(factorise, "CP"), cp_iterations=CP_ITERATIONS, largest_rank=dict(CP_LARGEST)),
+        by_layer(partial(factorise, "CP"), CAPPED, cp_iterations=CP_ITERATIONS, largest_rank=dict(CP_LARGEST)),
         explanation="tensorly-torch's CP layer, bf16",
     )
 )

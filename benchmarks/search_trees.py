@@ -3,7 +3,7 @@
     PYTHONPATH=.peers python benchmarks/search_trees.py [--seeds 5] [--modes 12 14 16] [--growth 6 8 10 12 14]
 
 The search keeps a relative error of 1e-5 in fp32; numbers are those stored, beside those of the network that was planted (its
-own cores, unmerged) and of the tree that TTNOpt finds (``ttnopt_peer``; left out, with the reason, where it is not installed):
+own cores, unmerged) and of the tree that TTNOpt finds (left out, with the reason, where it is not installed):
 after the fewest sweeps that reach the size it has after ten, which is the time that counts. ``ours_seconds`` is the whole
 search; ``tree_seconds`` one that only looks at trees, as TTNOpt does. ``growth``: processor seconds on hidden pairs of growing
 sizes, TTNOpt with a single sweep, the least it can do, whether that is enough or not.
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from common import write_result
 from torch import Tensor
-from ttnopt_peer import available, optimal_tree
 
 import tensornet_compress as tnc
+from tensornet_compress.bench.peers.search.ttnopt import available, optimal_tree
 
 ERROR = 1e-5
 CUT = 1e-6

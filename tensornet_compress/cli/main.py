@@ -1,4 +1,4 @@
-"""``tensornet-compress``: weights, eval, generate, inspect, kv, search."""
+"""``tensornet-compress``: weights, eval, generate, inspect, kv, search, bench."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from tensornet_compress.cli.bench import app as bench_app
 from tensornet_compress.cli.common import (
     console,
     load_any,
@@ -270,6 +271,7 @@ def inspect(
 
 register_kv(app)
 register_search(app)
+app.add_typer(bench_app, name="bench")
 
 
 def parse_size(text: str | None) -> int | None:

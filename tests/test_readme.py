@@ -1,18 +1,19 @@
-"""The README's code runs as it stands; its commands run on the bundled model, made smaller by extra options."""
+"""The code of README and docs runs as it stands; its commands run on the bundled model, made smaller by extra options."""
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tensornet_compress.cli.main import app
+from tests.documents import DOCUMENTS, README, ROOT, Block, all_blocks, blocks
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SMALLER = {
     "weights": ["--targets", "layers.0.mlp.*", "--samples", "4", "--length", "128"],
     "eval": ["--windows", "2", "--length", "256"],
@@ -21,44 +22,100 @@ SMALLER = {
     "search": ["--time-budget", "5"],
     "kv": ["--samples", "6", "--length", "256", "--sensitivity-windows", "1"],
 }
+LANGUAGES = {"python", "console", "json", "bibtex", "text"}
+# The only reasons for which a block that could be run is not; a document gives one as `<!-- not run: REASON -->` above it.
+NOT_RUN = {
+    "takes hours": r"make bench|python benchmarks/\w+\.py",
+    "downloads packages": r"make peers|pip install",
+}
+USES_MODEL = "smollm2-135m"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def _standalone(block: Block) -> bool:
+    """README's blocks stand alone; those of a page in docs/ are read, and run, from top to bottom."""
+    return block.document == README
+
+
+def _marked(block: Block) -> object:
+    marks = [pytest.mark.model] if USES_MODEL in block.text else []
+    return pytest.param(block, id=str(block), marks=marks)
+
+
+@pytest.mark.parametrize("block", [_marked(b) for b in all_blocks("python") if _standalone(b)])
+def test_python_blocks_of_the_readme_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.text, str(block), "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d != README], ids=lambda d: d.name)
+def test_python_blocks_of_a_page_run_in_order(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A page may define classes, whose annotations are looked up in a module of their own.
+    page = type(sys)("page")
+    monkeypatch.setitem(sys.modules, "page", page)
+    for block in blocks(document):
+        if block.language == "python":
+            exec(compile(block.text, str(block), "exec"), page.__dict__)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_blocks_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_commands_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    for block in blocks(document):
+        for line in block.commands if block.language == "console" and block.not_run is None else ():
+            program, *arguments = shlex.split(line)
+            if program != "make":
+                assert program == "tensornet-compress", f"{block}: {line!r} is neither run nor marked as not run"
+                result = CliRunner().invoke(app, [*arguments, *SMALLER[arguments[0]]])
+                assert result.exit_code == 0, f"{block}: {line}\n{result.output}"
 
 
-@pytest.mark.model
-def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    lines = [
-        line[2:].split("#")[0] for block in blocks("console") for line in block.splitlines() if line.startswith("$ tensor")
-    ]
-    assert len(lines) >= 4
-    for line in lines:
-        arguments = shlex.split(line)[1:]
-        result = CliRunner().invoke(app, [*arguments, *SMALLER[arguments[0]]])
-        assert result.exit_code == 0, f"{line}\n{result.output}"
+def test_every_command_is_shown_in_the_readme() -> None:
+    shown = {line.split()[1] for b in blocks(README) for line in b.commands if line.startswith("tensornet-compress")}
+    assert shown >= {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 
 
-def test_make_targets_exist() -> None:
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
-    wanted = re.findall(r"^\$ make (\w+)", README, flags=re.MULTILINE)
-    assert wanted
-    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in wanted)
+def test_blocks_are_run_or_say_why_not() -> None:
+    for block in all_blocks():
+        assert block.language in LANGUAGES, f"{block}: unknown language {block.language!r}"
+        if block.language == "json":
+            json.loads(block.text)
+        if block.not_run is not None:
+            assert block.not_run in NOT_RUN, f"{block}: {block.not_run!r} is not one of {list(NOT_RUN)}"
+            assert block.commands
+            assert all(re.match(NOT_RUN[block.not_run], line) for line in block.commands), f"{block}: {block.commands}"
 
 
-def test_figures_are_those_of_the_committed_results() -> None:
-    path = Path(__file__).parent.parent / "benchmarks" / "readme_tables.py"
-    spec = importlib.util.spec_from_file_location("readme_tables", path)
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    assert README.split(tables.START)[1].split(tables.END)[0] == tables.tables()
+def test_no_fence_is_overlooked() -> None:
+    for document in DOCUMENTS:
+        assert document.read_text(encoding="utf-8").count("```") == 2 * len(blocks(document)), document
+
+
+def test_make_targets_and_benchmarks_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for document in DOCUMENTS:
+        text = " ".join(document.read_text(encoding="utf-8").split())
+        for target in re.findall(r"(?:\$|`)\s?make (\w+)", text):
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"{document.name}: make {target}"
+        for script in re.findall(r"python (benchmarks/[\w/]+\.py)", text):
+            assert (ROOT / script).is_file(), f"{document.name}: {script}"
+
+
+def test_figures_are_those_of_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import headlines
+    import readme_tables as tables
+
+    for path, content in ((tables.README, headlines.headlines()), (tables.RESULTS, tables.tables())):
+        between = path.read_text(encoding="utf-8").split(tables.START)[1].split(tables.END)[0]
+        assert between == content, f"{path.name} is stale; run python benchmarks/readme_tables.py --write"
+
+
+def test_figures_in_the_prose_are_those_of_the_tables() -> None:
+    before, rest = README.read_text(encoding="utf-8").split("<!-- results -->")
+    table, after = rest.split("<!-- /results -->")
+    prose = re.sub(r"```.*?```", "", before + after, flags=re.DOTALL)
+    figures = re.findall(r"(?<![\d.])\d+\.\d{3,}", re.sub(r"arXiv[: ]*\d+\.\d+", "", prose))
+    assert figures
+    assert all(figure in table for figure in figures)

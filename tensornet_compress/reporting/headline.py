@@ -9,7 +9,6 @@ from tensornet_compress.reporting.numbers import (
     heading,
     is_bytes,
     lower_first,
-    number,
     plain,
     short,
     significant,
@@ -27,13 +26,14 @@ _SMALL_LOSS = {"kl": 0.1, "kl_natural": 0.1, "natural_kl": 0.1, "divergence": 0.
 _UNCOMPRESSED: dict[Task, tuple[str, str]] = {"weights": ("weight", "16 or 32"), "kv": ("number", "16 or 32")}
 _NONE_IS_ZERO = ("kl", "divergence", "error")
 _MOST_STORIES = 3
+_PREDICTED = "predicted_error"
 
 
 def stories(result: Result, found: Sequence[Group]) -> list[Story]:
     """One story for each subject; many subjects of a task share one."""
     made = []
     for task in TASKS:
-        mine = [group for group in found if group.task == task]
+        mine = [group for group in found if group.task == task and group.quality != _PREDICTED]
         if task == "speed":
             made += [_speed(mine)] if mine else []
         elif len(mine) > _MOST_STORIES:
@@ -90,10 +90,10 @@ def _smaller(group: Group, row: Row) -> str:
         now = row.values["nbytes"]
         how = f"{times(before / now)} times smaller" if now < before else f"{times(now / before)} times larger"
         told = f"{who} brings {thing}, from {amount(before)} to {amount(now)}: {how}."
-    elif size is not None:
-        told = f"{who} stores {thing}, at {with_unit(row.values[size], group.measures[size])}."
+    elif size is not None and is_bytes(group.measures[size]):
+        told = f"{who} stores {thing}, in {with_unit(row.values[size], group.measures[size])}."
     else:
-        told = f"{who} was measured on {thing}."
+        told = f"{who} stores {thing}."
     bits = next((name for name in ("bits_per_weight", "bits_per_element", "bits") if usable(row, name)), None)
     if bits is not None and group.task in _UNCOMPRESSED:
         number_of, usual = _UNCOMPRESSED[group.task]
@@ -134,6 +134,8 @@ def _cost(group: Group, row: Row) -> str:
 
 
 def _verdict(group: Group, fights: Sequence[Duel]) -> str:
+    if not group.ours:
+        return "Nothing of ours is among these methods, so ours and peers are not compared."
     if not group.peers:
         return "No peer was run here, so this page does not say whether another method would do better."
     if not fights:
@@ -159,7 +161,7 @@ def _places(fights: Sequence[Duel]) -> str:
 def limit_words(duel: Duel) -> str:
     """The limit of a duel, as a table's first column says it."""
     if duel.limit_on is None:
-        return f"{number(duel.limit)} {plain(duel.ours.budget_unit) or 'error'}"
+        return f"{duel.limit:g}"
     return with_unit(duel.limit, duel.group.measures[duel.limit_on])
 
 
@@ -169,7 +171,8 @@ def duel_words(duel: Duel) -> str:
     mine, other = duel.ours.values[duel.by], duel.peer.values[duel.by]
     values = f"{with_unit(other, measure)} against {with_unit(mine, measure)} of ours"
     told = "" if is_bytes(measure) else f" {lower_first(plain(measure.title))}"
-    return f"Under a limit of {limit_words(duel)}, {short(label(duel.peer))} reaches{told} {values}."
+    limit = f"At an error of {limit_words(duel)}" if duel.limit_on is None else f"Under a limit of {limit_words(duel)}"
+    return f"{limit}, {short(duel.peer.method if duel.limit_on is None else label(duel.peer))} reaches{told} {values}."
 
 
 def _many(found: Sequence[Group]) -> Story:
@@ -183,7 +186,7 @@ def _many(found: Sequence[Group]) -> Story:
     what = "fewer bytes at equal error" if fights[0].limit_on is None else "a better result at equal bytes"
     even = len(fights) - len(won) - len(lost)
     sentences = [
-        f"In {len(fights)} comparisons ours needs or gives {what} {len(won)} times, a peer {len(lost)} times; {even} are even."
+        f"Of {len(fights)} comparisons ours wins {len(won)}, a peer wins {len(lost)} and {even} are even; {what} wins."
     ]
     if won:
         best = max(won, key=lambda duel: duel.factor)

@@ -12,6 +12,7 @@ from tensornet_compress.results import Measure
 
 _BYTE_UNITS = ("bytes", "byte", "b")
 _SHOWN = 48
+_PLURALS = ("bits", "seconds", "tokens")
 _SHARE = re.compile(r"\b(same|share|agree\w*|top-?1)\b", re.IGNORECASE)
 
 
@@ -63,6 +64,8 @@ def number(value: float, digits: int = 4) -> str:
         return "∞" if value > 0 else "-∞"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
+    if f"{value:g}" == f"{value:.{digits}g}" and abs(value) >= 1e-4:
+        return f"{value:,.{max(0, len(f'{value:g}'.partition('.')[2]))}f}"
     return significant(value, digits)
 
 
@@ -72,7 +75,8 @@ def with_unit(value: float, measure: Measure) -> str:
         return amount(value)
     if is_share(value, measure):
         return f"{significant(100 * value)} %"
-    return f"{number(value, 3)} {plain(measure.unit).strip()}".strip()
+    unit = plain(measure.unit).strip()
+    return f"{number(value, 3)} {unit.removesuffix('s') if value == 1 and unit in _PLURALS else unit}".strip()
 
 
 def without_unit(value: float, measure: Measure) -> str:

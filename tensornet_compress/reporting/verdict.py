@@ -10,7 +10,7 @@ from typing import Literal
 from tensornet_compress.reporting.roles import Group, usable
 from tensornet_compress.results import Row
 
-_SAME_SIZE = 1.005
+_SAME_SIZE = 1.01
 _EVEN = 0.02
 _MOST_LEVELS = 8
 
@@ -54,7 +54,7 @@ def duels(group: Group) -> list[Duel]:
     """The duels of a group, from the smallest limit up; empty without both ours and peers."""
     if group.size is None or not group.ours or not group.peers:
         return []
-    if group.task == "search":
+    if group.task == "search" and not any(row.budget_unit == "bytes" for row in group.ours):
         return _at_equal_error(group, group.size)
     return [] if group.quality is None else _at_equal_size(group, group.size, group.quality)
 
@@ -75,7 +75,7 @@ def _at_equal_size(group: Group, size: str, quality: str) -> list[Duel]:
     rows = [row for row in group.rivals if usable(row, size) and usable(row, quality)]
     found: list[Duel] = []
     for limit in _levels(row.values[size] for row in rows):
-        fitting = [row for row in rows if row.values[size] <= limit * _SAME_SIZE]
+        fitting = [row for row in rows if row.values[size] <= limit]
         ours = _best(group, quality, (row for row in fitting if row.ours))
         peer = _best(group, quality, (row for row in fitting if not row.ours))
         if ours is None or peer is None or (found and (found[-1].ours, found[-1].peer) == (ours, peer)):

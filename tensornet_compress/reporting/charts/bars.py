@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tensornet_compress.reporting.charts.axes import spread, tick
+from tensornet_compress.reporting.charts.axes import tick
 from tensornet_compress.reporting.charts.palette import OURS, PEERS, colour
 from tensornet_compress.reporting.charts.svg import Canvas, chart
 from tensornet_compress.reporting.numbers import amount, number, plain, short
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _INKS = (OURS[0], PEERS[0], PEERS[1], PEERS[2], PEERS[3], PEERS[4], PEERS[5], PEERS[6], PEERS[7], "muted")
 _BYTES = Measure(title="Stored bytes", unit="bytes")
-_LOG = 50.0
 
 
 @dataclass(frozen=True)
@@ -74,32 +73,26 @@ def _stacked(canvas: Canvas, rows: Mapping[str, Mapping[str, int]], inks: Mappin
 
 def bars(title: str, measure: Measure, items: Sequence[Bar]) -> Chart:
     """One bar for each item, with its value; ours in our colour."""
-    log = spread([item.value for item in items]) > _LOG and min(item.value for item in items) > 0
     unit = plain(measure.unit).strip()
     said = "; ".join(f"{plain(item.label)}: {number(item.value)}" for item in items)
-    description = f"Bars{' on a logarithmic scale' if log else ''}, in {unit or 'plain numbers'}. {said}."
+    description = f"Bars, in {unit or 'plain numbers'}. {said}."
     keys: tuple[Key, ...] = ()
     if {item.ours for item in items} == {True, False}:
         keys = (Key("■", OURS[0], "ours"), Key("■", "muted", "peers and baselines"))
-    return chart(title, description, lambda canvas: _bars(canvas, items, log, unit), keys)
+    return chart(title, description, lambda canvas: _bars(canvas, items, unit), keys)
 
 
-def _bars(canvas: Canvas, items: Sequence[Bar], log: bool, unit: str) -> Figure:
+def _bars(canvas: Canvas, items: Sequence[Bar], unit: str) -> Figure:
     figure = canvas.figure(12 + 40 * len(items))
     axes = figure.add_subplot()
     largest, least = max(item.value for item in items), min(item.value for item in items)
     for place, item in enumerate(items):
         axes.barh(place, item.value, height=0.4, color=colour(OURS[0] if item.ours else "muted"))
-        start = least / 3 if log else 0.0
-        axes.text(start, place - 0.26, short(item.label, 34 if canvas.narrow else 80), va="bottom", ha="left")
+        axes.text(min(0.0, least), place - 0.26, short(item.label, 34 if canvas.narrow else 80), va="bottom", ha="left")
         axes.text(
             largest, place - 0.26, f"{number(item.value, 3)} {unit}".strip(), va="bottom", ha="right", color=colour("muted")
         )
-    if log:
-        axes.set_xscale("log")
-        axes.set_xlim(least / 3, largest)
-    else:
-        axes.set_xlim(min(0.0, least), max(largest, 1e-12))
+    axes.set_xlim(min(0.0, least), max(largest, 1e-12))
     axes.set_ylim(len(items) - 0.6, -0.85)
     axes.axis("off")
     return figure

@@ -82,7 +82,7 @@ def _before(axes: Axes, group: Group, quality: str, shown: list[float]) -> None:
     if not 0.2 * min(shown) <= value <= 5 * max(shown) or value <= 0:
         return
     axes.axhline(value, color=colour("ink"), linewidth=1, linestyle="--", zorder=2)
-    axes.annotate("before compression", (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", zorder=5)
+    axes.annotate("before compression", (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", zorder=5)
 
 
 def staircase(points: list[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:

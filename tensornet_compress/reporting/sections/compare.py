@@ -62,7 +62,11 @@ def _cells(duel: Duel) -> tuple[Cell, ...]:
     factor = max(duel.factor, 1 / duel.factor if duel.factor else float("inf"))
     by = "" if winner == "even" else f"by {times(factor)} ×" if factor != float("inf") else ""
     sides = (
-        Cell(without_unit(row.values[duel.by], measure), exact=number(row.values[duel.by], 10), more=short(label(row), 36))
+        Cell(
+            without_unit(row.values[duel.by], measure),
+            exact=number(row.values[duel.by], 10),
+            more=short(row.method if duel.limit_on is None else label(row), 36),
+        )
         for row in (duel.ours, duel.peer)
     )
     return (Cell(limit_words(duel)), *sides, Cell(winner, tone=tone, more=by))

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.profile import SIDES, Profile
+from tensornet_compress.kv.profile import Profile
 from tensornet_compress.kv.quantiser import classify
 
 _ROWS = 512
@@ -19,9 +19,10 @@ def layer_bits(profile: Profile, bits: float, mode: Literal["live", "storage"]) 
     A live cache codes each layer by itself, so these are its fixed widths. A storage cache codes coefficients that span layers;
     each coefficient's expected bits are given to the layers by the energy that it puts in them.
     """
-    sides = [
-        _live(profile, bits, place) if mode == "live" else _storage(profile, bits, side) for place, side in enumerate(SIDES)
-    ]
+    if mode == "live":
+        sides = [_live(profile, bits, place) for place in range(2)]
+    else:
+        sides = [_storage(profile, bits, "key"), _storage(profile, bits, "value")]
     return [(layer, float(key), float(value)) for layer, key, value in zip(profile.spec.layers, *sides)]
 
 

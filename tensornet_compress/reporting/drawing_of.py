@@ -9,14 +9,14 @@ from tensornet_compress.results import Drawing
 
 
 def drawing_of(title: str, spec: NetworkSpec) -> Drawing:
-    """The networks of a sum, side by side. Legs are named by axis (``out``, ``in`` for matrices) and size."""
+    """The networks of a sum, side by side. Legs are named by axis (``out``, ``in`` for matrices) with size."""
     names = ("out", "in") if len(spec.shape) == 2 else tuple(f"axis {axis}" for axis in range(len(spec.shape)))
     legs: list[tuple[str, ...]] = []
     edges: list[tuple[int, int, int]] = []
     for term in spec.terms:
         start = len(legs)
         axes, dims = term.layout.position_axes, term.layout.dims
-        legs += [tuple(f"{names[axes[p]]} {dims[p]}" for p in core) for core in term.topology.legs]
+        legs += [tuple(f"{names[axes[p]]}: {dims[p]}" for p in core) for core in term.topology.legs]
         edges += [(start + a, start + b, rank) for (a, b), rank in zip(term.topology.edges, term.ranks)]
     return Drawing(title=title, legs=tuple(legs), edges=tuple(edges))
 

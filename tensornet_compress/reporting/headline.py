@@ -49,6 +49,9 @@ def featured(group: Group) -> Row | None:
     rows = [row for row in (group.ours or group.peers) if size is None or usable(row, size)]
     if not rows:
         return None
+    if group.task == "search" and group.ours:
+        fights = duels(group)
+        return fights[0].ours if fights else group.ours[0]
     if quality is None or group.task == "search":
         return min(rows, key=lambda row: row.values[size] if size else 0.0)
     rows = [row for row in rows if usable(row, quality)] or rows
@@ -72,6 +75,8 @@ def _one(group: Group) -> Story:
         quality = group.quality or ""
         if usable(row, quality):
             claims.append(_claim(row.values[quality], group.measures[quality]))
+    if group.task == "search" and row.note:
+        sentences.append(f"What was chosen and why: {plain(row.note)}.")
     sentences.append(_verdict(group, fights))
     if fights:
         won = sum(duel.winner == "ours" for duel in fights)
@@ -143,6 +148,9 @@ def _verdict(group: Group, fights: Sequence[Duel]) -> str:
     won = [duel for duel in fights if duel.winner == "ours"]
     lost = [duel for duel in fights if duel.winner == "peer"]
     what = "at equal bytes" if fights[0].limit_on else "at equal error"
+    if len(fights) == 1:
+        said = "ours is better" if won else duel_words(fights[0]) if lost else "ours and the best of them are even"
+        return f"Against peers {what}: {said}".removesuffix(".") + "."
     if len(won) == len(fights):
         return f"Against peers {what}: ours is better at every one of {_places(fights)}."
     told = f"Against peers {what}: ours is better at {len(won)} of {_places(fights)}"

@@ -64,7 +64,7 @@ def number(value: float, digits: int = 4) -> str:
         return "∞" if value > 0 else "-∞"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    if f"{value:g}" == f"{value:.{digits}g}" and abs(value) >= 1e-4:
+    if f"{value:g}" == f"{value:.{digits}g}" and 1e-4 <= abs(value) < 1e15:
         return f"{value:,.{max(0, len(f'{value:g}'.partition('.')[2]))}f}"
     return significant(value, digits)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from tensornet_compress.reporting.numbers import number
 from tensornet_compress.results import Measure, Result, Row
 from tensornet_compress.results.schema import Task
 
@@ -171,4 +172,4 @@ def label(row: Row) -> str:
     """A method with its budget, as a table names a row."""
     if row.budget is None:
         return row.method
-    return f"{row.method}, {row.budget:g} {row.budget_unit}".strip()
+    return f"{row.method}, {number(row.budget, 3)} {row.budget_unit}".strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tensornet_compress.reporting.numbers import amount, heading, is_bytes, plain, significant
+from tensornet_compress.reporting.numbers import amount, heading, is_bytes, short, significant
 from tensornet_compress.results import Measure
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def tick(value: float, measure: Measure | None = None) -> str:
     if value == 0:
         return "0"
     text = significant(value, 6 if abs(value) >= 100 else 3)
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+    mantissa, e, power = text.partition("e")
+    return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + e + power
 
 
 def style(axis: Axis, values: Sequence[float], measure: Measure | None = None, most: int = 6) -> None:
@@ -54,8 +55,8 @@ def style(axis: Axis, values: Sequence[float], measure: Measure | None = None, m
 
 def named(measure: Measure) -> str:
     """Title and unit of a measure beside an axis."""
-    unit = plain(measure.unit).strip()
-    return heading(measure) + (f" ({unit})" if unit and not is_bytes(measure) else "")
+    unit = short(measure.unit, 24)
+    return short(heading(measure)) + (f" ({unit})" if unit and not is_bytes(measure) else "")
 
 
 def direction(measure: Measure) -> str:

@@ -15,7 +15,7 @@ from tensornet_compress.results import BitsOfLayer, Spectrum
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FLOOR = 1e-9
+_FLOOR = 1e-7
 
 
 def spectrum_chart(spectrum: Spectrum, owner: str) -> Chart:

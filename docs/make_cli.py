@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -40,7 +41,7 @@ def section(name: str, command: Any, hints: dict[str, Any]) -> str:
     """One command: how it is called, its arguments and its options."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = " ".join(["tensornet-compress", name, *(p.name.upper() for p in arguments), "[OPTIONS]"])
-    text = f"\n## {name}\n\n{sentence(command.help)}\n\n```text\n{usage}\n```\n\n"
+    text = f"\n## {name}\n\n{textwrap.fill(sentence(command.help), 120)}\n\n```text\n{usage}\n```\n\n"
     if arguments:
         text += grid(("argument", "meaning"), [(f"`{p.name.upper()}`", sentence(p.help)) for p in arguments]) + "\n"
     options = [p for p in command.params if p.param_type_name == "option"]

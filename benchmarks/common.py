@@ -69,11 +69,11 @@ def language_inputs(windows: int, calibration: int = 32) -> tuple[Any, Any, list
 
 @contextmanager
 def original_layers(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model's modules back after a compression inside the block."""
-    before = dict(model.named_modules())
-    children = {name: dict(module._modules) for name, module in before.items()}
+    """Put the model's modules, and norms that were trained, back after a compression inside the block."""
+    from tensornet_compress.nn import KeptModules
+
+    kept = KeptModules(model)
     try:
         yield
     finally:
-        for name, module in before.items():
-            module._modules.update(children[name])
+        kept.put_back()

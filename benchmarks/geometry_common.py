@@ -62,6 +62,10 @@ class Rows:
     def has(self, **key: Any) -> bool:
         return any(all(row.get(field) == value for field, value in key.items()) for row in self.rows)
 
+    def drop(self, **key: Any) -> None:
+        """Forget rows that are about to be measured again."""
+        self.rows = [row for row in self.rows if any(row.get(field) != value for field, value in key.items())]
+
     def add(self, **row: Any) -> None:
         self.rows.append(row)
         print({field: round(value, 4) if isinstance(value, float) else value for field, value in row.items()}, flush=True)

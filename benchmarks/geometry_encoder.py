@@ -80,6 +80,7 @@ class Contest:
         for name, texts in self.sentences.items():
             quality = compare_embeddings(self.references[name], sentence_embeddings(self.model, self.tokenizer, texts))
             row[f"{name}_divergence"] = 1 - quality.mean_cosine
+        self.rows.drop(method=method, budget_bits_per_weight=bits)
         self.rows.add(**row, seconds=seconds, **more)
         return float(row["validation_divergence"])
 

@@ -71,24 +71,32 @@ IGNORED = {"transformer": ["embed", "head"], "cnn": ["first", "head"]}
 
 @dataclass
 class Digits:
-    """Batches of 32 images (32, 1, 8, 8) and labels: 60 % to train on, 15 % to choose by, 25 % held out."""
+    """Batches of 32 images (32, 1, 8, 8) and labels: 60 % to train on, 15 % to choose by, 25 % held out. ``fresh``: the images
+    to train on again, each time with other noise, one list of batches per copy."""
 
     train: list[Example]
     validation: list[Example]
     heldout: list[Example]
+    fresh: list[list[Example]]
 
     @classmethod
-    def load(cls, seed: int, noise: float = 0.35) -> Digits:
+    def load(cls, seed: int, noise: float = 0.35, copies: int = 0) -> Digits:
         """Standardised digits with Gaussian noise, so that the task is not solved perfectly."""
         data = load_digits()
         generator = torch.Generator().manual_seed(seed)
-        images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
-        images = images + noise * torch.randn(images.shape, generator=generator)
+        clean = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
+        images = clean + noise * torch.randn(clean.shape, generator=generator)
         order = torch.randperm(len(images), generator=generator)
-        images, labels = images[order], torch.tensor(data.target)[order]
+        images, clean, labels = images[order], clean[order], torch.tensor(data.target)[order]
         batches = list(zip(images.split(32), labels.split(32)))
         cut, end = int(0.6 * len(batches)), int(0.75 * len(batches))
-        return cls(batches[:cut], batches[cut:end], batches[end:])
+        known, answers = clean[: 32 * cut], labels[: 32 * cut]
+        fresh = []
+        for _ in range(copies):
+            noisy = known + noise * torch.randn(known.shape, generator=generator)
+            order = torch.randperm(len(known), generator=generator)
+            fresh.append(list(zip(noisy[order].split(32), answers[order].split(32))))
+        return cls(batches[:cut], batches[cut:end], batches[end:], fresh)
 
 
 def mean_loss(model: nn.Module, batch: Example) -> Tensor:
@@ -101,12 +109,13 @@ def summed_loss(model: nn.Module, batch: Example) -> Tensor:
 
 
 def trained(architecture: str, digits: Digits, seed: int, epochs: int = 14) -> nn.Module:
+    """A model trained on ``digits.train``, with the images' noise drawn anew in every epoch for which there is a copy."""
     torch.manual_seed(seed)
     model = ARCHITECTURES[architecture]()
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * len(digits.train))
-    for _ in range(epochs):
-        for batch in digits.train:
+    for epoch in range(epochs):
+        for batch in [digits.train, *digits.fresh][epoch % (1 + len(digits.fresh))]:
             optimiser.zero_grad()
             mean_loss(model, batch).backward()
             optimiser.step()

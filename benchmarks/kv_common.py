@@ -6,42 +6,25 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 import tensornet_compress.kv as kv
+from tensornet_compress.bench.cache_documents import COPY_SKIP, Document, Reading, attention_outputs, read_on
+from tensornet_compress.bench.cache_documents import documents as bench_documents
 from tensornet_compress.inputs import load_causal_lm, load_tokenizer, token_windows, wikipedia_articles
 from tensornet_compress.inputs.texts import CALIBRATION_SHARE
-from tensornet_compress.kv.capture import Runner
 
 MODEL = "smollm2-135m"
 CONTEXT, AHEAD, SINKS, WINDOW = 1024, 128, 4, 64
-COPY_SKIP = 8
 CALIBRATION_WINDOWS = 44
 LOOKED_AT = 8
 RESULTS = Path(__file__).parent / "results"
 PROFILE = "out/kv_profile"
-
-
-@dataclass
-class Document:
-    """A held-out context with its plain states, and two continuations with exact log-probabilities.
-
-    ``keys``, ``values``: per layer fp32 (heads, tokens, width), rotary positions off.
-    """
-
-    ids: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
-    continuations: dict[str, Tensor]
-    exact: dict[str, Tensor]
-    attention: dict[str, list[Tensor]]
+__all__ = ["Document", "attention_outputs", "read_on"]
 
 
 def model_and_tokenizer() -> tuple[Any, Any]:
@@ -80,55 +63,9 @@ def profile(model: Any, tokenizer: Any, folder: str) -> kv.Profile:
     return kv.Profile.load(folder)
 
 
-def attention_outputs(model: Any, call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
-    """Run ``call`` and collect the output of every attention module."""
-    found: list[Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda _m, _a, out: found.append(out[0].detach()))
-        for name, module in model.named_modules()
-        if name.endswith("self_attn")
-    ]
-    try:
-        return call(), found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
 def documents(model: Any, windows: Tensor) -> list[Document]:
     """Contexts of ``CONTEXT`` tokens, each with its natural continuation and a verbatim copy of a far span of itself."""
-    made = []
-    with Runner(model) as runner:
-        for index, window in enumerate(windows):
-            ids, following = window[:CONTEXT], window[CONTEXT:]
-            start = int(torch.randint(64, 700, (1,), generator=torch.Generator().manual_seed(index)))
-            cache, positions = runner.prefill(ids[None], torch.ones(1, CONTEXT, dtype=torch.int64))
-            keys = [runner.plain(layer.keys, positions)[0] for layer in cache.layers]
-            values = [layer.values[0].float() for layer in cache.layers]
-            document = Document(ids, keys, values, {"natural": following, "copy": ids[start : start + AHEAD]}, {}, {})
-            for name, (log_probability, attention) in read_on(model, keys, values, document.continuations).items():
-                document.exact[name], document.attention[name] = log_probability, attention
-            made.append(document)
-    return made
-
-
-@torch.no_grad()
-def read_on(
-    model: Any, keys: list[Tensor], values: list[Tensor], continuations: dict[str, Tensor]
-) -> dict[str, tuple[Tensor, list[Tensor]]]:
-    """Per continuation, read with these plain states cached: log-probabilities (tokens, vocabulary), attention outputs."""
-    with Runner(model) as runner:
-        rotary = runner.recorder.rotary(runner.style)  # type: ignore[union-attr, arg-type]
-    positions = torch.arange(keys[0].shape[1])
-    count = len(continuations)
-    pairs = [(rotary.rotate(k, positions), v) for k, v in zip(keys, values)]
-    cache = DynamicCache([tuple(t.expand(count, -1, -1, -1) for t in pair) for pair in pairs])
-    ids = torch.stack(list(continuations.values()))
-    out, attention = attention_outputs(model, lambda: model(ids, past_key_values=cache))
-    return {
-        name: (out.logits[row].float().log_softmax(-1), [a[row] for a in attention]) for row, name in enumerate(continuations)
-    }
+    return bench_documents(model, windows, Reading(CONTEXT, AHEAD, SINKS, WINDOW))
 
 
 def compare(document: Document, name: str, log_probability: Tensor, attention: list[Tensor]) -> dict[str, float]:

@@ -17,89 +17,33 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import kv_common as common
 import torch
-from kv_peers import Kivi, Pca, Peer, PerToken, SequenceSvd, SequenceTrain, SequenceTucker, States, TurboQuant
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tensornet_compress.kv as kv
+from tensornet_compress.bench.cache_case import CachePeer as Peer
+from tensornet_compress.bench.ours.caches import Live, Storage
+from tensornet_compress.bench.peers.caches.kvtc import Pca
+from tensornet_compress.bench.peers.caches.rounding import Kivi, PerToken
+from tensornet_compress.bench.peers.caches.sequence import SequenceSvd, SequenceTrain, SequenceTucker
+from tensornet_compress.bench.peers.caches.stock import Stock
+from tensornet_compress.bench.peers.caches.turboquant import TurboQuant
+from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.kv.capture import Runner, windows
 from tensornet_compress.kv.codec import BlockCodec
 from tensornet_compress.kv.free import FreeCodec
 from tensornet_compress.kv.joint import JointCodec
 from tensornet_compress.kv.moments import SideMoments, side_rows
-from tensornet_compress.kv.planes import UNIT
 from tensornet_compress.kv.rope import Rotary
 
 BODY = slice(common.SINKS, common.CONTEXT - common.WINDOW)
 RATES = (4.0, 3.0, 2.0, 1.5, 1.25, 1.0)
 PARTS = ("ours", "free", "simple", "stock", "sequence", "pca")
-
-
-class Storage:
-    """Our storage codec (or the calibration-free one) on the body."""
-
-    def __init__(self, name: str, codec: BlockCodec):
-        self.name, self.codec = name, codec
-
-    def recode(self, keys: States, values: States, positions: Tensor) -> tuple[States, States, float]:
-        """See ``kv_peers.Peer``."""
-        payload = self.codec.encode(keys, values)
-        decoded = self.codec.decode(payload)
-        return *decoded, 8 * payload.nbytes / sum(t.numel() for t in (*keys, *values))
-
-
-class Live:
-    """Our live codes on the body, rotary positions on; the last tokens that do not fill a unit are coded alone."""
-
-    def __init__(self, profile: kv.Profile, bits: float, rotary: Rotary):
-        self.name, self.rotary = f"ours, live {bits:g} b", rotary
-        self.codes = profile.live_codes(bits)
-
-    def recode(self, keys: States, values: States, positions: Tensor) -> tuple[States, States, float]:
-        """See ``kv_peers.Peer``."""
-        out_keys, out_values = [], []
-        tokens = keys[0].shape[1]
-        padded = -(-tokens // UNIT) * UNIT
-        for (key_code, value_code), key, value in zip(self.codes, keys, values):
-            for code, states, target in (
-                (key_code, self.rotary.rotate(key, positions), out_keys),
-                (value_code, value, out_values),
-            ):
-                whole = torch.nn.functional.pad(states, (0, 0, 0, padded - tokens))[None]
-                target.append(code.decode(code.encode(whole), 0, padded // UNIT)[0, :, :tokens])
-        spent = sum(a.layout.bits_per_token + b.layout.bits_per_token for a, b in self.codes)
-        elements = sum(k.shape[0] * k.shape[2] for k in (*keys, *values))
-        return [self.rotary.unrotate(k, positions) for k in out_keys], out_values, spent / elements
-
-
-class Stock:
-    """transformers ``QuantizedCache`` layers (quanto or hqq), groups of 64, on rotated keys."""
-
-    def __init__(self, backend: str, bits: int, rotary: Rotary):
-        import_module({"quanto": "optimum.quanto", "hqq": "hqq.core.quantize"}[backend])
-        from transformers.cache_utils import HQQQuantizedLayer, QuantoQuantizedLayer
-
-        self.name, self.bits, self.rotary = f"QuantizedCache {backend} int{bits}", bits, rotary
-        if backend == "hqq":
-            self.layer: Any = HQQQuantizedLayer(nbits=bits, axis_key=1, axis_value=1)
-        else:
-            self.layer = QuantoQuantizedLayer(nbits=bits)
-
-    def _recode(self, x: Tensor, axis: int) -> Tensor:
-        self.layer.keys = x
-        return self.layer._dequantize(self.layer._quantize(x[None].contiguous(), axis=axis))[0].float()
-
-    def recode(self, keys: States, values: States, positions: Tensor) -> tuple[States, States, float]:
-        """See ``kv_peers.Peer``."""
-        axis = self.layer.axis_key
-        out = [self.rotary.unrotate(self._recode(self.rotary.rotate(k, positions), axis), positions) for k in keys]
-        return out, [self._recode(v, self.layer.axis_value) for v in values], self.bits + 32 / 64
 
 
 def calibrated_moments(model: Any, tokenizer: Any, file: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -216,7 +160,7 @@ def main() -> None:
         rows = [row for row in rows if row["method"] != name]
         try:
             peer = make()
-        except ImportError as error:
+        except (ImportError, Unavailable) as error:
             rows.append({"method": name, "skipped": str(error)})
             print(f"{name:38s} skipped: {error}", flush=True)
         else:

@@ -115,109 +115,9 @@ def speed() -> str:
     )
 
 
-KV_KINDS = (
-    "ours, storage", "ours, live", "ours, no calibration", "all layers PCA", "per-layer PCA", "KIVI-style", "TurboQuant-style",
-    "per-token", "QuantizedCache", "per-sequence SVD", "per-sequence TT", "per-sequence Tucker",
-)  # fmt: skip
-
-
 def note(text: str) -> str:
     """A paragraph of at most 120 columns."""
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False) + "\n\n"
-
-
-def kv_quality(domain: str, title: str) -> str:
-    result = load(f"kv_quality_{domain}")
-    rows = []
-    for kind in KV_KINDS:
-        for row in (r for r in result["rows"] if r["method"].startswith(kind)):
-            if "skipped" in row:
-                rows.append([row["method"], "skipped", "", "", ""])
-                continue
-            near, copy = row["natural"], row["copy"]
-            figures = [f"{near['kl']:.5f}", f"{copy['kl']:.5f}", f"{near['top1']:.3f} / {copy['top1']:.3f}"]
-            rows.append([row["method"], f"{row['bits']:.2f}", *figures])
-    text = f"""
-        **KV cache, {title}**: KL to the exact cache (nats per token) over a natural continuation and over a verbatim copy
-        of a far span, after {result["context"]} tokens of {result["documents"]} documents, {result["coded_tokens"]} of them
-        coded; bits per element of the coded tokens, all of them counted. Our profile takes {result["profile_nbytes"]:,} bytes
-        ({result["profile_share_of_bf16_model"]:.1%} of the bf16 model), with
-        {result["profile_numbers"] / result["full_joined_basis_numbers"]:.1%} of the numbers of the full joined bases, which
-        the PCA over all layers needs. `python benchmarks/kv_quality.py --domain {domain}`"""
-    return note(text) + grid(["cache", "bits", "KL natural", "KL copy", "same best token"], rows)
-
-
-def kv_memory() -> str:
-    rows = []
-    for row in load("kv_memory")["rows"]:
-        nbytes = [f"{row[name]:,}" for name in ("tokens", "counted_nbytes", "grown_nbytes")]
-        rows.append([row["cache"], *nbytes, f"{row['counted_ratio']:.3f}", f"{row['grown_ratio']:.3f}"])
-    text = """
-        **KV cache, memory** (`dynamic`: the exact fp32 cache): bytes by our count and by the growth of the process, and both
-        as shares of `dynamic`. `python benchmarks/kv_memory.py`"""
-    return note(text) + grid(["cache", "tokens", "counted", "grown", "counted share", "grown share"], rows)
-
-
-def kv_speed() -> str:
-    result = load("kv_speed")
-    rows = []
-    for row in result["rows"]:
-        prefill = "" if row["prefill_s"] is None else f"{row['prefill_s']:.2f}"
-        figures = [f"{row['decode_ms']:.0f}", f"{row['decode_speed_to_dynamic']:.2f}"]
-        rows.append([row["cache"], f"{row['tokens']:,}", prefill, *figures])
-    sealing = ", ".join(f"{1000 * s['seconds_per_token']:.2f} ms at {s['tokens']:,}" for s in result["sealing"])
-    storage = ", ".join(
-        f"{s['encode_MB_s']:.1f} / {s['decode_MB_s']:.1f} MB/s at {s['bits']:g} bits" for s in result["storage"]
-    )
-    text = f"""
-        **KV cache, speed** (threads: {result["machine"]["threads"]}): prefill of all tokens in one pass, one decoded token,
-        and its speed over `DynamicCache`'s. Sealing a token of a live cache: {sealing} tokens. Storage encode / decode of bf16
-        bytes: {storage}. `python benchmarks/kv_speed.py`"""
-    return note(text) + grid(["cache", "tokens", "prefill s", "decode ms", "speed / DynamicCache"], rows)
-
-
-def kv_profile() -> str:
-    result = load("kv_profile")
-    parts = ["linear layers", "attention", "cache update", "unpacking", "contraction", "rest of the model"]
-    rows = [
-        [row["cache"], *(f"{row['parts_ms'].get(part, 0.0):.0f}" for part in parts), f"{row['total_ms']:.0f}"]
-        for row in result["rows"]
-    ]
-    hot = ", ".join(
-        f"{h['window']:,} tokens: {h['decode_speed_to_dynamic']:.2f} of its speed at {h['bytes_to_dynamic']:.2f} of its bytes"
-        for h in result["hot"]
-    )
-    text = f"""
-        **KV cache, where a decode step's time goes** at {result["rows"][0]["tokens"]:,} tokens (threads: {result["threads"]}),
-        milliseconds by part, each without the parts inside it. Were attention and cache free, decoding would run at
-        {result["bound_with_free_attention"]:.2f}x `DynamicCache`: no cache can be three times as fast as the stock quantised
-        ones. A bounded hot set of decoded tokens is the exact window made longer (live, 3 bits, beside `DynamicCache`): {hot}.
-        `python benchmarks/kv_profile.py`"""
-    return note(text) + grid(["cache", *parts, "all"], rows)
-
-
-def kv_generation() -> str:
-    result = load("kv_generation")
-    rows = []
-    for name in dict.fromkeys(row["cache"] for row in result["rows"]):
-        mine = [row for row in result["rows"] if row["cache"] == name]
-        first, equal = (sum(row[key] for row in mine) / len(mine) for key in ("first_divergence", "agreement_along_exact"))
-        rows.append([name, f"{first:.0f}", f"{equal:.3f}"])
-    text = f"""
-        **KV cache, long generation**: {result["new"]} greedy tokens after {result["prompt"]}, means over documents: the first
-        token that differs from the exact cache's, and the share of equal choices along the exact text.
-        `python benchmarks/kv_generation.py`"""
-    return note(text) + grid(["cache", "first divergence", "equal choices"], rows)
-
-
-def kv_token_order() -> str:
-    result = load("kv_token_order")
-    rows = [[name, f"{value:.3f}"] for name, value in result["means"].items()]
-    text = f"""
-        **KV cache, token order**: ideal code lengths at the step of {result["bits"]:g} bits. Predicting a token from the one
-        coded before it, in native order or along a path through similar tokens, against no prediction, with the price of the
-        permutation. `python benchmarks/kv_token_order.py`"""
-    return note(text) + grid(["code", "bits per element"], rows)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -244,7 +144,21 @@ def search_trees() -> str:
         TTNOpt after the fewest sweeps that reach its final size, from an exact start (it cannot reorder four modes).
         `PYTHONPATH=.peers python benchmarks/search_trees.py`"""
     head = ["tensor", "planted", "ours", "TTNOpt", "seconds, all formats", "trees only", "TTNOpt"]
-    return note(text) + grid(head, rows)
+    grown = [
+        [
+            f"{r['size']}^6 = {r['entries']:,}",
+            f"{3 * r['size'] ** 2} / {r['tree_numbers']} / {r['ttnopt_merged_numbers']:,}",
+            f"{r['tree_seconds']:.2f}",
+            f"{r['ttnopt_seconds']:.2f}",
+            f"{r['tree_seconds'] / r['ttnopt_seconds']:.2f}",
+        ]
+        for r in load("search_trees")["growth"]
+        if "ttnopt_seconds" in r
+    ]
+    growth = grid(
+        ["hidden pairs, entries", "numbers: planted / ours / TTNOpt", "ours, s", "TTNOpt, one sweep, s", "ratio"], grown
+    )
+    return note(text) + grid(head, rows) + "\n" + growth
 
 
 def search_orders() -> str:
@@ -259,15 +173,17 @@ def search_orders() -> str:
     for r in result["smooth"]:
         if "skipped" not in r:
             figures = [f"{r[key]:,}" for key in ("plain_nbytes", "scrambled_nbytes", "order_nbytes", "without_ordering_nbytes")]
-            rows.append([f"{r['data']}, {r['size']} x {r['size']}", *figures, f"{r['ratio']:.2f}"])
-    smooth = grid(
-        ["1 % error, bytes", "in order", "shuffled", "of them orders", "without ordering", "shuffled / in order"], rows
-    )
+            shape = " x ".join(map(str, r["shape"]))
+            without = (r["scrambled_nbytes"] - r["order_nbytes"]) / r["plain_nbytes"]
+            rows.append([f"{r['data'].split(',')[0]}, {shape}", *figures, f"{r['ratio']:.2f}", f"{without:.2f}"])
+    header = ["1 % error, bytes", "in order", "shuffled", "of them orders", "without ordering", "shuffled / in order"]
+    smooth = grid([*header, "less its orders"], rows)
     accepted = sum(r["accepted"] for r in result["null"])
     runs = sum(r["seeds"] for r in result["null"])
     text = f"""
-        **Search, fibre orders** put right: sums of eight Kronecker products partly scrambled, and smooth tables with all rows
-        and columns shuffled. On Gaussian noise and shuffled weights an order was accepted in {accepted} of {runs} searches.
+        **Search, fibre orders** put right: sums of eight Kronecker products partly scrambled, and smooth data with the fibres
+        of all axes shuffled. Orders cost log2(n!) bits an axis, which is more than some smooth tables hold. On Gaussian noise
+        and shuffled weights an order was accepted in {accepted} of {runs} searches.
         `python benchmarks/search_orders.py`"""
     return note(text) + planted + "\n" + smooth
 
@@ -348,25 +264,25 @@ def search_cost() -> str:
 
 def tables() -> str:
     """The tables of all results that are there."""
+    if str(HERE) not in sys.path:
+        sys.path.insert(0, str(HERE))
+    from geometry_tables import MAKERS as GEOMETRY  # these draw on this module
+    from kv_tables import MAKERS as KV
+
     makers = {
         "weights_ranks": ranks,
         "weights_table": quality,
         "encoder_table": encoder,
         "weights_cost": cost,
         "module_speed": speed,
-        "kv_quality_wikipedia": lambda: kv_quality("wikipedia", "held-out Wikipedia"),
-        "kv_quality_pydoc": lambda: kv_quality("pydoc", "a domain that calibration never saw (the Python reference)"),
-        "kv_memory": kv_memory,
-        "kv_speed": kv_speed,
-        "kv_profile": kv_profile,
-        "kv_generation": kv_generation,
-        "kv_token_order": kv_token_order,
+        **KV,
         "search_trees": search_trees,
         "search_orders": search_orders,
         "search_entries": search_entries,
         "search_real": search_real,
         "search_free_orders": search_free_orders,
         "search_cost": search_cost,
+        **GEOMETRY,
     }
     return "\n".join(make() for name, make in makers.items() if (HERE / "results" / f"{name}.json").exists())
 

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, and every module's own mode put back."""
+"""Evaluation mode and frozen parameters for a while, and every module's own mode and flags put back."""
 
 from __future__ import annotations
 
@@ -18,3 +18,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no parameter that asks for a gradient."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with evaluating(model):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

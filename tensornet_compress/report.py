@@ -29,11 +29,12 @@ class LayerReport(Frozen):
 
 
 class StageReport(Frozen):
-    """One stage of a compression: divergence on batches that no stage fits (nats per token, or one minus the cosine), seconds,
-    and whether its result was kept."""
+    """One stage of a compression: divergence (nats per token, or one minus the cosine) on batches that no stage saw, the same
+    on the ``selection`` batches that stages choose by, seconds, and whether its result was kept."""
 
     name: str
     divergence: float
+    selection: float
     seconds: float
     kept: bool = True
 
@@ -101,6 +102,7 @@ class CompressionReport(Frozen):
         lines.append(f"stored as: {families}; {len(self.skipped)} layers left alone")
         for stage in self.stages:
             dropped = "" if stage.kept else " (not kept)"
-            lines.append(f"{stage.name}: divergence {stage.divergence:.5g} on held-out batches, {stage.seconds:.0f} s{dropped}")
+            measured = f"divergence {stage.divergence:.5g} on held-out batches ({stage.selection:.5g} on those to choose by)"
+            lines.append(f"{stage.name}: {measured}, {stage.seconds:.0f} s{dropped}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

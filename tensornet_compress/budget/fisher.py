@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import Batch, kept_output, model_inputs, sampled_loss
-from tensornet_compress.modes import evaluating
+from tensornet_compress.modes import frozen
 from tensornet_compress.nn import module_kind
 
 
@@ -56,22 +56,17 @@ def fisher_sensitivity(
 @contextmanager
 def frozen_evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without parameter gradients; embeddings start the graph instead."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     handles = [
         module.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_(torch.is_grad_enabled()))
         for module in model.modules()
         if isinstance(module, nn.Embedding)
     ]
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        with evaluating(model):
+        with frozen(model):
             yield
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from tensornet_compress.network import (
     IntFormat,
     NetworkSpec,
     NumberFormat,
+    PivotFormat,
     TermSpec,
     Topology,
     parse_format,
@@ -49,7 +50,7 @@ DENSE_FORMATS = (
     "bf16",
     "fp32",
 )
-CORE_FORMATS = ("int4g64z", "int8g64", "bf16")
+CORE_FORMATS = ("int4g64z", "int8g64", "bf16", "bf16p")
 # Stored bytes of the network options, as shares of what the dense weight takes in bf16.
 SIZE_SHARES = tuple(round(0.1 * 1.16**step, 4) for step in range(17))
 # A layout that was searched may fit its tensor far better than networks usually do.
@@ -69,7 +70,7 @@ class Option:
     @property
     def is_float(self) -> bool:
         """Whether all cores are floating point."""
-        return all(isinstance(fmt, FloatFormat) for term in self.spec.terms for fmt in term.formats)
+        return all(not isinstance(fmt, IntFormat) for term in self.spec.terms for fmt in term.formats)
 
 
 class LayerStatistics:
@@ -132,13 +133,14 @@ def layer_options(
         raise TensorNetError(f"unknown families {unknown}; choose from {FAMILIES}")
     options = list(_dense_options(statistics, formats, integers="dense" in families))
     core_formats = [parse_format(name) for name in formats or CORE_FORMATS]
+    plain_formats = [fmt for fmt in core_formats if not isinstance(fmt, PivotFormat)]
     if "svd" in families:
         options += _matrix_options(statistics, core_formats, shares)
     for family in families:
         placed = layout if family == "searched" else native_layout(tuple(statistics.weight.shape), family)
         if placed is not None:
             sizes = (*_SMALL_SHARES, *shares[::2]) if family == "searched" else shares[::2]
-            options += _tree_options(statistics, family, placed, core_formats, sizes)
+            options += _tree_options(statistics, family, placed, plain_formats, sizes)
     return options
 
 
@@ -154,7 +156,7 @@ def pareto(options: Sequence[Option]) -> list[Option]:
 def _dense_options(statistics: LayerStatistics, formats: Sequence[str] | None, integers: bool) -> Iterator[Option]:
     shape = tuple(statistics.weight.shape)
     layout, topology = Layout.native(shape), Topology.one_core(len(shape))
-    for name in formats or DENSE_FORMATS:
+    for name in dict.fromkeys(name.removesuffix("p") for name in formats or DENSE_FORMATS):
         fmt = parse_format(name)
         if isinstance(fmt, IntFormat) and not integers:
             continue
@@ -180,7 +182,7 @@ def _dense_error(statistics: LayerStatistics, fmt: NumberFormat) -> float:
 
 def _matrix_options(statistics: LayerStatistics, formats: Sequence[NumberFormat], shares: Sequence[float]) -> Iterator[Option]:
     """Two cores: the tail of the spectrum, plus what rounding each core adds (right: error feedback; left: its columns are
-    weighted by the spectrum, because ``V C V' = diag(sigma^2)``)."""
+    weighted by the spectrum, because ``V C V' = diag(sigma^2)``). Pivoted cores lose what plain ones of their rank do."""
     spectrum, shape = statistics.spectrum, tuple(statistics.weight.shape)
     rows, columns = statistics.matrix.shape
     layout, topology = Layout.native(shape), Topology.two_cores(len(shape), (0,))
@@ -192,7 +194,7 @@ def _matrix_options(statistics: LayerStatistics, formats: Sequence[NumberFormat]
         if isinstance(fmt, IntFormat):
             added = _rounding_by_rank(statistics, fmt, left, right)
         for rank in _ranks_at(shares, rows, columns, fmt, full):
-            spec = statistics.spec(layout, topology, (rank,), (fmt, fmt))
+            spec = statistics.spec(layout, topology, (rank,), (fmt, fmt.base if isinstance(fmt, PivotFormat) else fmt))
             yield Option("svd", spec, spec.nbytes, float(dropped[rank]) + added[rank])
 
 
@@ -210,9 +212,14 @@ def _rounding_by_rank(statistics: LayerStatistics, fmt: IntFormat, left: Tensor,
 
 def _ranks_at(shares: Sequence[float], rows: int, columns: int, fmt: NumberFormat, full: int) -> list[int]:
     """Ranks whose cores take about the given shares of the dense bf16 bytes in ``fmt``."""
-    bits = 32 if fmt.name == "fp32" else 16 if isinstance(fmt, FloatFormat) else fmt.bits + 16 / max(fmt.group, 1)
-    ranks = {int(share * rows * columns * 16 / (bits * (rows + columns))) for share in shares}
-    return sorted(rank for rank in ranks if 1 <= rank <= full)
+    bits = fmt.bits + 16 / max(fmt.group, 1) if isinstance(fmt, IntFormat) else 32 if fmt.dtype == "fp32" else 16
+    numbers = [share * rows * columns * 16 / bits for share in shares]
+    if not isinstance(fmt, PivotFormat):
+        ranks = {int(count / (rows + columns)) for count in numbers}
+        return sorted(rank for rank in ranks if 1 <= rank <= full)
+    # Pivoted cores hold r (m + n) - r^2 numbers.
+    squares = [((rows + columns) / 2) ** 2 - count for count in numbers if count < rows * columns]
+    return sorted({rank for square in squares if 1 <= (rank := int((rows + columns) / 2 - square**0.5)) < full})
 
 
 def native_layout(shape: tuple[int, ...], family: Family) -> tuple[Layout, Topology] | None:
@@ -270,4 +277,4 @@ def _tree_options(
 
 def _relative_step(fmt: NumberFormat) -> float:
     """Squared rounding error relative to the squared numbers, for normal numbers in groups of 64."""
-    return 2.0**-17 if isinstance(fmt, FloatFormat) else (5.0 / fmt.levels) ** 2 / 12
+    return (5.0 / fmt.levels) ** 2 / 12 if isinstance(fmt, IntFormat) else 2.0**-17

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensornet_compress.metric import Batch, kept_output, model_inputs
+from tensornet_compress.metric.blocks import block_list, replaced_forwards
 from tensornet_compress.modes import evaluating
 
 
@@ -50,7 +51,7 @@ def measure_sensitivity(
     """
     device = next(model.parameters()).device
     inputs = [model_inputs(batch, device) for batch in batches]
-    blocks = _blocks(model, list(probes))
+    blocks = block_list(model, list(probes))
     with evaluating(model), torch.no_grad():
         recorded: list[list[Any]] = []
         references = []
@@ -91,18 +92,6 @@ def _probe(
     return max(damage / len(inputs), 0.0) / max(error, 1e-300)
 
 
-def _blocks(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """The entries of the ModuleList that holds most of the named layers; empty when there is none."""
-    best: list[tuple[str, nn.Module]] = []
-    most = 0
-    for prefix, module in model.named_modules():
-        if isinstance(module, nn.ModuleList):
-            held = sum(name.startswith(f"{prefix}.") for name in names)
-            if held > most:
-                most, best = held, [(f"{prefix}.{i}", block) for i, block in enumerate(module)]
-    return best
-
-
 @contextmanager
 def _recording(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[list[Any]]:
     outputs: list[Any] = []
@@ -114,18 +103,6 @@ def _recording(blocks: Sequence[tuple[str, nn.Module]]) -> Iterator[list[Any]]:
             handle.remove()
 
 
-@contextmanager
-def _replaying(blocks: Sequence[tuple[str, nn.Module]], outputs: Sequence[Any]) -> Iterator[None]:
+def _replaying(blocks: Sequence[tuple[str, nn.Module]], outputs: Sequence[Any]) -> AbstractContextManager[None]:
     """Blocks give back what they gave before, without computing."""
-    changed = []
-    try:
-        for (_, block), output in zip(blocks, outputs):
-            changed.append((block, block.__dict__.get("forward")))
-            block.__dict__["forward"] = lambda *_args, _output=output, **_kwargs: _output
-        yield
-    finally:
-        for block, before in changed:
-            if before is None:
-                del block.__dict__["forward"]
-            else:
-                block.__dict__["forward"] = before
+    return replaced_forwards(blocks, lambda number, _block: lambda *_arguments, **_keywords: outputs[number])

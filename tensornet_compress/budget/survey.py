@@ -14,7 +14,7 @@ from torch import Tensor
 from tensornet_compress.budget.options import Family, LayerStatistics, Option, layer_options
 from tensornet_compress.decompose import realise
 from tensornet_compress.layout import Layout
-from tensornet_compress.metric import KroneckerMetric, euclidean
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean
 from tensornet_compress.network import IntFormat, NetworkSpec, TensorNetwork, Topology, parse_format
 
 _PROBE_ERROR = 0.1
@@ -46,16 +46,21 @@ class LayerJob:
 
     name: str
     source: WeightSource
-    metric: KroneckerMetric | None
+    metric: KroneckerMetric | StoredMetric | None
     families: tuple[Family, ...] = ("dense",)
     formats: tuple[str, ...] | None = None
     shares: tuple[float, ...] = ()
     sweeps: int = 1
     layout: tuple[Layout, Topology] | None = None
 
+    def loaded_metric(self) -> KroneckerMetric:
+        """The layer's metric, Euclidean where none was calibrated."""
+        metric = self.metric or euclidean()
+        return metric.load() if isinstance(metric, StoredMetric) else metric
+
     def statistics(self) -> LayerStatistics:
-        """Weight and metric (Euclidean where none was calibrated), ready for predictions."""
-        return LayerStatistics(self.source.load(), self.metric or euclidean())
+        """Weight and metric, ready for predictions."""
+        return LayerStatistics(self.source.load(), self.loaded_metric())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tensornet_compress.checkpoint.manifest import TENSORS, Manifest, read_manif
 from tensornet_compress.checkpoint.orders import with_permutations
 from tensornet_compress.compression import PLAN_ATTRIBUTE
 from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
-from tensornet_compress.network import expected_tensors
+from tensornet_compress.network import check_stored, expected_tensors
 from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.plan import LayerPlan, Plan
@@ -43,6 +43,7 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
         skeleton = model if model is not None else _skeleton(folder, manifest)
         _check(skeleton, plan, manifest, header)
         tensors = {name: file.get_tensor(name).to(device) for name in header}
+    _check_contents(plan, tensors)
     for name, layer in plan.layers.items():
         replacement = _network_module(layer, name, tensors)
         set_submodule(skeleton, name, replacement)
@@ -163,6 +164,14 @@ def _check(
         raise CheckpointError(f"{TENSORS} holds {total:,} bytes of tensors, the manifest says {manifest.nbytes:,}")
 
 
+def _check_contents(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    for name, layer in plan.layers.items():
+        try:
+            check_stored(layer.spec, _stored(layer, name, tensors))
+        except TensorNetError as error:
+            raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
+
+
 def _same_kind(found: torch.dtype | None, expected: torch.dtype) -> bool:
     """Equal, or both floating point: a model cast to another dtype may be saved as it is."""
     return found == expected or (found is not None and found.is_floating_point and expected.is_floating_point)
@@ -174,8 +183,12 @@ def _inside(name: str, plan: Plan) -> bool:
     return owner in plan.layers or any(owner in layer.tied for layer in plan.layers.values())
 
 
+def _stored(layer: LayerPlan, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {part: tensors[f"{name}.{part}"] for part in expected_tensors(layer.spec) if "order" not in part}
+
+
 def _network_module(layer: LayerPlan, name: str, tensors: Mapping[str, Tensor]) -> NetworkModule:
-    stored = {part: tensors[f"{name}.{part}"] for part in expected_tensors(layer.spec) if "order" not in part}
+    stored = _stored(layer, name, tensors)
     bias = tensors.get(f"{name}.bias")
     if layer.kind == "embedding":
         return TNEmbedding(layer.spec, stored, layer.padding_idx)

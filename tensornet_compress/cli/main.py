@@ -1,4 +1,4 @@
-"""``tensornet-compress``: weights, eval, generate, inspect, kv, search."""
+"""``tensornet-compress``: weights, eval, generate, inspect, kv, search, bench."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from tensornet_compress.cli.bench import app as bench_app
 from tensornet_compress.cli.common import (
     console,
     load_any,
@@ -84,6 +85,9 @@ def weights(
     search: Annotated[
         float | None, typer.Option(help="Seconds to search the layout of each kind of layer; none by default.")
     ] = None,
+    by_block: Annotated[
+        bool, typer.Option("--by-block", help="Hold calibration statistics of one block at a time; more passes, less memory.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
     json: JsonFile = None,
@@ -110,9 +114,9 @@ def weights(
         metric_kind(metric)
     if (Path(model) / MANIFEST).is_file():
         raise TensorNetError(f"{model!r} is compressed already; give the original model")
-    if isvt and (method != "auto" or format or allocator != "sensitivity" or search is not None):
+    if isvt and (method != "auto" or format or allocator != "sensitivity" or search is not None or by_block):
         raise TensorNetError(
-            "--isvt lowers ranks of bf16 cores by itself; leave out --method, --format, --allocator and --search"
+            "--isvt lowers ranks of bf16 cores by itself; leave out --method, --format, --allocator, --search and --by-block"
         )
     tokenizer = load_any_tokenizer(model)
     loaded = (load_encoder if encoder else load_causal_lm)(model, DTYPES[dtype])
@@ -123,9 +127,12 @@ def weights(
     folder = Path(resolve_model(model))
     which: dict[str, Any] = {"targets": targets, "ignore": ignore or ()}
     how: dict[str, Any] = {"method": method, "formats": format, "allocator": allocator, "workers": workers, "search": search}
+    how["by_block"] = by_block
     how["source"] = folder if folder.is_dir() and dtype == "auto" else None
-    batches = list(windows.split(4))
-    if isvt or refine or heal or metric == "auto":
+    staged = isvt or refine or heal or metric == "auto"
+    # Stages need batches for three uses.
+    batches = list(windows.split(max(1, min(4, samples // 3)) if staged else 4))
+    if staged:
         from tensornet_compress.train import Schedule, compress_in_stages
 
         report = compress_in_stages(
@@ -264,6 +271,7 @@ def inspect(
 
 register_kv(app)
 register_search(app)
+app.add_typer(bench_app, name="bench")
 
 
 def parse_size(text: str | None) -> int | None:

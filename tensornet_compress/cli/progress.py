@@ -30,3 +30,7 @@ class RichProgress:
             task = progress.add_task(title, total=max(total, 1))
             yield lambda: progress.advance(task)
             progress.update(task, completed=max(total, 1))
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -72,7 +72,7 @@ def _search_kind(kind: str, job: LayerJob, seconds: float) -> LayoutSearch:
     result = search(
         weight.float(),
         max_error=SEARCHED_ERROR,
-        metric=job.metric,
+        metric=job.loaded_metric(),
         orderings=("mode",),
         formats=("bf16",),
         time_budget=seconds,

@@ -47,6 +47,7 @@ def compress(
     workers: int | None = None,
     source: Path | None = None,
     search: float | None = None,
+    by_block: bool = False,
     survey: ModelSurvey | None = None,
     progress: Progress | None = None,
 ) -> CompressionReport:
@@ -74,6 +75,8 @@ def compress(
         source: a folder of safetensors files that holds exactly the model's weights: jobs then read their tensors from there.
         search: seconds to search mode orders and topologies on one layer of each kind (its siblings share the layout); what is
             found competes as the family ``searched``. None searches nothing.
+        by_block: hold the statistics of one block of the model at a time, and metrics in temporary files; the numbers are the
+            same. Gradient metrics then take a backward pass per block.
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
         progress: receives stages and steps.
 
@@ -106,6 +109,7 @@ def compress(
             workers=workers,
             source=source,
             search=search,
+            by_block=by_block,
             progress=progress,
         )
     clock = Clock(progress or SilentProgress())

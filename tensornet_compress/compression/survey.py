@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -22,12 +23,12 @@ from tensornet_compress.budget import (
 from tensornet_compress.budget.options import SIZE_SHARES
 from tensornet_compress.compression.clock import Clock
 from tensornet_compress.compression.layouts import LayoutSearch, layer_kind, search_layouts
-from tensornet_compress.compression.metrics import calibrated_metrics
+from tensornet_compress.compression.metrics import calibrated_metrics, calibration_passes, stored_metrics
 from tensornet_compress.compression.options import Method, Sensitivity
 from tensornet_compress.compression.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.jobs import run_jobs
-from tensornet_compress.metric import Batch, KroneckerMetric, metric_kind
+from tensornet_compress.metric import Batch, KroneckerMetric, StoredMetric, metric_kind
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
 from tensornet_compress.plan import calibration_fingerprint
 from tensornet_compress.progress import Progress, SilentProgress
@@ -50,6 +51,8 @@ class ModelSurvey:
     seconds: dict[str, float]
     searches: list[LayoutSearch] = field(default_factory=list)
     metric: str = "input"
+    # Where the jobs' metrics lie when they were calibrated by block; emptied with this object.
+    scratch: TemporaryDirectory[str] | None = None
 
     def damage_weight(self, layer: Survey, measured: bool) -> float:
         """What a unit of squared metric error of a layer counts: measured at the output, or relative to its own norm."""
@@ -71,6 +74,7 @@ def survey_model(
     workers: int | None = None,
     source: Path | None = None,
     search: float | None = None,
+    by_block: bool = False,
     progress: Progress | None = None,
 ) -> ModelSurvey:
     """Calibrate, list every layer's options and measure sensitivities; the model is left as found.
@@ -90,10 +94,15 @@ def survey_model(
     batches = list(calibration) if calibration is not None else []
     chosen, skipped = find_targets(model, targets, ignore)
     clock = Clock(progress or SilentProgress())
-    metrics: dict[str, KroneckerMetric] = {}
+    metrics: Mapping[str, KroneckerMetric | StoredMetric] = {}
+    scratch = TemporaryDirectory(prefix="tensornet-metrics-") if by_block and batches else None
     if batches:
-        with clock.stage("calibrate", len(batches)) as advance:
-            metrics = calibrated_metrics(model, batches, chosen, metric, advance)
+        passes = calibration_passes(model, chosen) if by_block else 1
+        with clock.stage("calibrate", passes * len(batches)) as advance:
+            if scratch is None:
+                metrics = calibrated_metrics(model, batches, chosen, metric, advance)
+            else:
+                metrics = stored_metrics(model, batches, chosen, metric, Path(scratch.name), advance)
     index = weight_index(source) if source is not None else {}
     jobs = [
         LayerJob(
@@ -118,7 +127,7 @@ def survey_model(
     if sensitivity is not None and batches:
         measured = _sensitivities(model, chosen, layers, batches, sensitivity, clock)
     fingerprint = calibration_fingerprint(batches) if batches else None
-    return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds, searches, metric)
+    return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds, searches, metric, scratch)
 
 
 def uniform_share(sizes: Sizes) -> tuple[float, ...]:

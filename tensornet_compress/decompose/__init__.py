@@ -5,6 +5,7 @@ from tensornet_compress.decompose.alternate import alternate_terms
 from tensornet_compress.decompose.elementwise import weighted_cores
 from tensornet_compress.decompose.linalg import singular_values, svd
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
+from tensornet_compress.decompose.pivots import stable_pivots
 from tensornet_compress.decompose.quantise import ErrorFeedback
 from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
 from tensornet_compress.decompose.realise import realise
@@ -27,6 +28,7 @@ __all__ = [
     "refine_cores",
     "round_cores",
     "singular_values",
+    "stable_pivots",
     "svd",
     "tails",
     "to_network",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tensornet_compress.network import FloatFormat, IntFormat, NumberFormat
+from tensornet_compress.network import IntFormat, NumberFormat
 from tensornet_compress.network.formats import grouped_view
 
 _BLOCK = 128
@@ -36,7 +36,7 @@ class ErrorFeedback:
     def encode(self, core: Tensor, fmt: NumberFormat) -> dict[str, Tensor]:
         """Stored parts of ``core`` (rows, run) in ``fmt``. Float formats, and cores whose groups do not run along the last
         axis, are rounded to nearest."""
-        if not self.applies(core, fmt) or isinstance(fmt, FloatFormat):
+        if not isinstance(fmt, IntFormat) or not self.applies(core, fmt):
             return fmt.encode(core)
         matrix = core.float()
         scale, zero = fmt.fit_grid(matrix, self.importance)

@@ -13,11 +13,12 @@ from torch import Tensor
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
+from tensornet_compress.decompose.pivots import refit_rows, stable_pivots
 from tensornet_compress.decompose.quantise import ErrorFeedback
 from tensornet_compress.decompose.tree import decompose_tree
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.network import FloatFormat, NetworkSpec, TensorNetwork, TermSpec
+from tensornet_compress.network import FloatFormat, NetworkSpec, PivotFormat, TensorNetwork, TermSpec
 from tensornet_compress.network.network import part_name
 
 _ITERATIONS = 3
@@ -33,10 +34,11 @@ def realise(
 ) -> TensorNetwork:
     """The network of ``spec`` nearest to ``tensor`` in ``metric`` (Euclidean by default).
 
-    One core is rounded with error feedback; two cores cut (first axis | others) have a closed form; any other tree is
-    decomposed in the Euclidean norm and refined by ``sweeps`` of ALS in the metric. Integer cores are rounded one after the
-    other, each with the cores still free fitted to what was rounded before. Terms of a sum are fitted to what the earlier ones
-    left. Ranks that the tensor cannot have are an error: the spec must be what the file will hold.
+    One core is rounded with error feedback; two cores cut (first axis | others) have a closed form, and the first of them may
+    be kept by pivots; any other tree is decomposed in the Euclidean norm and refined by ``sweeps`` of ALS in the metric.
+    Integer cores are rounded one after the other, each with the cores still free fitted to what was rounded before. Terms of a
+    sum are fitted to what the earlier ones left. Ranks that the tensor cannot have are an error: the spec must be what the
+    file will hold.
 
     Raises:
         TensorNetError: shapes differ, the tensor is empty or not finite, or a rank is too high.
@@ -66,8 +68,13 @@ def _realise_term(
 ) -> dict[str, Tensor]:
     if len(term.formats) == 1:
         return _dense_parts(tensor, term, metric, feedback)
-    if is_matrix_cut(term):
+    if is_matrix_cut(term) and not isinstance(term.formats[1], PivotFormat):
         return _matrix_parts(tensor, term, metric, spectrum, feedback)
+    if any(isinstance(fmt, PivotFormat) for fmt in term.formats):
+        raise TensorNetError(
+            "pivots are stored for the first of two cores that cut rows from columns in native order, not for "
+            f"{term.topology.legs} with formats {[fmt.name for fmt in term.formats]}"
+        )
     return _tree_parts(tensor, term, metric, sweeps)
 
 
@@ -109,13 +116,10 @@ def _matrix_parts(
     _require_rank(rank, min(matrix.shape), 0)
     spectrum = spectrum or matrix_spectrum(matrix, metric)
     left, right = spectrum.cores(rank)
-    right_shape, left_format, right_format = term.core_shape(1), *term.formats
-    feedback = feedback or column_feedback(metric)
-    if feedback is not None and len(right_shape) == 2:
-        right_parts = feedback.encode(right, right_format)
-    else:
-        right_parts = right_format.encode(right.reshape(right_shape))
-    rounded = right_format.decode(right_parts, right_shape, torch.float32).reshape(rank, -1).double()
+    left_format = term.formats[0]
+    if isinstance(left_format, PivotFormat):
+        return _pivot_parts(matrix, left, right, term, metric, feedback)
+    right_parts, rounded = _right_parts(right, term, metric, feedback)
     weighted = metric_columns(metric, rounded)
     gram = weighted @ rounded.T
     level = float(gram.diagonal().mean())
@@ -126,8 +130,35 @@ def _matrix_parts(
         left_parts = left_format.encode(left)
     else:
         left_parts = ErrorFeedback(gram, damping=1e-6).encode(left, left_format)
-    named = {part_name(0, 0, part): value for part, value in left_parts.items()}
-    return named | {part_name(0, 1, part): value for part, value in right_parts.items()}
+    return _named(left_parts, right_parts)
+
+
+def _pivot_parts(
+    matrix: Tensor, left: Tensor, right: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None
+) -> dict[str, Tensor]:
+    """Rows of the truncated matrix as the right core; the left one combines the others from them, fitted to their rounding."""
+    pivot_format = term.formats[0]
+    assert isinstance(pivot_format, PivotFormat)
+    pivots, combined = stable_pivots(left)
+    right_parts, rounded = _right_parts(left[pivots] @ right, term, metric, feedback)
+    fitted = refit_rows(matrix, combined, rounded, metric)
+    return _named(pivot_format.assemble(fitted, pivots), right_parts)
+
+
+def _right_parts(
+    right: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Stored parts of the right core, and what they decode to, float64 (rank, n)."""
+    shape, fmt = term.core_shape(1), term.formats[1]
+    feedback = feedback or column_feedback(metric)
+    parts = feedback.encode(right, fmt) if feedback is not None and len(shape) == 2 else fmt.encode(right.reshape(shape))
+    return parts, fmt.decode(parts, shape, torch.float32).reshape(term.ranks[0], -1).double()
+
+
+def _named(left_parts: dict[str, Tensor], right_parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        part_name(0, core, part): value for core, parts in enumerate((left_parts, right_parts)) for part, value in parts.items()
+    }
 
 
 def metric_columns(metric: KroneckerMetric, rows: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ memory is one chunk of unpacked codes and the scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,24 +117,35 @@ def contracting(model: nn.Module) -> Iterator[None]:
     Raises:
         TensorNetError: the model does not take registered attention functions.
     """
+    with attending_with(model, NAME, contracting_attention):
+        yield
+
+
+@contextmanager
+def attending_with(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, ``function`` is registered as ``name`` and is the model's attention; afterwards everything is as it was.
+
+    Raises:
+        TensorNetError: the model does not take registered attention functions.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     chosen: Any = model
     before = chosen.config._attn_implementation
-    nested = NAME in ALL_ATTENTION_FUNCTIONS
+    nested = name in ALL_ATTENTION_FUNCTIONS
     if not nested:
-        ALL_ATTENTION_FUNCTIONS[NAME] = contracting_attention
+        ALL_ATTENTION_FUNCTIONS[name] = function
         # Masks are only made for names in the class-wide mapping; without one, padding would go unmasked.
-        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, sdpa_mask)
     try:
         try:
-            chosen.set_attn_implementation(NAME)
+            chosen.set_attn_implementation(name)
         except (ValueError, ImportError) as error:
             raise TensorNetError(f"{type(model).__name__} takes no registered attention function: {error}") from error
         yield
     finally:
         chosen.set_attn_implementation(before)
         if not nested:
-            del ALL_ATTENTION_FUNCTIONS[NAME]
-            del type(ALL_MASK_ATTENTION_FUNCTIONS)._global_mapping[NAME]
+            del ALL_ATTENTION_FUNCTIONS[name]
+            del type(ALL_MASK_ATTENTION_FUNCTIONS)._global_mapping[name]

@@ -16,6 +16,7 @@ from tensornet_compress.kv.live_calibration import live_bases, live_curve
 from tensornet_compress.kv.moments import SideMoments, SideSensitivity, side_rows
 from tensornet_compress.kv.profile import SIDES, Profile, ProfileSpec, check_finite, side_spec
 from tensornet_compress.kv.quantiser import Statistics
+from tensornet_compress.kv.queries import QueryMoments
 from tensornet_compress.kv.tree import SideTree, build_tree, whiten
 
 _STATISTICS_EVERY = 5
@@ -27,7 +28,7 @@ def calibrate(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    metric: Literal["fisher", "euclidean"] = "fisher",
+    metric: Literal["fisher", "queries", "euclidean"] = "fisher",
     sensitivity_windows: int = 32,
     draws: int = 2,
     group_size: int | None = None,
@@ -46,7 +47,8 @@ def calibrate(
         metric: ``fisher`` weighs errors of keys and values by the curvature of the KL divergence (backward passes over
             ``sensitivity_windows`` sequences, each with its natural continuation and a verbatim copy of a far span, ``draws``
             label draws each);
-            ``euclidean`` weighs all channels alike and needs no backward pass.
+            ``queries`` weighs errors by what they do to attention outputs, from second moments of the queries; it needs no
+            backward pass; ``euclidean`` weighs all channels alike.
         group_size: (layer, head) units that share a basis; default a sixth of all units.
         joined: leading components of each group that the root joins (0: no root).
         search: look for groups by mutual information; else units in their own order.
@@ -57,6 +59,8 @@ def calibrate(
     """
     moments: dict[str, SideMoments] = {}
     sensitivity: dict[str, SideSensitivity] = {}
+    asked: QueryMoments | None = None
+    longest = 0
     kept: list[dict[str, Tensor]] = []
     first: Captured | None = None
     generator = torch.Generator().manual_seed(seed)
@@ -64,13 +68,19 @@ def calibrate(
     with Runner(model) as runner:
         for batch in windows(batches):
             feels = metric == "fisher" and seen < sensitivity_windows
-            for captured, gradients in _passes(runner, batch, feels, sinks, window, draws, generator):
+            passes = _passes(runner, batch, feels, metric == "queries", sinks, window, draws, generator)
+            for captured, gradients in passes:
                 if first is None:
                     first = captured
                     for side, states in (("key", captured.keys), ("value", captured.values)):
                         units, width = _units(side, states)
                         moments[side] = SideMoments(units * width)
                         sensitivity[side] = SideSensitivity(units, width)
+                heads = [len(k) for k in captured.keys]
+                longest = max(longest, captured.keys[0].shape[1])
+                if metric == "queries":
+                    asked = asked or QueryMoments(sum(heads), captured.keys[0].shape[-1])
+                    asked.add(captured.queries, captured.scaling, heads)
                 rows = side_rows(captured, sinks)
                 # Scales and symbol statistics come from sequences the bases have not seen, or they would look too small.
                 if seen % _STATISTICS_EVERY == _STATISTICS_EVERY - 1:
@@ -89,7 +99,12 @@ def calibrate(
         raise TensorNetError(
             f"calibration was given {seen} sequences and needs at least {_STATISTICS_EVERY}: some measure what others teach"
         )
-    blocks = _metric_blocks(metric, sensitivity, {side: moments[side].mean().numel() for side in SIDES}, first)
+    if asked is not None:
+        spread = moments["value"].covariance().diagonal().double().view(len(asked.blocks), -1).sum(1)
+        width, counts = first.values[0].shape[-1], [len(k) for k in first.keys]
+        blocks = _on_one_scale(dict(zip(SIDES, asked.metric(spread, width, counts, rotary, longest))))
+    else:
+        blocks = _metric_blocks(metric, sensitivity, {side: moments[side].mean().numel() for side in SIDES}, first)
     roots = {side: _roots(block) for side, block in blocks.items()}
     live: dict[str, list[LiveBasis]] = {}
     trees: dict[str, SideTree] = {}
@@ -127,11 +142,18 @@ def calibrate(
 
 
 def _passes(
-    runner: Runner, batch: Window, feels: bool, sinks: int, window: int, draws: int, generator: torch.Generator
+    runner: Runner,
+    batch: Window,
+    feels: bool,
+    listens: bool,
+    sinks: int,
+    window: int,
+    draws: int,
+    generator: torch.Generator,
 ) -> Iterator[tuple[Captured, Iterator[tuple[Tensor, Tensor]]]]:
     """Per sequence of a batch: its states, and the gradients (units, tokens, width) of both sides for every label draw."""
     if not feels:
-        for captured in runner.capture(batch):
+        for captured in runner.capture(batch, listens):
             yield captured, iter(())
         return
     for ids, mask in zip(batch.ids, batch.mask):
@@ -174,7 +196,13 @@ def _metric_blocks(
             side: torch.eye(states[0].shape[-1], dtype=torch.float64).repeat(channels[side] // states[0].shape[-1], 1, 1)
             for side, states in (("key", first.keys), ("value", first.values))
         }
-    blocks = {side: check_finite(f"{side} sensitivity", sensitivity[side].metric()) for side in SIDES}
+    return _on_one_scale({side: sensitivity[side].metric() for side in SIDES})
+
+
+def _on_one_scale(blocks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Metrics divided by the mean curvature of both sides."""
+    for side, found in blocks.items():
+        check_finite(f"{side} sensitivity", found)
     common = sum(float(b.diagonal(dim1=-2, dim2=-1).mean()) for b in blocks.values()) / len(blocks)
     return {side: block / common for side, block in blocks.items()}
 

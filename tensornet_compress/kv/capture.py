@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.kv.queries import listening
 from tensornet_compress.kv.rope import PositionRecorder, Rotary, rotary_module, rotary_style, text_config
 
 
@@ -26,12 +28,15 @@ class Window:
 class Captured:
     """Plain keys and values of the compressed layers for the unpadded tokens of one sequence.
 
-    ``keys``, ``values``: per layer, fp32 (heads, tokens, channels); keys without rotary positions.
+    ``keys``, ``values``: per layer, fp32 (heads, tokens, channels); keys without rotary positions. ``queries``: where they were
+    asked for, per layer, fp32 (query heads, tokens, channels), also without; ``scaling``: what scores are multiplied by.
     """
 
     layers: tuple[int, ...]
     keys: list[Tensor]
     values: list[Tensor]
+    queries: list[Tensor] = field(default_factory=list)
+    scaling: list[float] = field(default_factory=list)
 
 
 def windows(batches: Iterable[Any]) -> Iterator[Window]:
@@ -110,25 +115,32 @@ class Runner:
         rotary = self.rotary()
         return keys.float() if rotary is None else rotary.unrotate(keys.float(), positions[:, None])
 
-    def captured(self, cache: Any, positions: Tensor, mask: Tensor) -> Iterator[Captured]:
-        """One ``Captured`` per sequence of a filled cache; mask (batch, tokens)."""
+    def captured(
+        self, cache: Any, positions: Tensor, mask: Tensor, heard: dict[int, tuple[Tensor, float]] | None = None
+    ) -> Iterator[Captured]:
+        """One ``Captured`` per sequence of a filled cache; mask (batch, tokens); ``heard`` as from ``queries.listening``."""
         layers = full_attention_layers(cache)
         if not layers:
             raise TensorNetError(
                 "the model has no full-attention layer that caches keys and values; there is nothing to compress"
             )
         plain = [self.plain(cache.layers[i].keys, positions) for i in layers]
+        asked = [self.plain(heard[i][0], positions) for i in layers] if heard else []
         for row, keep in enumerate(mask.bool().to(self.device)):
             yield Captured(
                 layers,
                 [keys[row][:, keep].cpu() for keys in plain],
                 [cache.layers[i].values[row][:, keep].float().cpu() for i in layers],
+                [queries[row][:, keep].cpu() for queries in asked],
+                [heard[i][1] for i in layers] if heard else [],
             )
 
-    def capture(self, window: Window) -> Iterator[Captured]:
-        """One ``Captured`` per sequence of the window."""
-        cache, positions = self.prefill(window.ids, window.mask)
-        yield from self.captured(cache, positions, window.mask)
+    def capture(self, window: Window, queries: bool = False) -> Iterator[Captured]:
+        """One ``Captured`` per sequence of the window, with its queries if wanted."""
+        heard: dict[int, tuple[Tensor, float]] = {}
+        with listening(self.model, heard) if queries else nullcontext():
+            cache, positions = self.prefill(window.ids, window.mask)
+        yield from self.captured(cache, positions, window.mask, heard)
 
     def sensitivity(
         self, cache: Any, positions: Tensor, continuations: Tensor, draws: int, generator: torch.Generator

@@ -41,7 +41,7 @@ class ProfileSpec(Frozen):
     layers: list[int]
     heads: list[int]
     rotary: Literal["half", "interleaved"] | None
-    metric: Literal["fisher", "euclidean"]
+    metric: Literal["fisher", "queries", "euclidean"]
     key: SideSpec
     value: SideSpec
     calibration_tokens: int

@@ -1,5 +1,6 @@
 """Metrics in which truncation error is measured, and the streaming statistics they need."""
 
+from tensornet_compress.metric.by_blocks import block_passes, statistics_by_block
 from tensornet_compress.metric.collect import collect_statistics
 from tensornet_compress.metric.elementwise import ElementwiseMetric
 from tensornet_compress.metric.kinds import GRADIENT_KINDS, METRIC_KINDS, MetricKind, metric_kind
@@ -7,6 +8,7 @@ from tensornet_compress.metric.metric import KroneckerMetric, Metric, euclidean,
 from tensornet_compress.metric.moments import Batch, InputMoment, collect_input_moments, has_input_moment, model_inputs
 from tensornet_compress.metric.outputs import kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
+from tensornet_compress.metric.stored import StoredMetric
 
 __all__ = [
     "GRADIENT_KINDS",
@@ -18,6 +20,8 @@ __all__ = [
     "KroneckerMetric",
     "Metric",
     "MetricKind",
+    "StoredMetric",
+    "block_passes",
     "collect_input_moments",
     "collect_statistics",
     "euclidean",
@@ -27,4 +31,5 @@ __all__ = [
     "metric_kind",
     "model_inputs",
     "sampled_loss",
+    "statistics_by_block",
 ]

@@ -14,7 +14,7 @@ from tensornet_compress.metric.kinds import GRADIENT_KINDS, metric_kind
 from tensornet_compress.metric.moments import has_input_moment, input_vectors, model_inputs
 from tensornet_compress.metric.outputs import kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
-from tensornet_compress.modes import evaluating
+from tensornet_compress.modes import frozen
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -29,6 +29,7 @@ def collect_statistics(
     precision: torch.dtype | None = None,
     advance: Callable[[], None] = lambda: None,
     seed: int = 0,
+    strict: bool = True,
 ) -> dict[str, GradientStatistics]:
     """Statistics of the named layers for the given metrics, in one pass.
 
@@ -42,6 +43,7 @@ def collect_statistics(
         loss: ``loss(model, batch)``, summed over examples, each example's part depending on that example alone. By default
             minus the log-likelihood of labels drawn from the model itself (the true Fisher information).
         precision: dtype of matrix products under autocast.
+        strict: refuse a loss that no named layer reaches; without it such layers have no gradients (see ``reached``).
 
     Raises:
         TensorNetError: an unknown metric or layer, no batches, or a loss that no named layer reaches.
@@ -55,15 +57,16 @@ def collect_statistics(
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     count = 0
-    with _frozen(model), collector.listening(modules), torch.set_grad_enabled(collector.gradients):
+    with frozen(model), collector.listening(modules), torch.set_grad_enabled(collector.gradients):
         for batch in batches:
             collector.begin(batch)
             with nullcontext() if precision is None else torch.autocast(device.type, dtype=precision):
                 total = _total(model, batch, loss, device, generator)
             if collector.gradients:
-                if not total.requires_grad:
-                    raise TensorNetError(f"no named layer reaches the loss of {type(model).__name__}")
-                total.backward()
+                if total.requires_grad:
+                    total.backward()
+                elif strict:
+                    raise unreached(model)
             count += 1
             advance()
     if not count:
@@ -71,25 +74,16 @@ def collect_statistics(
     return collector.statistics
 
 
+def unreached(model: nn.Module) -> TensorNetError:
+    """The error of a loss that depends on no named layer."""
+    return TensorNetError(f"no named layer reaches the loss of {type(model).__name__}")
+
+
 def _total(model: nn.Module, batch: Any, loss: Loss | None, device: torch.device, generator: torch.Generator) -> Tensor:
     if loss is not None:
         return loss(model, batch)
     output, logits = kept_output(model, model_inputs(batch, device))
     return sampled_loss(output, logits, generator)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no parameter that asks for a gradient."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        with evaluating(model):
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 class _Collector:

@@ -1,8 +1,15 @@
 """Tensor networks: specs, topologies, number formats, contraction."""
 
 from tensornet_compress.network.contraction import Program, plan_contraction
-from tensornet_compress.network.formats import FloatFormat, IntFormat, NumberFormat, format_nbytes, parse_format
-from tensornet_compress.network.network import TensorNetwork, contract_term, expected_tensors
+from tensornet_compress.network.formats import (
+    FloatFormat,
+    IntFormat,
+    NumberFormat,
+    PivotFormat,
+    format_nbytes,
+    parse_format,
+)
+from tensornet_compress.network.network import TensorNetwork, check_stored, contract_term, expected_tensors
 from tensornet_compress.network.spec import NetworkSpec, TermSpec
 from tensornet_compress.network.topology import Topology
 
@@ -11,10 +18,12 @@ __all__ = [
     "IntFormat",
     "NetworkSpec",
     "NumberFormat",
+    "PivotFormat",
     "Program",
     "TensorNetwork",
     "TermSpec",
     "Topology",
+    "check_stored",
     "contract_term",
     "expected_tensors",
     "format_nbytes",

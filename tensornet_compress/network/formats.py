@@ -10,6 +10,7 @@ part           content
 ``"_q"``       packed codes, uint8 (integer formats)
 ``"_scale"``   one scale per group
 ``"_zero"``    packed integer zero points (``z``), or float offsets (``o``)
+``"_pivots"``  which rows are not stored (``PivotFormat``)
 =============  =====================================================================
 
 Integer formats see a core as a matrix ``(rows, run)`` (see ``grouped_view``) and cut each row in groups along its run.
@@ -30,36 +31,11 @@ from torch import Tensor
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.network.bitpack import pack_bits, packed_nbytes, unpack_bits
+from tensornet_compress.network.float_format import FLOAT_DTYPES, FloatFormat, saturated
+from tensornet_compress.network.pivot_format import PivotFormat
 
-FLOAT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLIPPING = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
 _INT_NAME = re.compile(r"int([2-8])g(\d+)([zo]?)")
-
-
-class FloatFormat(Frozen):
-    """Plain floating point numbers."""
-
-    kind: Literal["float"] = "float"
-    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
-
-    @property
-    def name(self) -> str:
-        """Short name."""
-        return self.dtype
-
-    def parts(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shapes and dtypes of the stored parts of a core of ``shape``."""
-        return {"": (shape, FLOAT_DTYPES[self.dtype])}
-
-    def encode(self, core: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
-        """Round to the format, never sharing memory with ``core``; what fp16 cannot hold becomes its largest number.
-        ``importance`` plays no part."""
-        dtype = FLOAT_DTYPES[self.dtype]
-        return {"": _saturated(core, dtype).to(dtype, copy=True, memory_format=torch.contiguous_format)}
-
-    def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Stored parts -> core of ``shape`` in ``dtype``."""
-        return parts[""].to(dtype)
 
 
 class IntFormat(Frozen):
@@ -198,7 +174,7 @@ class IntFormat(Frozen):
         """Grids that span [low, high], rounded to what will be stored and kept within the range of its dtype."""
         stored = FLOAT_DTYPES[self.scale_dtype]
         smallest = torch.finfo(stored).smallest_normal * torch.finfo(stored).eps
-        low, high = _saturated(low, stored), _saturated(high, stored)
+        low, high = saturated(low, stored), saturated(high, stored)
         if self.zero == "none":
             half = 1 << (self.bits - 1)
             scale = (torch.maximum(-low / half, high / (half - 1)).clamp_min(smallest)).to(stored).float()
@@ -215,15 +191,7 @@ class IntFormat(Frozen):
         return ((codes * scale[..., None] + zero[..., None] - grouped).square_() * weights).sum(-1)
 
 
-def _saturated(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers beyond the range of a narrower ``dtype`` cut to its ends, so that no infinity is stored."""
-    if dtype != torch.float16 or numbers.dtype == torch.float16:
-        return numbers
-    largest = torch.finfo(dtype).max
-    return numbers.clamp(-largest, largest)
-
-
-NumberFormat = Annotated[FloatFormat | IntFormat, Field(discriminator="kind")]
+NumberFormat = Annotated[FloatFormat | IntFormat | PivotFormat, Field(discriminator="kind")]
 
 
 def grouped_view(shape: tuple[int, ...], group: int) -> tuple[int, int]:
@@ -235,22 +203,28 @@ def grouped_view(shape: tuple[int, ...], group: int) -> tuple[int, int]:
     return (total // last, last) if last >= group else (1, total)
 
 
-def parse_format(name: str) -> FloatFormat | IntFormat:
-    """``fp32 | bf16 | fp16 | int<2..8>g<group>[z|o]`` -> format (``z``: integer zero points, ``o``: float offsets).
+def parse_format(name: str) -> FloatFormat | IntFormat | PivotFormat:
+    """``fp32 | bf16 | fp16 | int<2..8>g<group>[z|o]`` -> format (``z``: integer zero points, ``o``: float offsets); a floating
+    point name with ``p`` after it is that of two cores whose first one holds the identity (``PivotFormat``).
 
     Raises:
         TensorNetError: the name is none of these.
     """
     if name in FLOAT_DTYPES:
         return FloatFormat.model_validate({"dtype": name})
+    if name.endswith("p") and name[:-1] in FLOAT_DTYPES:
+        return PivotFormat.model_validate({"dtype": name[:-1]})
     match = _INT_NAME.fullmatch(name)
     if not match:
-        raise TensorNetError(f"unknown number format {name!r}; use fp32, bf16, fp16 or int<2..8>g<group>[z|o], e.g. int4g64z")
+        raise TensorNetError(
+            f"unknown number format {name!r}; use fp32, bf16, fp16 or int<2..8>g<group>[z|o], e.g. int4g64z, "
+            "or a floating point name with p (pivoted)"
+        )
     zero = {"": "none", "z": "int", "o": "float"}[match[3]]
     return IntFormat.model_validate({"bits": int(match[1]), "group": int(match[2]), "zero": zero})
 
 
 @cache
-def format_nbytes(fmt: FloatFormat | IntFormat, shape: tuple[int, ...]) -> int:
+def format_nbytes(fmt: FloatFormat | IntFormat | PivotFormat, shape: tuple[int, ...]) -> int:
     """Exact stored bytes of a core of ``shape``."""
     return sum(prod(part_shape) * dtype.itemsize for part_shape, dtype in fmt.parts(shape).values())

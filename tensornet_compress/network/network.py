@@ -11,6 +11,7 @@ from torch import Tensor
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import pack_permutation
 from tensornet_compress.network.contraction import plan_contraction
+from tensornet_compress.network.formats import PivotFormat
 from tensornet_compress.network.spec import NetworkSpec, TermSpec
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,6 +44,26 @@ def expected_tensors(spec: NetworkSpec) -> dict[str, tuple[tuple[int, ...], torc
     return expected
 
 
+def check_stored(spec: NetworkSpec, stored: Mapping[str, Tensor]) -> None:
+    """Refuse stored parts (without packed orders) that are not what ``spec`` describes.
+
+    Raises:
+        TensorNetError: a part is missing, unknown, has another shape, or holds what its format cannot mean.
+    """
+    expected = {name: want for name, want in expected_tensors(spec).items() if "order" not in name}
+    if set(expected) != set(stored):
+        missing, extra = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
+        raise TensorNetError(f"stored parts do not fit the spec: missing {missing}, unknown {extra}")
+    for name, (shape, _) in expected.items():
+        if tuple(stored[name].shape) != shape:
+            raise TensorNetError(f"part {name!r} has shape {tuple(stored[name].shape)}, the spec says {shape}")
+    for t, term in enumerate(spec.terms):
+        for core, fmt in enumerate(term.formats):
+            if isinstance(fmt, PivotFormat):
+                shape = term.core_shape(core)
+                fmt.check({part: stored[part_name(t, core, part)] for part in fmt.parts(shape)}, shape)
+
+
 def decode_core(term: TermSpec, term_index: int, core: int, stored: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """Core ``core`` of a term from flat stored parts."""
     shape = term.core_shape(core)
@@ -69,15 +90,9 @@ class TensorNetwork:
         """Check that ``stored`` is what ``spec`` describes.
 
         Raises:
-            TensorNetError: a part is missing, unknown, or has another shape.
+            TensorNetError: a part is missing, unknown, has another shape, or holds what the format cannot mean.
         """
-        expected = {name: want for name, want in expected_tensors(spec).items() if "order" not in name}
-        if set(expected) != set(stored):
-            missing, extra = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
-            raise TensorNetError(f"stored parts do not fit the spec: missing {missing}, unknown {extra}")
-        for name, (shape, _) in expected.items():
-            if tuple(stored[name].shape) != shape:
-                raise TensorNetError(f"part {name!r} has shape {tuple(stored[name].shape)}, the spec says {shape}")
+        check_stored(spec, stored)
         self.spec = spec
         self.stored = dict(stored)
 

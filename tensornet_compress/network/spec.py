@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.layout import Layout
-from tensornet_compress.network.formats import FloatFormat, NumberFormat, format_nbytes
+from tensornet_compress.network.formats import FloatFormat, NumberFormat, PivotFormat, format_nbytes
 from tensornet_compress.network.topology import Topology
 
 
@@ -29,6 +29,9 @@ class TermSpec(Frozen):
             raise ValueError(f"ranks {self.ranks} for {len(self.topology.edges)} bonds; each must be at least 1")
         if len(self.formats) != len(self.topology.legs):
             raise ValueError(f"{len(self.formats)} number formats for {len(self.topology.legs)} cores")
+        for core, fmt in enumerate(self.formats):
+            if isinstance(fmt, PivotFormat):
+                fmt.parts(self.core_shape(core))
         return self
 
     def sizes(self) -> dict[str, int]:
@@ -53,12 +56,16 @@ class TermSpec(Frozen):
 
     @property
     def numbers(self) -> int:
-        """Count of stored numbers (without scales): the field's 'parameters'."""
-        return sum(prod(self.core_shape(core)) for core in range(len(self.formats)))
+        """Count of stored numbers (without scales and pivots): the field's 'parameters'."""
+        return sum(_numbers(fmt, self.core_shape(core)) for core, fmt in enumerate(self.formats))
 
     def with_formats(self, fmt: NumberFormat) -> TermSpec:
         """The same term with every core in one format."""
         return self.model_copy(update={"formats": (fmt,) * len(self.formats)})
+
+
+def _numbers(fmt: NumberFormat, shape: tuple[int, ...]) -> int:
+    return prod(fmt.parts(shape)[""][0]) if isinstance(fmt, PivotFormat) else prod(shape)
 
 
 class NetworkSpec(Frozen):

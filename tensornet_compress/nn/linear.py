@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import FloatFormat, NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
+from tensornet_compress.network import (
+    FloatFormat,
+    NetworkSpec,
+    PivotFormat,
+    Program,
+    TensorNetwork,
+    TermSpec,
+    plan_contraction,
+)
 from tensornet_compress.nn.module import NetworkModule
 
 BATCH_BUCKETS = (1, 16, 128, 1024)
@@ -42,6 +50,11 @@ class TNLinear(NetworkModule):
         self._max_intermediate = max_intermediate
         self._chains = [_is_matrix_chain(term) for term in spec.terms]
         self._plain = _is_plain(spec)
+        self._pivoted = _is_pivoted(spec)
+        self._pivot_order: Tensor | None = None
+        if self._pivoted:
+            self._read_pivots()
+            self.register_load_state_dict_post_hook(_read_pivots_again)
         self._programs = [
             [] if chain else [(bucket, self._plan(term, bucket)) for bucket in BATCH_BUCKETS]
             for term, chain in zip(spec.terms, self._chains)
@@ -75,11 +88,32 @@ class TNLinear(NetworkModule):
             right, bias = parameters["core1"], parameters["bias"]
             if right.dtype == x.dtype and (bias is None or bias.dtype == x.dtype):
                 return F.linear(F.linear(x, right), parameters["core0"], bias)
+        if self._pivoted and self._held is None:
+            return self._from_pivots(x)
         y: Tensor | None = None
         for number, cores in enumerate(self.cores(x.dtype)):
             part = self._contract(number, cores, x)
             y = part if y is None else y + part
         assert y is not None
+        bias = self._parameters["bias"]
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def _read_pivots(self) -> None:
+        """Unpack where each output lies when the pivots come first; a few bytes per output, kept beside what is stored."""
+        term = self.spec.terms[0]
+        fmt, packed = term.formats[0], self._buffers["core0_pivots"]
+        assert isinstance(fmt, PivotFormat)
+        assert packed is not None
+        if not packed.is_meta:
+            self._pivot_order = fmt.positions({"_pivots": packed}, term.core_shape(0)).int()
+
+    def _from_pivots(self, x: Tensor) -> Tensor:
+        """Outputs of the pivots are those of the right core; the others are combined from them."""
+        parameters: Any = self._parameters
+        assert self._pivot_order is not None
+        at_pivots = F.linear(x, parameters["core1"].to(x.dtype))
+        others = F.linear(at_pivots, parameters["core0"].to(x.dtype))
+        y = torch.cat([at_pivots, others], -1).index_select(-1, self._pivot_order.to(x.device))
         bias = self._parameters["bias"]
         return y if bias is None else y + bias.to(y.dtype)
 
@@ -160,6 +194,18 @@ def _is_plain(spec: NetworkSpec) -> bool:
     term = spec.terms[0]
     same_float = isinstance(term.formats[0], FloatFormat) and len(set(term.formats)) == 1
     return len(spec.terms) == 1 and same_float and _is_matrix_chain(term) and len(term.formats) == 2
+
+
+def _is_pivoted(spec: NetworkSpec) -> bool:
+    """True for two floating point cores of which the first holds the identity, which is then not multiplied with."""
+    term = spec.terms[0]
+    if len(spec.terms) != 1 or not _is_matrix_chain(term) or len(term.formats) != 2:
+        return False
+    return isinstance(term.formats[0], PivotFormat) and isinstance(term.formats[1], FloatFormat)
+
+
+def _read_pivots_again(layer: TNLinear, _keys: Any) -> None:
+    layer._read_pivots()
 
 
 def _order_index(term: TermSpec, axis: int, inverse: bool) -> Tensor | None:

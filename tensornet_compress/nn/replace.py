@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from tensornet_compress.errors import TargetError
@@ -44,20 +45,25 @@ def replace_module(model: nn.Module, name: str, network: TensorNetwork, tied: tu
 
 
 class KeptModules:
-    """Which module sits where in a model, so that replaced ones can be put back."""
+    """Which module sits where in a model, and the vectors (norms, biases) that training changes in place, so that a
+    compression can be undone."""
 
     def __init__(self, model: nn.Module):
         self._named = dict(model.named_modules())
         self._children = [(module, dict(module._modules)) for module in model.modules()]
+        self._vectors = [(p, p.detach().clone()) for p in model.parameters() if p.ndim == 1]
 
     def module(self, name: str) -> nn.Module:
         """The module that sat at a dotted name."""
         return self._named[name]
 
     def put_back(self) -> None:
-        """Make every module hold the children that it had."""
+        """Make every module hold the children that it had, with the vectors that they had."""
         for module, children in self._children:
             module._modules.update(children)
+        with torch.no_grad():
+            for parameter, values in self._vectors:
+                parameter.copy_(values)
 
 
 def materialize(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from tensornet_compress.decompose.spectra import tails
 from tensornet_compress.decompose.to_network import feasible_ranks
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import FibreOrder, Layout, Tensorization, choose_radices
-from tensornet_compress.network import FloatFormat, NetworkSpec, NumberFormat, TermSpec, Topology
+from tensornet_compress.network import IntFormat, NetworkSpec, NumberFormat, TermSpec, Topology
 from tensornet_compress.searching.graphs import merged
 from tensornet_compress.searching.store import SpectrumStore
 
@@ -72,9 +72,9 @@ def tensorize(shape: Sequence[int]) -> Tensorization:
 
 def rounding_error(fmt: NumberFormat) -> float:
     """Squared rounding error relative to the squared numbers, for normal numbers."""
-    if isinstance(fmt, FloatFormat):
-        return {"fp32": 2.0**-50, "bf16": 2.0**-18, "fp16": 2.0**-24}[fmt.dtype]
-    return (5.0 / fmt.levels) ** 2 / 12
+    if isinstance(fmt, IntFormat):
+        return (5.0 / fmt.levels) ** 2 / 12
+    return {"fp32": 2.0**-50, "bf16": 2.0**-18, "fp16": 2.0**-24}[fmt.dtype]
 
 
 def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: float, slack: float = 1.0) -> Candidate | None:

@@ -20,8 +20,8 @@ from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, overlap_slack, tensorize
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
 from tensornet_compress.searching.fibres import assigned, best_split
-from tensornet_compress.searching.graphs import mutual_information
-from tensornet_compress.searching.limit import Limit, check_names
+from tensornet_compress.searching.graphs import mutual_information, numbers, train_of
+from tensornet_compress.searching.limit import Limit, check_formats, check_names
 from tensornet_compress.searching.reach import in_reach
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
@@ -33,7 +33,7 @@ Ordering = Literal["mode", "fibre", "entry"]
 ORDERINGS: tuple[Ordering, ...] = ("mode", "fibre")
 KNOWN_ORDERINGS: tuple[Ordering, ...] = (*ORDERINGS, "entry")
 DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
-CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp32")
+CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 _KEPT = 3
 _TRIES = 4
 _WRONG = 1.3
@@ -73,8 +73,8 @@ def search(
             ``result.entry_sort``; ``best`` stays a network, as a permutation of entries cannot be stored as one.
         topologies: families that compete besides ``dense``.
         formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
-        time_budget: seconds, null control included (it takes about half); the best so far is returned when they are over, and
-            then depends on the speed of the machine. So it is on an interrupt (Ctrl-C). Without its control no ordering counts.
+        time_budget: seconds, null control included (about half); the best so far is returned when they are over or on an
+            interrupt (Ctrl-C), and then depends on the speed of the machine. Without its control no ordering counts.
         null: whether to run the null control; without it any gain counts.
         seed: of the shuffle.
 
@@ -82,8 +82,7 @@ def search(
         TensorNetError: bad input, or no form fits into ``max_bytes``.
     """
     limit = Limit(max_error, max_bytes)
-    if formats is not None and not list(formats):
-        raise TensorNetError("formats is empty; give some, or None for all")
+    check_formats(formats)
     if not time_budget > 0:
         raise TensorNetError(f"time_budget must be positive, was given {time_budget}")
     check_names("orderings", orderings, KNOWN_ORDERINGS)
@@ -93,8 +92,7 @@ def search(
     require_finite(tensor, "tensor")
     if tensor.ndim == 0:
         raise TensorNetError("a tensor without axes is a single number; there is nothing to search")
-    formats = tuple(formats) if formats is not None else None
-    started = perf_counter()
+    formats, started = (tuple(formats) if formats is not None else None), perf_counter()
     run = _Search(tensor, limit, metric, orderings, topologies, formats, started + time_budget * (0.5 if null else 1.0))
     control: Null | None = None
     with (progress or SilentProgress()).stage("search", 2 if null else 1) as advance:
@@ -173,6 +171,7 @@ class _Search:
             return
         tensorization = tensorize(tuple(self.work.shape))
         store = self._store(tensorization, ())
+        self._try_native(store, tensorization, ("svd",))
         if "mode" in self.orderings and len(store.dims) > 2:
             # Needed below anyway; first, because it finds outer products, whose other spectra then cost nothing.
             mutual_information(store, self.alive)
@@ -257,9 +256,12 @@ class _Search:
         self._try(store, list(searched_shapes(store, tensorization, self.families, allowed, self.alive, orders)))
 
     def _promising(self, store: SpectrumStore) -> bool:
-        """Whether reordered fibres make digits share more than they do in native order."""
+        """Whether reordered fibres make a train over the digits smaller, or make digits share more, than in native order."""
         if len(store.dims) < 3:
             return False
+        train, allowed = train_of(range(len(store.dims))), self._allowed(store)
+        if numbers(store, train, allowed) < numbers(self.stores[0], train, allowed):
+            return True
         here, native = (float(mutual_information(part, self.alive).sum()) for part in (store, self.stores[0]))
         return here > _SHARED * native + 1e-3
 
@@ -301,9 +303,9 @@ class _Search:
                 self._try_kronecker(tensor, orders)
                 self._search_modes(self._store(tensorization, orders), tensorization, orders)
 
-    def _try_native(self, store: SpectrumStore, tensorization: Tensorization) -> None:
+    def _try_native(self, store: SpectrumStore, tensorization: Tensorization, among: Sequence[Family] = FAMILIES) -> None:
         """Family by family, so that no family alone would have found more than all of them together."""
-        for family in self.families:
+        for family in (family for family in self.families if family in among):
             self._try(store, list(native_shapes(tensorization, (family,))))
 
     def _try(self, store: SpectrumStore, shapes: Sequence[Shape]) -> None:
@@ -345,8 +347,7 @@ class _Search:
     def _predict(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat, slack: float) -> Candidate | None:
         if self.limit.max_error is not None:
             return for_error(shape, store, fmt, self.limit.max_error, slack)
-        assert self.limit.max_bytes is not None
-        return for_bytes(shape, store, fmt, self.limit.max_bytes)
+        return for_bytes(shape, store, fmt, self.limit.max_bytes or 0)
 
     def _make(self, candidate: Candidate, store: SpectrumStore, slack: float) -> None:
         """Decompose and measure; where the error was predicted too high or too low, once more with other ranks."""

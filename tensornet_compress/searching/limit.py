@@ -21,6 +21,14 @@ def check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
         raise TensorNetError(f"unknown {what} {unknown}; choose from {tuple(known)}")
 
 
+def check_formats(given: Sequence[str] | None) -> None:
+    """A list of names, or nothing; raises ``TensorNetError``."""
+    if isinstance(given, str):
+        raise TensorNetError(f"formats takes a list of names, was given the string {given!r}; write [{given!r}]")
+    if given is not None and not list(given):
+        raise TensorNetError("formats is empty; give some, or None for all")
+
+
 class Limit:
     """What a network must keep, and which of two that keep it is better."""
 

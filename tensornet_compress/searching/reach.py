@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import FloatFormat, NumberFormat
+from tensornet_compress.network import FloatFormat, NumberFormat, PivotFormat
 
 _NEAR, _FAR = 1e5, 1e15
 
@@ -18,8 +18,11 @@ def in_reach(tensor: Tensor, formats: Sequence[NumberFormat]) -> tuple[list[Numb
     Integer formats keep fp16 scales, which do not reach far beyond 1e5 and below 1e-5.
 
     Raises:
-        TensorNetError: the squares of the entries leave single precision, or no format is left.
+        TensorNetError: a pivoted format, squares of entries that leave single precision, or no format that is left.
     """
+    pivoted = [fmt.name for fmt in formats if isinstance(fmt, PivotFormat)]
+    if pivoted:
+        raise TensorNetError(f"{pivoted} belong to two cores of a matrix; a search takes {[name[:-1] for name in pivoted]}")
     peak = float(tensor.abs().max()) if tensor.numel() else 0.0
     if peak == 0.0 or 1 / _NEAR <= peak <= _NEAR:
         return list(formats), ""

@@ -6,7 +6,7 @@ Only the states of one border are held, so that work on one block needs memory f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tensornet_compress.errors import TargetError, TensorNetError
 from tensornet_compress.metric import Batch, model_inputs
+from tensornet_compress.metric.blocks import find_blocks, replaced_forwards
 from tensornet_compress.modes import evaluating
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -67,12 +68,13 @@ class BlockRunner:
         if not self.states:
             raise TensorNetError("calibration was given no batches")
 
-    @contextmanager
-    def _recording(self) -> Iterator[None]:
+    def _recording(self) -> AbstractContextManager[None]:
         """Blocks note their arguments and pass the states on; the last one ends the pass."""
         as_tuple: list[bool] = []
 
-        def stand_in(number: int, block: nn.Module, original: Any) -> Any:
+        def stand_in(number: int, block: nn.Module) -> Any:
+            original = block.forward
+
             def forward(state: Tensor, *arguments: Any, **keywords: Any) -> Any:
                 given = {name: _without_cache(value) for name, value in keywords.items()}
                 if "use_cache" in given:
@@ -89,18 +91,7 @@ class BlockRunner:
 
             return forward
 
-        changed = []
-        try:
-            for number, (_, block) in enumerate(self.blocks):
-                changed.append((block, block.__dict__.get("forward")))
-                block.__dict__["forward"] = stand_in(number, block, block.forward)
-            yield
-        finally:
-            for block, before in changed:
-                if before is None:
-                    del block.__dict__["forward"]
-                else:
-                    block.__dict__["forward"] = before
+        return replaced_forwards(self.blocks, stand_in)
 
     def run(self, number: int, batch: int, state: Tensor) -> Tensor:
         """States (rows, length, width) after block ``number``, for the arguments of batch ``batch``."""
@@ -172,24 +163,6 @@ class BlockRunner:
         if reached != set(names):
             raise TargetError(f"block {self.blocks[number][0]!r} does not call {sorted(set(names) - reached)}")
         return [members for _, members in found]
-
-
-def find_blocks(model: nn.Module, names: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """Names and modules of the entries of the ``ModuleList`` that holds most of the named modules.
-
-    Raises:
-        TargetError: no list holds any.
-    """
-    best: list[tuple[str, nn.Module]] = []
-    most = 0
-    for prefix, module in model.named_modules():
-        if isinstance(module, nn.ModuleList):
-            held = sum(name.startswith(f"{prefix}.") for name in names)
-            if held > most:
-                most, best = held, [(f"{prefix}.{i}", block) for i, block in enumerate(module)]
-    if not best:
-        raise TargetError(f"{type(model).__name__} holds none of {list(names)[:3]} in a list of blocks")
-    return best
 
 
 def _without_cache(value: Any) -> Any:

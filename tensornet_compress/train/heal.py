@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -15,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import Batch, kept_output, model_inputs
+from tensornet_compress.metric.blocks import find_blocks, replaced_forwards
 from tensornet_compress.modes import evaluating
 from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.train.blocks import find_blocks
 from tensornet_compress.train.masters import master_parameters, relative_groups
 from tensornet_compress.train.problem import MeanLoss
 
@@ -235,27 +235,16 @@ def _count(batch: Any) -> int:
     return len(next(iter(batch.values() if isinstance(batch, Mapping) else batch)))
 
 
-@contextmanager
-def checkpointed(model: nn.Module) -> Iterator[None]:
+def checkpointed(model: nn.Module) -> AbstractContextManager[None]:
     """Blocks that keep no activations for the backward pass but compute them again.
 
     Raises:
         TargetError: the model has no list of blocks.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, NetworkModule)]
-    blocks = [block for _, block in find_blocks(model, names)]
-    before = [block.__dict__.get("forward") for block in blocks]
 
-    def again(original: Callable[..., Any]) -> Callable[..., Any]:
+    def again(_number: int, block: nn.Module) -> Callable[..., Any]:
+        original = block.forward
         return lambda *arguments, **keywords: checkpoint(original, *arguments, use_reentrant=False, **keywords)
 
-    try:
-        for block in blocks:
-            block.__dict__["forward"] = again(block.forward)
-        yield
-    finally:
-        for block, original in zip(blocks, before):
-            if original is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = original
+    return replaced_forwards(find_blocks(model, names), again)

@@ -1,9 +1,13 @@
-"""A whole compression in stages, each measured on batches that no stage fits: the metric, the networks, refinement, healing."""
+"""A whole compression in stages: the metric, the networks, refinement, healing.
+
+Batches have three uses, and each batch has one: stages fit some, choose by others, and are reported on the rest. What was
+chosen for doing well on some batches looks better there than it is: the figures to quote are those of the last.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -37,19 +41,21 @@ def compress_in_stages(
     refine: bool = False,
     rank_schedule: Schedule | None = None,
     heal_steps: int = 0,
+    selection: Sequence[Batch] | None = None,
     heldout: Sequence[Batch] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> CompressionReport:
-    """``compress`` and what may follow it; ``report.stages`` holds the held-out divergence and the seconds of every stage.
+    """``compress`` and what may follow it; ``report.stages`` holds both divergences and the seconds of every stage.
 
     Args:
         metric: a metric by name, or ``auto``: compress with each of ``CHOICES`` and keep the one that diverges least.
         refine: fit the layers again behind the compressed prefix and refine block by block; kept when it diverges less.
         rank_schedule: lower ranks by ``isvt`` under this schedule in place of ``compress`` (bf16 cores; no integers).
         heal_steps: steps of distillation from the original, 0 for none.
-        heldout: batches to measure with; by default the last eighth of ``calibration`` (one at least), which no
-            stage then fits.
+        selection: batches that stages choose by: the metric, whether refinement is kept, when healing ends. By default the
+            last eighth of ``calibration`` that is not ``heldout`` (one batch at least), which no stage then fits.
+        heldout: batches that are only reported on; by default the last eighth of ``calibration`` (one at least).
         options: go to ``compress``, or to ``isvt`` (``targets`` and ``ignore`` only).
 
     Raises:
@@ -59,8 +65,8 @@ def compress_in_stages(
         raise TensorNetError("isvt goes with one metric and without block refinement; leave out refine and metric='auto'")
     if metric != "auto":
         metric_kind(metric)
-    batches, held = _split(calibration, heldout)
-    run = _Stages(model, held, progress or SilentProgress(), keep_original=heal_steps > 0)
+    batches, chosen_by, held = _split(calibration, selection, heldout)
+    run = _Stages(model, chosen_by, held, progress or SilentProgress(), keep_original=heal_steps > 0)
     if rank_schedule is not None:
         report = run.lower_ranks(budget, batches, metric, rank_schedule, options)
     elif metric == "auto":
@@ -74,44 +80,74 @@ def compress_in_stages(
     return report.model_copy(update={"stages": tuple(run.reports)})
 
 
-def _split(calibration: Sequence[Batch], heldout: Sequence[Batch] | None) -> tuple[list[Batch], list[Batch]]:
+def _split(
+    calibration: Sequence[Batch], selection: Sequence[Batch] | None, heldout: Sequence[Batch] | None
+) -> tuple[list[Batch], list[Batch], list[Batch]]:
+    """Batches to fit, to choose by and to report on."""
     batches = list(calibration)
-    if heldout is not None:
-        held = list(heldout)
-    else:
-        cut = max(1, len(batches) // 8)
-        batches, held = batches[:-cut], batches[-cut:]
-    if not batches or not held:
+    cut = max(1, len(batches) // 8)
+    parts: list[list[Batch]] = []
+    for given in (heldout, selection):
+        if given is not None:
+            parts.append(list(given))
+        else:
+            batches, taken = batches[:-cut], batches[-cut:]
+            parts.append(taken)
+    held, chosen_by = parts
+    if not batches or not chosen_by or not held:
         raise TensorNetError(
-            f"stages need batches to fit and batches to measure with, were given {len(batches)} and {len(held)}; "
-            "give more calibration batches"
+            f"stages need batches to fit, to choose by and to report on, were given {len(batches)}, {len(chosen_by)} and "
+            f"{len(held)}; give more calibration batches"
         )
-    return batches, held
+    return batches, chosen_by, held
 
 
-class _Stages:
-    def __init__(self, model: nn.Module, held: Sequence[Batch], progress: Progress, keep_original: bool):
-        self.model, self.progress = model, progress
-        self.held = [model_inputs(batch, next(model.parameters()).device) for batch in held]
-        self.original = KeptModules(model)
-        self.teacher = copy.deepcopy(model) if keep_original else None
-        self.references = [(output.half() if logits else output, logits) for output, logits in self._outputs()]
-        self.reports: list[StageReport] = []
+class _Measure:
+    """Divergence from the original on fixed batches."""
 
-    def _outputs(self) -> list[tuple[Tensor, bool]]:
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]):
+        self.model = model
+        self.inputs = [model_inputs(batch, next(model.parameters()).device) for batch in batches]
+        self._references = [(output.half() if logits else output, logits) for output, logits in self._outputs()]
+
+    def _outputs(self) -> Iterator[tuple[Tensor, bool]]:
         with evaluating(self.model), torch.no_grad():
-            return [kept_output(self.model, inputs) for inputs in self.held]
+            for inputs in self.inputs:
+                yield kept_output(self.model, inputs)
 
-    def _divergence(self) -> float:
-        pairs = zip(self.references, self._outputs())
+    def divergence(self) -> float:
+        """Mean over batches, per token."""
+        pairs = zip(self._references, self._outputs())
         values = [output_divergence(reference.float(), output, logits) for (reference, logits), (output, _) in pairs]
         return sum(values) / len(values)
 
-    def _note(self, name: str, started: float, kept: bool = True) -> float:
+
+class _Stages:
+    def __init__(
+        self,
+        model: nn.Module,
+        selection: Sequence[Batch],
+        held: Sequence[Batch],
+        progress: Progress,
+        keep_original: bool,
+    ):
+        self.model, self.progress = model, progress
+        self.original = KeptModules(model)
+        self.teacher = copy.deepcopy(model) if keep_original else None
+        self.selection, self.held = _Measure(model, selection), _Measure(model, held)
+        self.reports: list[StageReport] = []
+
+    def _note(self, name: str, started: float) -> float:
+        """Report a stage; its divergence on the batches that are chosen by."""
         seconds = perf_counter() - started
-        divergence = self._divergence()
-        self.reports.append(StageReport(name=name, divergence=divergence, seconds=round(seconds, 3), kept=kept))
-        return divergence
+        report = StageReport(
+            name=name,
+            divergence=self.held.divergence(),
+            selection=self.selection.divergence(),
+            seconds=round(seconds, 3),
+        )
+        self.reports.append(report)
+        return report.selection
 
     def compress(
         self, name: str, budget: Budget, batches: Sequence[Batch], metric: str, options: dict[str, Any]
@@ -127,7 +163,7 @@ class _Stages:
         for kind in CHOICES:
             self.original.put_back()
             report = self.compress(kind, budget, batches, kind, options)
-            found.append((self.reports[-1].divergence, report, KeptModules(self.model), getattr(self.model, PLAN_ATTRIBUTE)))
+            found.append((self.reports[-1].selection, report, KeptModules(self.model), getattr(self.model, PLAN_ATTRIBUTE)))
         best = min(range(len(found)), key=lambda number: found[number][0])
         self.reports = [
             stage.model_copy(update={"kept": number == best, "name": f"metric {stage.name}"})
@@ -183,10 +219,10 @@ class _Stages:
         )
 
     def refine(self, batches: Sequence[Batch]) -> None:
-        """Propagation and block refinement; undone when the divergence does not fall."""
+        """Propagation and block refinement; undone when the divergence on the selection batches does not fall."""
         started = perf_counter()
         compressed = KeptModules(self.model)
-        before = next(stage.divergence for stage in reversed(self.reports) if stage.kept)
+        before = next(stage.selection for stage in reversed(self.reports) if stage.kept)
         self.original.put_back()
         settings = Propagation(refinement=BlockRefinement())
         propagate(self.model, getattr(self.model, PLAN_ATTRIBUTE), batches, settings, self.progress)
@@ -197,5 +233,5 @@ class _Stages:
     def heal(self, batches: Sequence[Batch], steps: int) -> None:
         """Distillation from the original."""
         started = perf_counter()
-        heal(self.model, batches, teacher=self.teacher, steps=steps, validation=self.held, progress=self.progress)
+        heal(self.model, batches, teacher=self.teacher, steps=steps, validation=self.selection.inputs, progress=self.progress)
         self._note("heal", started)

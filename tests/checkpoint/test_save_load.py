@@ -44,6 +44,11 @@ CASES = {
         tiny_llama,
         {"method": "svd", "formats": ["bf16"], "allocator": "uniform", "budget": tnc.Budget(bits_per_weight=14.0)},
     ),
+    "llama pivots, head too": (
+        lambda: in_bf16(tiny_llama()),
+        {"method": "svd", "formats": ["bf16p"], "allocator": "uniform", "budget": tnc.Budget(bits_per_weight=14.0)}
+        | {"targets": EMBEDDED},
+    ),
     "llama tree": (
         tiny_llama,
         {"method": "tree", "formats": ["int8g64"], "allocator": "uniform", "budget": tnc.Budget(bits_per_weight=9.0)},
@@ -73,6 +78,22 @@ def test_a_saved_model_comes_back_bit_for_bit(case, tmp_path):
     manifest = read_manifest(tmp_path / "out")
     tensors = load_file(tmp_path / "out" / TENSORS)
     assert sum(t.numel() * t.element_size() for t in tensors.values()) == manifest.nbytes == report.nbytes
+
+
+def test_marks_that_are_not_the_pivots_are_refused_on_loading(tmp_path):
+    model = tiny_convnet()
+    options = {"method": "svd", "formats": ["bf16p"], "allocator": "uniform", "targets": ["head"], "calibration": None}
+    compressed(model, budget=tnc.Budget(bits_per_weight=14.0), **options)
+    tnc.save(model, tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / TENSORS)
+    assert tensors["head.core0_pivots"].dtype == torch.uint8
+    tensors["head.core0_pivots"] ^= 1
+    save_file(tensors, tmp_path / "out" / TENSORS)
+    other = tiny_convnet(seed=1)
+    before = [parameter.clone() for parameter in other.parameters()]
+    with pytest.raises(CheckpointError, match="pivots"):
+        tnc.load(tmp_path / "out", model=other)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters()))
 
 
 def test_tied_parameters_come_back_tied(tmp_path):

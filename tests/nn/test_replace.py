@@ -6,7 +6,7 @@ from torch import nn
 
 import tensornet_compress as tnc
 from tensornet_compress.errors import TargetError
-from tensornet_compress.nn import build_replacement, replace_module
+from tensornet_compress.nn import KeptModules, build_replacement, replace_module
 from tests.models import batches, tiny_convnet, tiny_gpt2, tiny_llama
 
 
@@ -43,6 +43,19 @@ def test_a_tied_head_stays_tied_through_replacement_copy_and_materialisation():
     tnc.materialize(model)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
+
+
+def test_a_compression_is_undone_with_the_norms_that_it_trained():
+    model = tiny_llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kept = KeptModules(model)
+    replace_module(model, "model.layers.0.mlp.up_proj", tnc.to_network(model.model.layers[0].mlp.up_proj.weight, ranks=4))
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight.mul_(1.5)
+    kept.put_back()
+    after = model.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_convolutions_are_replaced():

@@ -200,6 +200,7 @@ def test_what_is_constant_costs_next_to_nothing(tensor, most):
         (torch.ones(2, 2), {"max_error": "a"}, "must be a number, was given 'a'"),
         (torch.ones(2, 2), {"max_bytes": 10.5}, "must be an integer, was given 10.5"),
         (torch.ones(2, 2), {"max_error": 0.1, "formats": ()}, "formats is empty"),
+        (torch.ones(2, 2), {"max_error": 0.1, "formats": "bf16"}, "list of names, was given the string 'bf16'"),
         (torch.randn(8, 8, dtype=torch.float64), {"max_error": 0.0, "null": False}, "the best reached"),
     ],
 )
@@ -264,3 +265,20 @@ def test_fibres_without_neighbours_are_not_seriated():
     assert seriations(torch.randn(64, 400, generator=generator), 0) == {}
     smooth = torch.sin(torch.linspace(0, 3, 64)[:, None] * torch.linspace(1, 4, 400))
     assert seriations(smooth[torch.randperm(64, generator=generator)], 0)
+
+
+def test_shuffled_fibres_of_a_field_in_three_dimensions_are_put_back() -> None:
+    axes = [torch.linspace(0, 1, size) for size in (16, 32, 32)]
+    t, x, y = axes[0][:, None, None], axes[1][:, None], axes[2]
+    field = sum(torch.sin(7 * (x - 0.3 * k) + 5 * t) * torch.cos(6 * y + k * t) / (1 + (x - y).abs()) for k in range(3))
+    shuffled = field
+    for axis, size in enumerate(field.shape):
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(axis))
+        shuffled = shuffled.index_select(axis, order)
+    plain = tnc.search(field, max_error=0.002, null=False)
+    result = tnc.search(shuffled.contiguous(), max_error=0.002)
+    orders = result.best.spec.terms[0].layout.order_nbytes
+    assert 0 < orders < 150
+    assert result.choice.ordered
+    assert result.best.nbytes - orders < 1.1 * plain.best.nbytes
+    assert result.best.nbytes < 0.8 * result.unordered.nbytes

@@ -24,34 +24,70 @@ def divergence(model, other, data):
     return sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs) / len(pairs)
 
 
-def test_the_metric_of_least_heldout_divergence_is_kept():
-    model, held = tiny_llama(), batches(2, rows=4, seed=3)
+def test_the_metric_that_diverges_least_where_it_is_chosen_is_kept():
+    model, chosen_by, held = tiny_llama(), batches(2, rows=4, seed=3), batches(2, rows=4, seed=4)
     other = copy.deepcopy(model)
-    report = stages(other, metric="auto", heldout=held, method="svd", formats=["bf16"], workers=1, bits=9.0)
+    options = {"selection": chosen_by, "heldout": held, "method": "svd", "formats": ["bf16"], "workers": 1, "bits": 9.0}
+    report = stages(other, metric="auto", **options)
     assert [stage.name for stage in report.stages] == [
         "metric euclidean", "metric row-fisher", "metric input", "metric kronecker",
     ]  # fmt: skip
-    best = min(report.stages, key=lambda stage: stage.divergence)
+    best = min(report.stages, key=lambda stage: stage.selection)
     assert [stage.name for stage in report.stages if stage.kept] == [best.name]
     assert best.name == f"metric {report.metric}"
     assert divergence(model, other, held) == pytest.approx(best.divergence, rel=1e-2)
+    assert divergence(model, other, chosen_by) == pytest.approx(best.selection, rel=1e-2)
     single = copy.deepcopy(model)
-    stages(single, metric=report.metric, heldout=held, method="svd", formats=["bf16"], workers=1, bits=9.0)
+    stages(single, metric=report.metric, **options)
     assert all(torch.equal(a, b) for a, b in zip(single.state_dict().values(), other.state_dict().values()))
+
+
+@pytest.mark.parametrize("count", [3, 8, 24])
+def test_no_batch_has_two_uses(count, monkeypatch):
+    """Batches are told apart by their numbers: none that is chosen by or reported on is fitted, and none has both uses."""
+    from tensornet_compress.train import stages as module
+
+    fitted, healed, chosen_by = [], [], []
+
+    def spy(name, kept):
+        original = getattr(module, name)
+
+        def run(*arguments, **options):
+            kept(*arguments, **options)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, run)
+
+    spy("compress", lambda model, budget, data, **_: fitted.extend(data))
+    spy("propagate", lambda model, plan, data, *_: fitted.extend(data))
+    spy("heal", lambda model, data, validation, **_: (healed.extend(data), chosen_by.extend(validation)))
+    data = batches(count, rows=4)
+    options = {key: value for key, value in DENSE.items() if key != "refine"}
+    stages(tiny_llama(layers=1), data=data, refine=True, heal_steps=1, **options)
+
+    def numbers(found):
+        found = [part["input_ids"] if isinstance(part, dict) else part for part in found]
+        return {number for number, ids in enumerate(data) for part in found if torch.equal(ids, part)}
+
+    cut = max(1, count // 8)
+    assert numbers(fitted) == numbers(healed) == set(range(count - 2 * cut))
+    assert numbers(chosen_by) == set(range(count - 2 * cut, count - cut))
 
 
 def test_refinement_and_healing_follow_and_the_result_can_be_saved(tmp_path, llama_folder):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
-    original, held = copy.deepcopy(model), batches(2, rows=4, seed=3)
+    original, chosen_by, held = copy.deepcopy(model), batches(2, rows=4, seed=3), batches(2, rows=4, seed=4)
     options = {**DENSE, "formats": ["int3g16o"]}
     compress_options = {key: value for key, value in options.items() if key != "refine"}
-    report = stages(model, heldout=held, refine=True, heal_steps=20, data=batches(16, rows=8), **compress_options)
+    uses = {"selection": chosen_by, "heldout": held, "data": batches(16, rows=8)}
+    report = stages(model, refine=True, heal_steps=20, **uses, **compress_options)
     assert [stage.name for stage in report.stages] == ["input", "refine", "heal"]
-    last = report.stages[-1].divergence
-    assert last <= min(stage.divergence for stage in report.stages if stage.kept) * 1.02
-    assert divergence(original, model, held) == pytest.approx(last, rel=1e-2)
+    last = report.stages[-1]
+    assert last.selection <= min(stage.selection for stage in report.stages if stage.kept) * 1.02
+    assert divergence(original, model, held) == pytest.approx(last.divergence, rel=1e-2)
+    assert divergence(original, model, chosen_by) == pytest.approx(last.selection, rel=1e-2)
     assert model_nbytes(model) == report.nbytes
     tnc.save(model, tmp_path / "out", report=report)
     loaded = tnc.load(tmp_path / "out")
@@ -63,13 +99,13 @@ def test_a_refinement_that_does_not_help_is_undone():
     """Fitted to one short batch, it cannot help on others."""
     model = tiny_llama()
     options = {key: value for key, value in DENSE.items() if key != "refine"}
-    held = batches(4, rows=4, seed=3)
+    uses = {"selection": batches(4, rows=4, seed=3), "heldout": batches(4, rows=4, seed=4)}
     plain = copy.deepcopy(model)
-    stages(plain, heldout=held, data=batches(1, rows=1, length=4), **options)
-    report = stages(model, heldout=held, refine=True, data=batches(1, rows=1, length=4), **options)
+    stages(plain, data=batches(1, rows=1, length=4), **uses, **options)
+    report = stages(model, refine=True, data=batches(1, rows=1, length=4), **uses, **options)
     if not report.stages[-1].kept:
         assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values()))
-    assert report.stages[-1].kept == (report.stages[1].divergence < report.stages[0].divergence)
+    assert report.stages[-1].kept == (report.stages[1].selection < report.stages[0].selection)
 
 
 def test_isvt_makes_a_report_whose_bytes_are_those_of_the_model(tmp_path, llama_folder):
@@ -94,7 +130,9 @@ def test_encoders_are_measured_by_cosine():
     ("options", "message"),
     [
         ({"metric": "hessian"}, "hessian"),
-        ({"data": batches(1)}, "more calibration"),
+        ({"data": batches(2)}, "more calibration"),
+        ({"data": batches(1), "heldout": batches(1)}, "more calibration"),
+        ({"selection": []}, "choose by"),
         ({"rank_schedule": Schedule(), "refine": True}, "isvt goes with"),
     ],
 )

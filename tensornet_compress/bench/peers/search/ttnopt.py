@@ -17,11 +17,18 @@ import numpy as np
 import opt_einsum
 from torch import Tensor
 
-from tensornet_compress.network import Topology
+from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod, Stored
+from tensornet_compress.bench.side import SIDE, Unavailable
+from tensornet_compress.decompose import realise
+from tensornet_compress.network import Topology, parse_format
+from tensornet_compress.searching.candidates import Shape, for_error, tensorize
+from tensornet_compress.searching.engine import CORE_FORMATS
 from tensornet_compress.searching.graphs import merged
+from tensornet_compress.searching.store import SpectrumStore
 
 _NOISE = 1e-10
 _ANY = 1 << 30
+LARGEST_FOR_TTNOPT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -127,3 +134,48 @@ def _merged_numbers(topology: Topology, ranks: tuple[int, ...], dims: tuple[int,
     for core, legs in enumerate(simpler.legs):
         total += int(np.prod([dims[p] for p in legs]) * np.prod([width[bond] for bond in simpler.bonds_of(core)]))
     return total
+
+
+def smallest(tensor: Tensor, error: float) -> dict[str, Any]:
+    """TTNOpt's tree over the same digits with our ranks and formats."""
+    missing = available()
+    if missing is not None:
+        return {"skipped": missing}
+    if tensor.numel() > LARGEST_FOR_TTNOPT:
+        return {"skipped": f"{tensor.numel():,} entries, more than {LARGEST_FOR_TTNOPT:,}"}
+    tensorization = tensorize(tuple(tensor.shape))
+    store = SpectrumStore(tensorization.apply(tensor))
+    began = perf_counter()
+    tree = optimal_tree(store.modes, 1e-3 * error, 2)
+    seconds = perf_counter() - began
+    shape = Shape("ttnopt", tensorization, tree.topology, ordered=True)
+    found: list[int] = []
+    errors: dict[int, float] = {}
+    for name in CORE_FORMATS:
+        for slack in (1.0, 0.97, 0.94, 1.03, 1.1, 1.2, 1.4):
+            candidate = for_error(shape, store, parse_format(name), error, slack)
+            if candidate is None or candidate.nbytes > 1.3 * min([*found, tensor.numel()]):
+                continue
+            network = realise(tensor, candidate.spec)
+            if float((network.to_dense() - tensor).norm() / tensor.norm()) <= error:
+                found.append(network.nbytes)
+                errors[network.nbytes] = float((network.to_dense() - tensor).norm() / tensor.norm())
+    if not found:
+        return {"skipped": "more bytes than 1.3 of 8 bit integers", "seconds": seconds}
+    return {"nbytes": min(found), "error": errors[min(found)], "measured": True, "seconds": seconds}
+
+
+def ttnopt(case: SearchCase) -> Stored:
+    """Its tree with our ranks and formats.
+
+    Raises:
+        Unavailable: it is not installed, or the tensor is too large or needs more bytes than dense integers.
+    """
+    SIDE.module("ttnopt")
+    found = smallest(case.tensor, case.max_error)
+    if "skipped" in found:
+        raise Unavailable(found["skipped"])
+    return Stored(found["nbytes"], found["error"], settings={"structure_search_seconds": found["seconds"]})
+
+
+SEARCH_METHODS.add(SearchMethod("ttnopt", ttnopt, explanation="TTNOpt's structure search, ranks and formats by our rule"))

@@ -1,0 +1,169 @@
+"""What each stage of compression in a metric costs on SmolLM2-135M: seconds of the processor and peak memory.
+
+    python benchmarks/geometry_cost.py [--windows 4]
+
+Every stage runs in a process of its own on one thread, on the same windows of 512 tokens, in float32. ``seconds`` are the
+processor's, of the stage alone; ``peak_bytes`` is the most memory that the process held during it less what it held before.
+``passes`` is the time over that of one forward pass over the same tokens (for the stages with gradients: of one forward and
+backward pass), which is what the stage cannot do without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from time import process_time
+from typing import Any
+
+import psutil
+import torch
+from common import LENGTH, MODEL, write_result
+from torch import Tensor
+
+import tensornet_compress as tnc
+from tensornet_compress.compression import PLAN_ATTRIBUTE, compress, survey_model
+from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_tokenizer
+from tensornet_compress.metric import collect_statistics, kept_output, model_inputs, sampled_loss
+from tensornet_compress.nn import find_targets
+from tensornet_compress.train import BlockRefinement, Propagation, Schedule, heal, isvt, propagate
+
+BITS = 9.6
+FORWARD, BACKWARD = "forward pass", "forward and backward pass"
+
+
+class Bench:
+    """A model with windows; every method prepares a stage and gives back what is timed."""
+
+    def __init__(self, windows: int):
+        self.model = load_causal_lm(MODEL, torch.float32)
+        self.windows = calibration_windows(load_tokenizer(MODEL), LENGTH, windows + 1)
+        self.batches = list(self.windows[:windows].split(1))
+        self.names = [target.name for target in find_targets(self.model)[0]]
+        self.budget = tnc.Budget(bits_per_weight=BITS)
+
+    def forward(self) -> Callable[[], Any]:
+        def run() -> None:
+            with torch.no_grad():
+                for batch in self.batches:
+                    self.model(input_ids=batch)
+
+        return run
+
+    def backward(self) -> Callable[[], Any]:
+        self.model.requires_grad_(False)
+        embedding = self.model.get_input_embeddings()
+        embedding.register_forward_hook(lambda _module, _given, output: output.requires_grad_())
+
+        def run() -> None:
+            for batch in self.batches:
+                output, logits = kept_output(self.model, model_inputs(batch, torch.device("cpu")))
+                sampled_loss(output, logits, torch.Generator().manual_seed(0)).backward()
+
+        return run
+
+    def statistics(self, kind: str) -> Callable[[], Any]:
+        return lambda: collect_statistics(self.model, self.batches, self.names, [kind])
+
+    def survey(self) -> Callable[[], Any]:
+        return lambda: survey_model(self.model, self.batches, method="svd", formats=["bf16"], workers=1)
+
+    def allocation(self) -> Callable[[], Any]:
+        survey = survey_model(self.model, self.batches, method="svd", formats=["bf16"], workers=1)
+        return lambda: compress(self.model, self.budget, self.batches, method="svd", survey=survey, refine=0, workers=1)
+
+    def plan(self) -> Any:
+        """Uniform ranks, made in a hurry."""
+        options: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "allocator": "uniform", "workers": 1}
+        other = load_causal_lm(MODEL, torch.float32)
+        compress(other, self.budget, **options)
+        return getattr(other, PLAN_ATTRIBUTE), other
+
+    def propagation(self, refinement: BlockRefinement | None = None) -> Callable[[], Any]:
+        plan, _ = self.plan()
+        settings = Propagation(refinement=refinement)
+        return lambda: propagate(self.model, plan, self.batches, settings)
+
+    def thresholding(self) -> Callable[[], Any]:
+        return lambda: isvt(self.model, self.batches, self.budget, metric="input", schedule=Schedule(steps=1), step=0.5)
+
+    def healing(self) -> Callable[[], Any]:
+        _, other = self.plan()
+        held: list[Tensor] = [self.windows[-1:]]
+        return lambda: heal(other, self.batches, teacher=self.model, steps=len(self.batches), validation=held, every=1000)
+
+
+STAGES: dict[str, tuple[Callable[[Bench], Callable[[], Any]], str]] = {
+    # label: what prepares the stage, and the pass over the same tokens that it is measured against
+    FORWARD: (Bench.forward, FORWARD),
+    BACKWARD: (Bench.backward, BACKWARD),
+    "statistics: diagonal": (lambda bench: bench.statistics("diagonal"), FORWARD),
+    "statistics: input": (lambda bench: bench.statistics("input"), FORWARD),
+    "statistics: row-fisher": (lambda bench: bench.statistics("row-fisher"), BACKWARD),
+    "statistics: kronecker": (lambda bench: bench.statistics("kronecker"), BACKWARD),
+    "statistics: elementwise": (lambda bench: bench.statistics("elementwise"), BACKWARD),
+    "survey and sensitivity": (Bench.survey, BACKWARD),
+    "allocation and truncation": (Bench.allocation, FORWARD),
+    "propagation": (Bench.propagation, FORWARD),
+    "propagation, one epoch of refinement": (lambda bench: bench.propagation(BlockRefinement(epochs=1)), BACKWARD),
+    "ISVT, one step": (Bench.thresholding, BACKWARD),
+    "healing, one epoch": (Bench.healing, BACKWARD),
+}
+
+
+class Watch:
+    """The most memory that this process holds while the watch runs, by looking every few milliseconds."""
+
+    def __enter__(self) -> Watch:
+        self.process, self.done = psutil.Process(), threading.Event()
+        self.before = self.peak = self.process.memory_info().rss
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self.done.wait(0.01):
+            self.peak = max(self.peak, self.process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+
+def child(stage: str, windows: int) -> None:
+    torch.set_num_threads(1)
+    run = STAGES[stage][0](Bench(windows))
+    gc.collect()
+    with Watch() as watch:
+        started = process_time()
+        run()
+        seconds = process_time() - started
+    print(json.dumps({"stage": stage, "seconds": seconds, "peak_bytes": watch.peak - watch.before, "held_bytes": watch.before}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--child", choices=STAGES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.windows)
+        return
+    rows: list[dict[str, Any]] = []
+    for stage, (_, needed) in STAGES.items():
+        command = [sys.executable, __file__, "--windows", str(arguments.windows), "--child", stage]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        row = json.loads(done.stdout.splitlines()[-1]) | {"against": needed}
+        rows.append(row)
+        row["passes"] = row["seconds"] / next(r["seconds"] for r in rows if r["stage"] == needed)
+        print(row, flush=True)
+    settings = {"model": MODEL, "length": LENGTH, "windows": arguments.windows, "bits_per_weight": BITS, "torch_threads": 1}
+    write_result("geometry_cost", {"settings": settings, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

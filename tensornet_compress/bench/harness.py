@@ -1,0 +1,171 @@
+"""The harness: jobs in, rows out, written as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+from pydantic import JsonValue
+
+from tensornet_compress.bench.machine import this_machine
+from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.progress import Progress, SilentProgress
+from tensornet_compress.results import Measure, Result, Row, read_result, write_result
+from tensornet_compress.results.schema import Task
+from tensornet_compress.version import __version__
+
+SECONDS = Measure(
+    title="seconds",
+    unit="s",
+    better="lower",
+    explanation="Processor time of the row, evaluation included; what rows share is counted in the first of them.",
+)
+Key = tuple[str, str, str, float | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to make. ``work`` gives the fields of the row beside those named here; ``Unavailable`` and any other exception
+    make it a skipped row with the reason."""
+
+    task: Task
+    subject: str
+    method: str
+    work: Callable[[], dict[str, Any]]
+    budget: float | None = None
+    budget_unit: str = ""
+    ours: bool = False
+
+    @property
+    def key(self) -> Key:
+        """As ``Row.key``."""
+        return (self.task, self.subject, self.method, self.budget)
+
+
+@dataclass
+class Harness:
+    """Runs jobs into one result. ``path``: the result file, rewritten after every row; ``say`` gets a line for every row."""
+
+    result: Result
+    path: Path | None = None
+    progress: Progress = field(default_factory=SilentProgress)
+    say: Callable[[str], None] = lambda line: None
+
+    def run(self, title: str, jobs: Sequence[Job], prepare: Callable[[], object] = lambda: None) -> None:
+        """Make the rows that the result lacks; a skipped row is tried again. ``prepare`` is called before the first one, and
+        its errors end the run."""
+        done = {row.key for row in self.result.rows if row.skipped is None}
+        waiting = [job for job in jobs if job.key not in done]
+        if len(waiting) < len(jobs):
+            self.say(f"{title}: {len(jobs) - len(waiting)} of {len(jobs)} rows are in the file already")
+        if not waiting:
+            return
+        prepare()
+        with self.progress.stage(title, len(waiting)) as advance:
+            for job in waiting:
+                self.record(self._row(job))
+                advance()
+
+    def record(self, row: Row) -> None:
+        """Add a row and write the file."""
+        self.result = self.result.with_row(row)
+        self._write()
+        self.say(describe(row))
+
+    def finish(self, seconds: float) -> Result:
+        """Mark the result as complete."""
+        self.result = self.result.model_copy(update={"complete": True, "seconds": (self.result.seconds or 0.0) + seconds})
+        self._write()
+        return self.result
+
+    def _write(self) -> None:
+        if self.path is not None:
+            write_result(self.result, self.path)
+
+    def _row(self, job: Job) -> Row:
+        common: dict[str, Any] = {
+            "task": job.task,
+            "subject": job.subject,
+            "method": job.method,
+            "ours": job.ours,
+            "budget": job.budget,
+            "budget_unit": job.budget_unit,
+        }
+        began, clock = process_time(), perf_counter()
+        try:
+            made = job.work()
+        except Unavailable as reason:
+            return Row.model_validate(common | {"skipped": str(reason)})
+        except Exception as error:  # A peer may raise anything, and its row must say so.
+            return Row.model_validate(common | {"skipped": f"{type(error).__name__}: {error}"})
+        values = {"seconds": process_time() - began} | made.pop("values")
+        settings = {"wall_seconds": round(perf_counter() - clock, 3)} | made.pop("settings", {})
+        return Row.model_validate(common | made | {"values": values, "settings": settings})
+
+
+def start(
+    name: str,
+    command: str,
+    settings: dict[str, JsonValue],
+    measures: dict[str, Measure],
+    path: Path | None,
+    resume: bool,
+) -> Result:
+    """A fresh result, or the one in ``path`` to go on with.
+
+    Raises:
+        TensorNetError: ``path`` is no result, exists without ``resume``, or was made with other settings.
+    """
+    fresh = Result(
+        name=name,
+        command=command,
+        version=__version__,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=this_machine(),
+        settings=settings,
+        measures={"seconds": SECONDS} | measures,
+        complete=False,
+    )
+    if path is None or not path.exists():
+        return fresh
+    if not resume:
+        raise TensorNetError(
+            f"{str(path)!r} exists; pass --resume to go on with it, --overwrite to replace it, or another file"
+        )
+    stored = read_result(path)
+    changed = differences(stored.settings, settings)
+    if changed:
+        raise TensorNetError(f"{str(path)!r} was made with other settings ({'; '.join(changed)}); drop --resume or change them")
+    return fresh.model_copy(update={"rows": stored.rows, "seconds": stored.seconds, "made": stored.made})
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, each as ``name: old -> new``."""
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name}: {_short(before)} -> {_short(after)}")
+    return found
+
+
+def describe(row: Row) -> str:
+    """One line for a row."""
+    size = "" if row.budget is None else f" {row.budget:g}"
+    head = f"{row.subject}: {row.method}{size}"
+    if row.skipped is not None:
+        return f"{head}: skipped, {row.skipped}"
+    shown = [f"{name} {value:.4g}" for name, value in row.values.items() if name != "seconds"]
+    return f"{head}: {', '.join(shown)} ({row.values.get('seconds', 0.0):.1f} s)"
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

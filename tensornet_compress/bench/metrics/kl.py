@@ -1,0 +1,25 @@
+"""Divergence of the compressed model's answers from the exact ones."""
+
+from torch import Tensor
+
+from tensornet_compress.bench.metrics.registry import TOKEN_METRICS, Scores, TokenMetric
+from tensornet_compress.results import Measure
+
+
+def tokens(scores: Scores) -> Tensor:
+    """KL(exact || compressed) of every position, (tokens,)."""
+    return (scores.exact.exp() * (scores.exact - scores.got)).sum(-1)
+
+
+KL = TOKEN_METRICS.add(
+    TokenMetric(
+        "kl",
+        Measure(
+            title="KL to the dense model",
+            unit="nats/token",
+            better="lower",
+            explanation="How far the next-token distribution has moved from the original's, mean over held-out tokens.",
+        ),
+        tokens,
+    )
+)

@@ -1,0 +1,85 @@
+"""Models that benchmarks run on: registered ones, and any local folder or hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tensornet_compress.bench.registry import Registry
+from tensornet_compress.checkpoint import MANIFEST
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.inputs import load_causal_lm, load_encoder, load_tokenizer, resolve_model
+
+Kind = Literal["causal", "encoder"]
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """``load``: the model in fp32, ``tokenizer``: its tokenizer."""
+
+    name: str
+    kind: Kind
+    load: Callable[[], Any]
+    tokenizer: Callable[[], Any]
+
+
+MODELS: Registry[BenchModel] = Registry("model")
+
+
+def from_folder(name: str, kind: Kind | None = None) -> BenchModel:
+    """A transformers folder, hub id or bundled model; an encoder unless its configuration names a causal language model.
+
+    Raises:
+        TensorNetError: no such folder, one without a readable configuration or tokenizer, or one that is compressed already.
+    """
+    folder = resolve_model(name)
+    if (Path(folder) / MANIFEST).is_file():
+        raise TensorNetError(f"{name!r} is compressed already; give the original model")
+    found = kind or _kind(name, folder)
+    loader = load_causal_lm if found == "causal" else load_encoder
+    return BenchModel(name, found, lambda: loader(folder, torch.float32), lambda: _tokenizer(name, folder))
+
+
+def find_model(name: str) -> BenchModel:
+    """A registered model, or what ``from_folder`` makes of the name."""
+    return MODELS[name] if name in MODELS else from_folder(name)
+
+
+def _kind(name: str, folder: str) -> Kind:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise TensorNetError(f"{name!r} is no transformers model: {error}") from error
+    architectures = config.architectures or []
+    return "causal" if any("CausalLM" in text or "LMHead" in text for text in architectures) else "encoder"
+
+
+def _tokenizer(name: str, folder: str) -> Any:
+    try:
+        return load_tokenizer(folder)
+    except (OSError, ValueError) as error:
+        raise TensorNetError(f"no usable tokenizer in {name!r}; save the model with its tokenizer ({error})") from error
+
+
+MODELS.add(
+    BenchModel(
+        "smollm2-135m",
+        "causal",
+        lambda: load_causal_lm("smollm2-135m", torch.float32),
+        lambda: load_tokenizer("smollm2-135m"),
+    )
+)
+MODELS.add(
+    BenchModel(
+        "all-minilm-l6-v2",
+        "encoder",
+        lambda: load_encoder("all-minilm-l6-v2", torch.float32),
+        lambda: load_tokenizer("all-minilm-l6-v2"),
+    )
+)

@@ -1,0 +1,1 @@
+"""Our own methods as benchmarks run them."""

@@ -1,0 +1,1 @@
+"""Peers: methods of others, run for real, one file a method or family."""

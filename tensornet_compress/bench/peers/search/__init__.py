@@ -1,0 +1,1 @@
+"""Peers that search or decompose one tensor."""

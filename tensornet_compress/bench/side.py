@@ -1,0 +1,104 @@
+"""Packages that only peers need: taken from the environment, else from a side folder that is made once.
+
+Nothing is installed into the user's environment. A folder ``.peers`` in the working directory (``make peers``) is used when it
+is there; otherwise pinned releases go into the cache folder, without their dependencies, which are listed here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tensornet_compress.inputs.models import cache_folder
+
+_MINUTES = 10
+
+
+class Unavailable(Exception):  # noqa: N818
+    """Why a method cannot run here; the harness makes it a skipped row."""
+
+
+@dataclass(frozen=True)
+class SidePackage:
+    """``module``: what is imported; ``pins``: what is installed without dependencies, its own included."""
+
+    module: str
+    pins: tuple[str, ...]
+
+
+SIDE_PACKAGES = {
+    "quanto": SidePackage("optimum.quanto", ("optimum-quanto==0.2.7", "ninja==1.13.2")),
+    "hqq": SidePackage("hqq.core.quantize", ("hqq==0.2.8.post1", "termcolor==3.3.0")),
+    "ttnopt": SidePackage(
+        "ttnopt.src",
+        (
+            "ttnopt==0.1.0", "tensornetwork==0.4.6", "dotmap==1.3.30", "h5py==3.16.0", "graphviz==0.21", "pydot==4.0.1",
+            "pyparsing==3.3.3", "pandas==3.1.1", "pyyaml==6.0.3", "python-dateutil==4.0.0", "pytz==2026.6", "tzdata==2026.6",
+            "six==1.17.0",
+        ),
+    ),
+    "teneva": SidePackage("teneva", ("teneva==0.14.11",)),
+    "tensorly-torch": SidePackage("tltorch", ("tensorly-torch==0.5.0",)),
+}  # fmt: skip
+
+
+@dataclass
+class SideEnvironment:
+    """``install``: whether missing packages may be installed into the side folder."""
+
+    install: bool = True
+
+    def module(self, name: str) -> Any:
+        """The imported module of a side package.
+
+        Raises:
+            Unavailable: it cannot be imported or installed; the reason is the message.
+        """
+        package = SIDE_PACKAGES[name]
+        if _missing(package):
+            _also_look_in(Path(".peers").resolve())
+        if _missing(package):
+            folder = cache_folder() / "peers" / f"{name}-py{sys.version_info.major}.{sys.version_info.minor}"
+            if not (folder / ".complete").exists():
+                self._install(name, package, folder)
+            _also_look_in(folder)
+        try:
+            return importlib.import_module(package.module)
+        except Exception as error:  # Foreign packages raise what they like while they are imported.
+            raise Unavailable(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+
+    def _install(self, name: str, package: SidePackage, folder: Path) -> None:
+        if not self.install:
+            raise Unavailable(f"{name} is not installed, and installing was refused (--no-install)")
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+        try:
+            done = subprocess.run([*command, *package.pins], capture_output=True, text=True, check=False, timeout=60 * _MINUTES)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Unavailable(f"{name} cannot be installed: {error}") from error
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
+            raise Unavailable(f"{name} cannot be installed: {lines[-1]}")
+        (folder / ".complete").touch()
+
+
+SIDE = SideEnvironment()
+
+
+def _missing(package: SidePackage) -> bool:
+    try:
+        return importlib.util.find_spec(package.module) is None
+    except ImportError:
+        return True
+
+
+def _also_look_in(folder: Path) -> None:
+    """Search ``folder`` after everything else, so that the environment's own packages win."""
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()

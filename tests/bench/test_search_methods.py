@@ -1,0 +1,63 @@
+"""Every search method on a small tensor: it keeps the error, and counts its bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tensornet_compress.bench import methods  # noqa: F401
+from tensornet_compress.bench.fields import heat_field, wave_field
+from tensornet_compress.bench.search import SearchBench, SearchSettings
+from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod
+from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.errors import TensorNetError
+
+
+@pytest.fixture(scope="module")
+def field() -> torch.Tensor:
+    return wave_field(8, steps=8)
+
+
+@pytest.mark.parametrize("method", list(SEARCH_METHODS), ids=lambda method: method.name)
+def test_a_method_keeps_the_error(method: SearchMethod, field: torch.Tensor) -> None:
+    try:
+        found = method.run(SearchCase(field, 0.05, 5.0))
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    assert found.nbytes > 0
+    assert found.error is None or found.error <= 0.05
+    assert found.error is not None or "predicted" in found.note
+
+
+def test_bytes_of_the_train_are_those_of_its_cores(field: torch.Tensor) -> None:
+    found = SEARCH_METHODS["teneva"].run(SearchCase(field, 1e-6, 5.0))
+    modes, ranks = found.settings["modes"], [1, *found.settings["ranks"], 1]
+    assert found.settings["format"] == "fp32"
+    assert found.nbytes == 4 * sum(ranks[i] * modes[i] * ranks[i + 1] for i in range(len(modes)))
+
+
+def test_ours_is_never_larger_than_its_rivals_in_native_order(field: torch.Tensor) -> None:
+    case = SearchCase(field, 0.05, 10.0)
+    found = {name: SEARCH_METHODS[name].run(case).nbytes for name in ("ours", "svd", "tt-native", "ht-balanced", "dense")}
+    assert found["ours"] == min(found.values())
+
+
+def test_rows_hold_the_drawn_network_and_settings(tmp_path: Path) -> None:
+    file = tmp_path / "mine.npy"
+    np.save(file, heat_field(8, steps=8).numpy())
+    bench = SearchBench(SearchSettings(tensors=(str(file),), methods=("ours",), budget=5.0))
+    (job,) = bench.jobs()
+    row = job.work()
+    assert row["values"]["ratio"] == row["values"]["nbytes"] / (4 * 8**3)
+    assert row["drawings"]
+    assert row["settings"]["shape"] == [8, 8, 8]
+
+
+def test_impossible_inputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TensorNetError, match="no file at"):
+        SearchBench(SearchSettings(tensors=(str(tmp_path / "missing.npy"),)))
+    with pytest.raises(TensorNetError, match="errors must lie between 0 and 1"):
+        SearchBench(SearchSettings(errors=(2.0,)))

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test check bench peers
+.PHONY: setup demo test check bench peers docs
 
 setup: $(STAMP)
 
@@ -29,6 +29,12 @@ test: check
 
 bench: setup
 	$(BIN)/python benchmarks/run_all.py
+
+# What is made from the code and its results: the page of commands, the tables, the notebooks' outputs.
+docs: setup
+	$(BIN)/python docs/make_cli.py
+	$(BIN)/python benchmarks/readme_tables.py --write
+	$(BIN)/python notebooks/execute.py
 
 # Peers that only benchmarks need stay outside the environment.
 peers: setup

@@ -1,0 +1,78 @@
+"""Write ``docs/cli.md`` from the commands themselves: ``python docs/make_cli.py`` (or ``make docs``)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from typer.main import get_command
+
+from tensornet_compress.cli.main import app
+
+PAGE = Path(__file__).parent / "cli.md"
+HEAD = """\
+# Commands
+
+<!-- Made by docs/make_cli.py from the commands themselves: edit their help texts and run `make docs`. -->
+
+`tensornet-compress COMMAND --help` says the same in the terminal. Progress goes to standard error, so that standard output
+stays clean; `--json FILE` writes what a command found, for scripts. Bad input ends a command with exit code 2 and one line
+that starts with `error:`. A model is a local transformers folder, a folder written by this tool, a hub id, or one of the
+bundled models (`smollm2-135m`, `all-minilm-l6-v2`).
+
+"""
+VALUES = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
+
+
+def page() -> str:
+    """The whole page."""
+    group: Any = get_command(app)
+    hints = {c.name or c.callback.__name__: get_type_hints(c.callback) for c in app.registered_commands if c.callback}
+    index = [(f"[`{name}`](#{name})", sentence(command.help)) for name, command in group.commands.items()]
+    parts = [HEAD, grid(("command", "what it does"), index)]
+    parts += [section(name, command, hints[name]) for name, command in group.commands.items()]
+    parts.append("\n## Of the tool itself\n\n" + grid(("option", "default", "meaning"), map(row, group.params)))
+    return "".join(parts)
+
+
+def section(name: str, command: Any, hints: dict[str, Any]) -> str:
+    """One command: how it is called, its arguments and its options."""
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    usage = " ".join(["tensornet-compress", name, *(p.name.upper() for p in arguments), "[OPTIONS]"])
+    text = f"\n## {name}\n\n{textwrap.fill(sentence(command.help), 120)}\n\n```text\n{usage}\n```\n\n"
+    if arguments:
+        text += grid(("argument", "meaning"), [(f"`{p.name.upper()}`", sentence(p.help)) for p in arguments]) + "\n"
+    options = [p for p in command.params if p.param_type_name == "option"]
+    return text + grid(("option", "default", "meaning"), [row(p, value(hints[p.name])) for p in options])
+
+
+def row(option: Any, placeholder: str = "") -> tuple[str, str, str]:
+    """An option's names with the kind of its value, its default and its help."""
+    names = " / ".join([*option.opts, *option.secondary_opts])
+    shown = "" if option.default is None else f"`{option.default}`"
+    default = ("on" if option.default else "off") if isinstance(option.default, bool) else shown
+    return f"`{names} {placeholder}".strip() + "`", default, sentence(option.help)
+
+
+def value(hint: Any) -> str:
+    """A placeholder for values of an annotated type; nothing for flags."""
+    kinds = {hint, *get_args(hint)}
+    kinds |= {inner for kind in kinds for inner in get_args(kind)}
+    return next((text for kind, text in VALUES.items() if kind in kinds), "")
+
+
+def sentence(text: str | None) -> str:
+    """Help as one line that a table can hold."""
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

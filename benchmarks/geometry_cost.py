@@ -114,13 +114,13 @@ STAGES: dict[str, tuple[Callable[[Bench], Callable[[], Any]], str]] = {
     "statistics: kronecker": (lambda bench: bench.statistics("kronecker"), BACKWARD),
     "statistics: elementwise": (lambda bench: bench.statistics("elementwise"), BACKWARD),
     "statistics: input, block by block": (lambda bench: bench.by_block("input"), FORWARD),
-    "statistics: kronecker, block by block": (lambda bench: bench.by_block("kronecker"), BACKWARD),
     "survey and sensitivity": (Bench.survey, BACKWARD),
     "allocation and truncation": (Bench.allocation, FORWARD),
     "propagation": (Bench.propagation, FORWARD),
     "propagation, one epoch of refinement": (lambda bench: bench.propagation(BlockRefinement(epochs=1)), BACKWARD),
     "ISVT, one step": (Bench.thresholding, BACKWARD),
     "healing, one epoch": (Bench.healing, BACKWARD),
+    "statistics: kronecker, block by block": (lambda bench: bench.by_block("kronecker"), BACKWARD),
 }
 
 

@@ -1,6 +1,6 @@
 """What each stage of compression in a metric costs on SmolLM2-135M: seconds of the processor and peak memory.
 
-    python benchmarks/geometry_cost.py [--windows 4]
+    python benchmarks/geometry_cost.py [--windows 4] [--resume]
 
 Every stage runs in a process of its own on one thread, on the same windows of 512 tokens, in float32. ``seconds`` are the
 processor's, of the stage alone; ``peak_bytes`` is the most memory that the process held during it less what it held before.
@@ -22,11 +22,11 @@ from typing import Any
 
 import psutil
 import torch
-from common import LENGTH, MODEL, write_result
+from common import LENGTH, MODEL, RESULTS, write_result
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.compression import PLAN_ATTRIBUTE, compress, survey_model
+from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
 from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_tokenizer
 from tensornet_compress.metric import collect_statistics, kept_output, model_inputs, sampled_loss, statistics_by_block
 from tensornet_compress.nn import find_targets
@@ -76,12 +76,9 @@ class Bench:
 
         return run
 
-    def survey(self) -> Callable[[], Any]:
-        return lambda: survey_model(self.model, self.batches, method="svd", formats=["bf16"], workers=1)
-
     def allocation(self) -> Callable[[], Any]:
-        survey = survey_model(self.model, self.batches, method="svd", formats=["bf16"], workers=1)
-        return lambda: compress(self.model, self.budget, self.batches, method="svd", survey=survey, refine=0, workers=1)
+        options: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "refine": 0, "workers": 1}
+        return lambda: compress(self.model, self.budget, self.batches, **options)
 
     def plan(self) -> Any:
         """Uniform ranks, made in a hurry."""
@@ -114,8 +111,7 @@ STAGES: dict[str, tuple[Callable[[Bench], Callable[[], Any]], str]] = {
     "statistics: kronecker": (lambda bench: bench.statistics("kronecker"), BACKWARD),
     "statistics: elementwise": (lambda bench: bench.statistics("elementwise"), BACKWARD),
     "statistics: input, block by block": (lambda bench: bench.by_block("input"), FORWARD),
-    "survey and sensitivity": (Bench.survey, BACKWARD),
-    "allocation and truncation": (Bench.allocation, FORWARD),
+    "statistics, survey, allocation, truncation": (Bench.allocation, BACKWARD),
     "propagation": (Bench.propagation, FORWARD),
     "propagation, one epoch of refinement": (lambda bench: bench.propagation(BlockRefinement(epochs=1)), BACKWARD),
     "ISVT, one step": (Bench.thresholding, BACKWARD),
@@ -157,14 +153,18 @@ def child(stage: str, windows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the result file")
     parser.add_argument("--child", choices=STAGES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child, arguments.windows)
         return
     settings = {"model": MODEL, "length": LENGTH, "windows": arguments.windows, "bits_per_weight": BITS, "torch_threads": 1}
-    rows: list[dict[str, Any]] = []
+    stored = RESULTS / "geometry_cost.json"
+    rows: list[dict[str, Any]] = json.loads(stored.read_text())["rows"] if arguments.resume else []
     for stage, (_, needed) in STAGES.items():
+        if any(row["stage"] == stage for row in rows):
+            continue
         command = [sys.executable, __file__, "--windows", str(arguments.windows), "--child", stage]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1]) | {"against": needed}

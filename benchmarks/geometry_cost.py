@@ -26,11 +26,15 @@ from common import LENGTH, MODEL, RESULTS, write_result
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
+from tensornet_compress.compression import compress
+from tensornet_compress.decompose import realise
 from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_tokenizer
 from tensornet_compress.metric import collect_statistics, kept_output, model_inputs, sampled_loss, statistics_by_block
-from tensornet_compress.nn import find_targets
+from tensornet_compress.network import parse_format
+from tensornet_compress.nn import find_targets, layer_weight, replace_module
+from tensornet_compress.plan import Plan, layer_plan
 from tensornet_compress.train import BlockRefinement, Propagation, Schedule, heal, isvt, propagate
+from tensornet_compress.train.setup import rank_spec
 
 BITS = 9.6
 FORWARD, BACKWARD = "forward pass", "forward and backward pass"
@@ -80,15 +84,18 @@ class Bench:
         options: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "refine": 0, "workers": 1}
         return lambda: compress(self.model, self.budget, self.batches, **options)
 
-    def plan(self) -> Any:
-        """Uniform ranks, made in a hurry."""
-        options: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "allocator": "uniform", "workers": 1}
-        other = load_causal_lm(MODEL, torch.float32)
-        compress(other, self.budget, **options)
-        return getattr(other, PLAN_ATTRIBUTE), other
+    def plan(self) -> Plan:
+        """Uniform ranks."""
+        layers = {}
+        for target in find_targets(self.model)[0]:
+            module = self.model.get_submodule(target.name)
+            weight = layer_weight(module)
+            rank = int(BITS / 16 * weight.numel() / sum(weight.shape))
+            layers[target.name] = layer_plan(target, module, rank_spec(weight, rank, parse_format("bf16")))
+        return Plan(layers=layers)
 
     def propagation(self, refinement: BlockRefinement | None = None) -> Callable[[], Any]:
-        plan, _ = self.plan()
+        plan = self.plan()
         settings = Propagation(refinement=refinement)
         return lambda: propagate(self.model, plan, self.batches, settings)
 
@@ -96,7 +103,9 @@ class Bench:
         return lambda: isvt(self.model, self.batches, self.budget, metric="input", schedule=Schedule(steps=1), step=0.5)
 
     def healing(self) -> Callable[[], Any]:
-        _, other = self.plan()
+        other = load_causal_lm(MODEL, torch.float32)
+        for name, layer in self.plan().layers.items():
+            replace_module(other, name, realise(layer_weight(other.get_submodule(name)).contiguous(), layer.spec))
         held: list[Tensor] = [self.windows[-1:]]
         return lambda: heal(other, self.batches, teacher=self.model, steps=len(self.batches), validation=held, every=1000)
 
@@ -111,11 +120,11 @@ STAGES: dict[str, tuple[Callable[[Bench], Callable[[], Any]], str]] = {
     "statistics: kronecker": (lambda bench: bench.statistics("kronecker"), BACKWARD),
     "statistics: elementwise": (lambda bench: bench.statistics("elementwise"), BACKWARD),
     "statistics: input, block by block": (lambda bench: bench.by_block("input"), FORWARD),
-    "statistics, survey, allocation, truncation": (Bench.allocation, BACKWARD),
+    "healing, one epoch": (Bench.healing, BACKWARD),
     "propagation": (Bench.propagation, FORWARD),
     "propagation, one epoch of refinement": (lambda bench: bench.propagation(BlockRefinement(epochs=1)), BACKWARD),
     "ISVT, one step": (Bench.thresholding, BACKWARD),
-    "healing, one epoch": (Bench.healing, BACKWARD),
+    "statistics, survey, allocation, truncation": (Bench.allocation, BACKWARD),
     "statistics: kronecker, block by block": (lambda bench: bench.by_block("kronecker"), BACKWARD),
 }
 

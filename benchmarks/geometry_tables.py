@@ -50,11 +50,15 @@ def ranks() -> str:
         figures = [f"{row['heldout_perplexity']:.1f}", f"{row['heldout_kl']:.3f}", f"{row['ratio_to_uniform']:.2f}"]
         rows.append([f"{row['keep']:g}", row["storage"], row["stage"], tokens, *figures, f"{row['seconds']:,.0f}"])
     windows = result["settings"]["windows"]["calibration"]
+    known = ", ".join(
+        f"{min(r['ratio_to_uniform'] for r in load('weights_ranks')['rows'] if r['keep'] == keep):.2f} at {keep:g}"
+        for keep in sorted({r["keep"] for r in load("weights_ranks")["rows"]}, reverse=True)
+    )
     text = f"""
         **Truncation alone, the whole pipeline** (SmolLM2, bf16 cores, no integers; the baseline is the uniform SVD-LLM row of
         the truncation table): ranks allocated, layers fitted behind the compressed prefix and blocks refined on the same
         {windows} calibration windows as the baseline, then distillation of the dense model on more windows of the calibration
-        articles, each seen once. `python benchmarks/geometry_ranks.py`"""
+        articles, each seen once. Allocation alone gave {known} there. `python benchmarks/geometry_ranks.py`"""
     head = [
         "bytes kept",
         "stored as",
@@ -135,13 +139,27 @@ def networks() -> str:
                     cells.append(f"{statistics.geometric_mean(values):.4f}")
             rows.append(cells)
     share = ", ".join(f"{share:g}" for share in result["settings"]["shares"])
+    gaps = ", ".join(
+        f"{_nearest(result['rows'], model):.2f} ({model})" for model in {row["model"]: None for row in result["rows"]}
+    )
     text = f"""
         **Networks in the metric**: one layer of each kind from the middle of both models, bf16 cores at {share} of the bf16
         bytes; two cores in closed form, trains and trees by {result["settings"]["sweeps"]} sweeps of ALS in the input metric.
         Geometric means over layers of the relative squared error of the layer's output on held-out text, and of what the model
-        loses with that one layer replaced (KL, or one minus the cosine). `python benchmarks/geometry_networks.py`"""
+        loses with that one layer replaced (KL, or one minus the cosine). Error in the metric of the best train or tree over
+        that of two cores: {gaps}. `python benchmarks/geometry_networks.py`"""
     head = ["model", "network", "error, Euclidean", "error, metric", "model, Euclidean", "model, metric"]
     return note(text) + grid(head, rows)
+
+
+def _nearest(rows: list[dict[str, Any]], model: str) -> float:
+    """Held-out error of the best train or tree in the metric over that of two cores."""
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        if row["model"] == model and row["metric"] == "input":
+            errors.setdefault(row["network"], []).append(row["heldout"])
+    means = {network: statistics.geometric_mean(values) for network, values in errors.items()}
+    return min(value for network, value in means.items() if network != "two cores") / means["two cores"]
 
 
 def cost() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,14 +21,30 @@ import tensornet_compress.kv as kv
 from tensornet_compress.cli.kv import PROFILE_FOLDER, counted, evaluate_cache
 from tensornet_compress.cli.main import continue_text, folder_nbytes
 from tensornet_compress.cli.progress import RichProgress
-from tensornet_compress.compression import model_nbytes
+from tensornet_compress.compression import PLAN_ATTRIBUTE, model_nbytes
 from tensornet_compress.evaluate import Reference, evaluate_language
+from tensornet_compress.evaluate.language import LanguageQuality
 from tensornet_compress.inputs import calibration_windows, heldout_windows, resolve_model
 from tensornet_compress.nn import decoded
+from tensornet_compress.report import CompressionReport
+from tensornet_compress.reporting import write_report
+from tensornet_compress.reporting.from_kv import kv_result
+from tensornet_compress.reporting.from_weights import OURS, weights_result
+from tensornet_compress.results import Measure, write_result
+from tensornet_compress.results.made import made_here
 
 PROMPT = "The capital of France is"
 CACHES = (("storage", 2.0), ("live", 3.0))
 PASSAGE = 400
+SHARED = {
+    "nbytes": Measure(title="Stored", unit="bytes", better="lower", explanation="Of the whole model, or of one sequence's "
+    "cache."),
+    "kl": Measure(
+        title="KL divergence", unit="nats per token", better="lower", explanation="From the original, or from its exact cache."
+    ),
+    "perplexity": Measure(title="Perplexity", better="lower", explanation="On held-out articles."),
+    "top1": Measure(title="Same best next token", better="higher", explanation="On held-out articles."),
+}  # fmt: skip
 KV_LENGTH, KV_WINDOWS, KV_SENSITIVITY_WINDOWS, KV_HELDOUT = 1152, 20, 8, 3
 
 
@@ -61,6 +78,7 @@ def main() -> None:
     table.add_row("same best token", "100 %", f"{after.top1:.1%}")
     console.print(table)
     console.print(cache_table(cache_rows))
+    page = demo_report(report, loaded, (before, after), cache_rows, arguments.out / PROFILE_FOLDER, arguments.out.parent)
     console.print(str(report))
     console.print(f"saved {arguments.out} ({folder_nbytes(arguments.out):,} bytes on disk), {minutes:.1f} minutes in all")
     console.print(f"generated from the saved folder: {text!r}")
@@ -69,6 +87,32 @@ def main() -> None:
     result = {"summary": report.summary(), "before": before.model_dump(), "after": after.model_dump(), "minutes": minutes}
     result |= {"caches": cache_rows}
     (arguments.out.parent / "demo.json").write_text(json.dumps(result | {"text": text}, indent=1) + "\n", encoding="utf-8")
+    console.print(f"open the report in a browser: {page}")
+
+
+def demo_report(
+    report: CompressionReport,
+    model: Any,
+    quality: tuple[LanguageQuality, LanguageQuality],
+    caches: list[dict[str, Any]],
+    profile_folder: Path,
+    folder: Path,
+) -> Path:
+    """Weights and caches of the demo as one result, ``demo_report.json``, and its page, ``demo_report.html``."""
+    command = " ".join(["python", *sys.argv])
+    weights = weights_result(report, getattr(model, PLAN_ATTRIBUTE, None), MODEL, command)
+    cache = kv_result(MODEL, caches, kv.Profile.load(profile_folder), command=command)
+    rows = []
+    for row in weights.rows:
+        found = {"original": quality[0], OURS: quality[1]}.get(row.method)
+        if found is not None:
+            measured = {"kl": max(found.kl or 0.0, 0.0), "perplexity": found.perplexity, "top1": found.top1 or 0.0}
+            row = row.model_copy(update={"values": row.values | measured})
+        rows.append(row)
+    measures = weights.measures | cache.measures | SHARED
+    made = made_here("Demo: SmolLM2-135M, compressed", command, measures, [*rows, *cache.rows], weights.settings)
+    write_result(made, folder / "demo_report.json")
+    return write_report(made, folder / "demo_report.html")
 
 
 def wrap_cache(model: Any, tokenizer: Any, folder: Path, progress: RichProgress) -> list[dict[str, Any]]:

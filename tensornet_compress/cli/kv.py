@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tensornet_compress.cli.common import console, load_any, load_any_tokenizer, plain_errors, text_windows, write_json
 from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.cli.report import invocation, leave_report
 from tensornet_compress.errors import TensorNetError
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ def kv_command(
     console().print(table)
     console().print(_front_table(kinds))
     write_json(json, result)
+    from tensornet_compress.reporting.from_kv import kv_result
+
+    leave_report(kv_result(model, [quality | {"mode": mode, "bits": bits}], profile, kinds, invocation()), out)
 
 
 def _front_table(kinds: Sequence[CacheCost]) -> Table:

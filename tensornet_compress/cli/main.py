@@ -1,4 +1,4 @@
-"""``tensornet-compress``: weights, eval, generate, inspect, kv, search, bench."""
+"""``tensornet-compress``: weights, eval, generate, inspect, kv, search, bench, report."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from tensornet_compress.cli.common import (
 from tensornet_compress.cli.kv import check_cache_options, evaluate_cache, find_profile
 from tensornet_compress.cli.kv import register as register_kv
 from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.cli.report import invocation, leave_report
+from tensornet_compress.cli.report import register as register_report
 from tensornet_compress.cli.search import register as register_search
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.version import __version__
@@ -96,10 +98,11 @@ def weights(
     from tensornet_compress.budget import Budget
     from tensornet_compress.checkpoint import MANIFEST, save
     from tensornet_compress.cli.common import DTYPES
-    from tensornet_compress.compression import compress
+    from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
     from tensornet_compress.frozen import validated
     from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, resolve_model
     from tensornet_compress.metric import metric_kind
+    from tensornet_compress.reporting.from_weights import weights_result
 
     budget = validated(Budget, bits_per_weight=bits_per_weight, ratio=ratio, nbytes=parse_size(size))
     if out.exists() and not overwrite:
@@ -152,6 +155,7 @@ def weights(
     typer.echo(str(report))
     typer.echo(f"saved to {out} ({folder_nbytes(out):,} bytes on disk)")
     write_json(json, report.model_dump(mode="json") | {"summary": report.summary(), "folder_nbytes": folder_nbytes(out)})
+    leave_report(weights_result(report, getattr(loaded, PLAN_ATTRIBUTE, None), model, invocation()), out)
 
 
 @app.command(name="eval")
@@ -272,6 +276,7 @@ def inspect(
 register_kv(app)
 register_search(app)
 app.add_typer(bench_app, name="bench")
+register_report(app)
 
 
 def parse_size(text: str | None) -> int | None:

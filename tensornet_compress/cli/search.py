@@ -10,6 +10,7 @@ import typer
 
 from tensornet_compress.cli.common import plain_errors, write_json
 from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.cli.report import invocation, leave_page
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.inputs.tensors import read_tensor
 
@@ -33,6 +34,7 @@ def search_command(
     time_budget: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
     null: Annotated[bool, typer.Option(help="Run the null control.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the null control's shuffle.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a report page of the search here (.html).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the picture of the search here (.png, .svg or .pdf).")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")] = None,
 ) -> None:
@@ -41,6 +43,8 @@ def search_command(
 
     if plot is not None and plot.suffix not in _PICTURES:
         raise TensorNetError(f"--plot {str(plot)!r} must end in one of {', '.join(_PICTURES)}")
+    if html is not None and html.is_dir():
+        raise TensorNetError(f"--html {str(html)!r} is a folder; give a file name")
     tensor = read_tensor(file)
     result = search(
         tensor,
@@ -75,3 +79,7 @@ def search_command(
         "spec": result.best.spec.model_dump(mode="json"),
     }
     write_json(json, content)
+    if html is not None:
+        from tensornet_compress.reporting.from_search import search_result
+
+        leave_page(search_result(result, file, tensor.shape, invocation(), max_error, max_bytes), html)

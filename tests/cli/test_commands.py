@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 import tensornet_compress as tnc
 from tensornet_compress.cli.main import app, parse_size
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.results import read_result
 from tests.models import random_text
 
 
@@ -35,7 +36,7 @@ def saved(llama_folder, text, tmp_path_factory):
 
 def test_weights_writes_what_it_reports(saved):
     out, report, output = saved
-    on_disk = sum(path.stat().st_size for path in out.iterdir())
+    on_disk = sum(path.stat().st_size for path in out.iterdir() if path.stem != "report")
     assert report["summary"]["bits_per_weight"] <= 6
     assert report["folder_nbytes"] == on_disk
     assert f"{on_disk:,}" in output
@@ -58,6 +59,19 @@ def test_other_budgets_and_choices(llama_folder, text, tmp_path, options, layers
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["nbytes"] <= (0.95 * report["original_nbytes"] if "--ratio" in options else 100_000)
     assert {layer["name"].rsplit(".", 1)[-1] for layer in report["layers"]} == layers
+
+
+def test_weights_leaves_a_report_of_what_it_did(saved):
+    out, report, output = saved
+    made = read_result(out / "report.json")
+    original, ours = made.rows[:2]
+    assert ours.values["nbytes"] == report["nbytes"] == sum(ours.ledger.values())
+    assert original.values["nbytes"] == report["original_nbytes"]
+    assert len(ours.layers) == 14
+    assert {layer.name for layer in ours.layers} == {layer["name"] for layer in report["layers"]}
+    assert ours.drawings
+    assert f"report: {out / 'report.html'}" in output
+    assert "What became of each layer" in (out / "report.html").read_text()
 
 
 def test_eval_compares_with_the_original(saved, llama_folder, text, tmp_path):

@@ -30,12 +30,14 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", ["eye.npy", "some.safetensors:a", "eye.png"])
 def test_an_identity_is_found_in_any_file(folder, name):
     options = ["--max-error", "1e-6", "--json", str(folder / "r.json"), "--plot", str(folder / "picture.png")]
+    options += ["--html", str(folder / "page.html")]
     done = CliRunner().invoke(app, ["search", str(folder / name), *options])
     assert done.exit_code == 0, done.output
     result = json.loads((folder / "r.json").read_text())
     assert result["nbytes"] <= 64 * 4
     assert result["pareto"]
     assert (folder / "picture.png").stat().st_size > 1000
+    assert "The networks, drawn" in (folder / "page.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,7 @@ def test_a_picture_of_an_unknown_kind_or_a_folder_for_json_is_refused(folder):
     cases = [
         (["eye.npy", "--plot", str(folder / "p.xyz")], "must end in"),
         (["eye.npy", "--json", str(folder)], "is a folder"),
+        (["eye.npy", "--html", str(folder)], "is a folder"),
         (["text.npy"], "give real numbers"),
     ]
     for (name, *options), message in cases:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import tensornet_compress.cli.kv as command
 import tensornet_compress.kv as kv
+from tensornet_compress.results import read_result
 from tests.kv.tiny_models import VOCABULARY, tiny, tiny_profile
 
 
@@ -57,6 +58,12 @@ def test_profile_is_written_and_reported(app: typer.Typer, tmp_path: Path) -> No
     assert kv.Profile.load(tmp_path / "kv_profile").nbytes == result["profile_nbytes"]
     assert result["kl"] < 1e-3
     assert result["payload_bits_per_element"] == pytest.approx(6, rel=0.1)
+    made = read_result(tmp_path / "kv_profile" / "report.json")
+    measured = next(row for row in made.rows if row.ours)
+    assert measured.values["kl"] == result["kl"]
+    assert measured.ledger["profile, shared by all caches"] == result["profile_nbytes"]
+    assert len(measured.cache_bits) == 3
+    assert "Cache bits over the layers" in (tmp_path / "kv_profile" / "report.html").read_text()
     found = command.find_profile(str(tmp_path), None)
     assert found is not None
     assert command.find_profile("somewhere/else", None) is None

@@ -1,0 +1,1 @@
+"""The charts of a report: matplotlib draws them, the page's style sheet colours them."""

@@ -1,0 +1,94 @@
+"""Quality against size: one line for each method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tensornet_compress.reporting.charts.axes import direction, named, style
+from tensornet_compress.reporting.charts.palette import colour
+from tensornet_compress.reporting.charts.series import Series, series
+from tensornet_compress.reporting.charts.svg import Canvas, chart
+from tensornet_compress.reporting.numbers import heading, lower_first, plain
+from tensornet_compress.reporting.parts import Chart
+from tensornet_compress.reporting.roles import Group, usable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def front_chart(group: Group, quality: str) -> Chart | None:
+    """Every measured point of a group; ``None`` when nothing has both a size and the quality."""
+    if group.size is None:
+        return None
+    size, measure = group.measures[group.size], group.measures[quality]
+    lines = [line for line in series(group) if line.points(group.size, quality)]
+    if sum(len(line.points(group.size, quality)) for line in lines) < 2:
+        return None
+    corner = "lower" if measure.better == "lower" else "upper"
+    title = f"{heading(measure)} against {lower_first(plain(size.title))}: {plain(group.subject)}"
+    description = (
+        f"{len(lines)} methods; the best corner is the {corner} left: few bytes and {direction(measure)}. "
+        "The numbers are in the table of all figures."
+    )
+    return chart(title, description, lambda canvas: _draw(canvas, group, lines, quality), tuple(line.key for line in lines))
+
+
+def _draw(canvas: Canvas, group: Group, lines: list[Series], quality: str) -> Figure:
+    assert group.size is not None
+    size, measure = group.measures[group.size], group.measures[quality]
+    figure = canvas.figure(330 if canvas.narrow else 420)
+    axes = figure.add_subplot()
+    everything: list[tuple[float, float]] = []
+    for line in reversed(lines):
+        points = line.points(group.size, quality)
+        everything += points
+        across, up = [p[0] for p in points], [p[1] for p in points]
+        weight = 2.8 if line.ours else 1.4
+        order = 4 if line.ours else 3
+        edge = colour("card")
+        axes.plot(
+            across, up, color=colour(line.ink), linewidth=weight, marker=line.marker, markersize=9 if line.ours else 7.5,
+            markeredgecolor=edge, markeredgewidth=0.8, zorder=order,
+        )  # fmt: skip
+    best = staircase(everything, higher=measure.better == "higher")
+    if len(best) > 1:
+        axes.step(
+            [p[0] for p in best],
+            [p[1] for p in best],
+            where="post",
+            color=colour("muted"),
+            linewidth=1,
+            linestyle=":",
+            zorder=2,
+        )
+    _before(axes, group, quality, [p[1] for p in everything])
+    style(axes.xaxis, [p[0] for p in everything], size, 4 if canvas.narrow else 7)
+    style(axes.yaxis, [p[1] for p in everything], measure)
+    axes.set_xlabel(f"{named(size)}  (← smaller)")
+    better = direction(measure)
+    if canvas.narrow:
+        axes.set_title(f"{named(measure)}\n{better}".strip(), loc="left", color=colour("muted"))
+    else:
+        axes.set_ylabel(f"{named(measure)}" + (f", {better}" if better else ""))
+    return figure
+
+
+def _before(axes: Axes, group: Group, quality: str, shown: list[float]) -> None:
+    """A line at the value of the uncompressed original, where that is near the measured ones."""
+    if group.original is None or not usable(group.original, quality):
+        return
+    value = group.original.values[quality]
+    if not 0.2 * min(shown) <= value <= 5 * max(shown) or value <= 0:
+        return
+    axes.axhline(value, color=colour("ink"), linewidth=1, linestyle="--", zorder=2)
+    axes.annotate("before compression", (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom", zorder=5)
+
+
+def staircase(points: list[tuple[float, float]], higher: bool) -> list[tuple[float, float]]:
+    """Points (size, quality) that no smaller or equal one matches in quality."""
+    found: list[tuple[float, float]] = []
+    for across, up in sorted(points, key=lambda p: (p[0], -p[1] if higher else p[1])):
+        if not found or (up > found[-1][1] if higher else up < found[-1][1]):
+            found.append((across, up))
+    return found

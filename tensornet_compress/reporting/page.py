@@ -1,0 +1,71 @@
+"""One self-contained page from one result."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tensornet_compress.errors import MissingExtraError, TensorNetError
+from tensornet_compress.results import Result
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_HERE = Path(__file__).parent
+
+
+def write_report(result: Result, path: str | os.PathLike[str]) -> Path:
+    """Write the page of ``result`` to ``path`` under a temporary name, then rename.
+
+    The file needs nothing beside it: no network, no scripts. The same result gives the same bytes.
+
+    Raises:
+        TensorNetError: ``path`` is a folder.
+        MissingExtraError: Jinja2 or matplotlib is missing.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise TensorNetError(f"{str(path)!r} is a folder; give a file name for the report")
+    text = render(result)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, target)
+    return target
+
+
+def render(result: Result) -> str:
+    """The HTML text of a report."""
+    template = _template()
+    from tensornet_compress.reporting.charts.svg import need_matplotlib
+    from tensornet_compress.reporting.headline import stories
+    from tensornet_compress.reporting.roles import groups
+    from tensornet_compress.reporting.sections import SECTIONS
+
+    need_matplotlib()
+    found = groups(result)
+    made = [section for maker in SECTIONS if (section := maker(result, found)) is not None]
+    return template.render(result=result, stories=stories(result, found), sections=made)
+
+
+@cache
+def _template() -> Template:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingExtraError("reports need Jinja2; run: python -m pip install 'tensornet-compress[report]'") from error
+    from markupsafe import Markup
+
+    from tensornet_compress.reporting.numbers import plain
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["plain"] = plain
+    environment.globals["style"] = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template("page.html.j2")

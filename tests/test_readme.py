@@ -116,6 +116,6 @@ def test_figures_in_the_prose_are_those_of_the_tables() -> None:
     before, rest = README.read_text(encoding="utf-8").split("<!-- results -->")
     table, after = rest.split("<!-- /results -->")
     prose = re.sub(r"```.*?```", "", before + after, flags=re.DOTALL)
-    figures = re.findall(r"(?<![\d.])\d+\.\d{3,}", re.sub(r"arXiv[: ]*\d+\.\d+", "", prose))
+    figures = re.findall(r"(?<![\d.])\d+\.\d{3,}", re.sub(r"\b\d{4}\.\d{5}\b", "", prose))
     assert figures
     assert all(figure in table for figure in figures)

@@ -32,7 +32,7 @@ def main() -> int:
             failed.append(name)
     print("== bench all", flush=True)
     result = Path(__file__).parent / "results" / "bench_all.json"
-    bench = [sys.executable, "-m", "tensornet_compress", "bench", "all", "--json", str(result), "--resume"]
+    bench = [sys.executable, "-m", "tensornet_compress.cli", "bench", "all", "--json", str(result), "--resume"]
     if subprocess.run(bench, check=False).returncode:
         failed.append("bench all")
     if failed:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from typer import Typer
 from typer.main import get_command
 
 from tensornet_compress.cli.main import app
@@ -29,12 +30,31 @@ VALUES = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
 def page() -> str:
     """The whole page."""
     group: Any = get_command(app)
-    hints = {c.name or c.callback.__name__: get_type_hints(c.callback) for c in app.registered_commands if c.callback}
-    index = [(f"[`{name}`](#{name})", sentence(command.help)) for name, command in group.commands.items()]
+    hints = callback_hints(app)
+    commands = flattened(group)
+    index = [(f"[`{name}`](#{name.replace(' ', '-')})", sentence(command.help)) for name, command in commands.items()]
     parts = [HEAD, grid(("command", "what it does"), index)]
-    parts += [section(name, command, hints[name]) for name, command in group.commands.items()]
+    parts += [section(name, command, hints[name]) for name, command in commands.items()]
     parts.append("\n## Of the tool itself\n\n" + grid(("option", "default", "meaning"), map(row, group.params)))
     return "".join(parts)
+
+
+def flattened(group: Any, prefix: str = "") -> dict[str, Any]:
+    """Every command by its full name, those of groups in their place."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        found |= flattened(command, f"{name} ") if hasattr(command, "commands") else {prefix + name: command}
+    return found
+
+
+def callback_hints(inside: Typer, prefix: str = "") -> dict[str, dict[str, Any]]:
+    """Annotations of every command's function by its full name."""
+    found = {
+        prefix + (c.name or c.callback.__name__): get_type_hints(c.callback) for c in inside.registered_commands if c.callback
+    }
+    for group in inside.registered_groups:
+        found |= callback_hints(group.typer_instance, f"{group.name} ") if group.typer_instance else {}
+    return found
 
 
 def section(name: str, command: Any, hints: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tensornet_compress.reporting.numbers import (
     amount,
@@ -88,17 +89,21 @@ def _one(group: Group) -> Story:
 
 
 def _smaller(group: Group, row: Row) -> str:
-    before, size = baseline_nbytes(group, row), group.size
-    who, subject = f"{short(row.method)}{' (ours)' if row.ours else ''}", short(group.subject)
-    thing = {"kv": f"the key-value cache of {subject}, the model's memory of the text so far"}.get(group.task, subject)
-    if before is not None and usable(row, "nbytes"):
-        now = row.values["nbytes"]
-        how = f"{times(before / now)} times smaller" if now < before else f"{times(now / before)} times larger"
-        told = f"{who} brings {thing}, from {amount(before)} to {amount(now)}: {how}."
+    change, size = _change(group, row), group.size
+    ours = row.ours and "ours" not in row.method
+    who, subject = f"{short(row.method)}{' (ours)' if ours else ''}", short(group.subject)
+    thing = {"kv": f"The key-value cache of {subject}, the model's memory of the text so far,"}.get(group.task, subject)
+    if change is not None:
+        thing = f"The compressed layers of {subject}" if change.part else thing
+        verb = "become" if change.part else "becomes"
+        told = f"{thing} {verb} {change.words} with {who}: {amount(change.now)} instead of {amount(change.before)}."
+        if change.part and group.original is not None:
+            whole, was = (amount(one.values["nbytes"]) for one in (row, group.original))
+            told += f" The whole model, most of which was left alone, takes {whole} instead of {was}."
     elif size is not None and is_bytes(group.measures[size]):
-        told = f"{who} stores {thing}, in {with_unit(row.values[size], group.measures[size])}."
+        told = f"{thing} takes {with_unit(row.values[size], group.measures[size])} with {who}."
     else:
-        told = f"{who} stores {thing}."
+        told = f"{thing} is stored with {who}."
     bits = next((name for name in ("bits_per_weight", "bits_per_element", "bits") if usable(row, name)), None)
     if bits is not None and group.task in _UNCOMPRESSED:
         number_of, usual = _UNCOMPRESSED[group.task]
@@ -108,11 +113,36 @@ def _smaller(group: Group, row: Row) -> str:
     return told
 
 
+@dataclass(frozen=True)
+class _Change:
+    """Bytes before and after. ``part``: of the compressed layers, which are less than half of the model."""
+
+    before: float
+    now: float
+    part: bool = False
+
+    @property
+    def words(self) -> str:
+        if self.now <= self.before:
+            return f"{times(self.before / self.now)} times smaller"
+        return f"{times(self.now / self.before)} times larger"
+
+
+def _change(group: Group, row: Row) -> _Change | None:
+    name, original, before = "targeted_nbytes", group.original, baseline_nbytes(group, row)
+    if before is None or not usable(row, "nbytes") or row.values["nbytes"] <= 0:
+        return None
+    if original is not None and usable(original, name) and usable(row, name) and 0 < original.values[name] < before / 2:
+        return _Change(original.values[name], row.values[name], True) if row.values[name] > 0 else None
+    return _Change(before, row.values["nbytes"])
+
+
 def _size_claims(group: Group, row: Row) -> list[Claim]:
-    before, size = baseline_nbytes(group, row), group.size
-    if before is not None and usable(row, "nbytes"):
-        now = row.values["nbytes"]
-        return [Claim(f"{times(before / now)} ×", f"smaller: {amount(now)} of {amount(before)}")]
+    change, size = _change(group, row), group.size
+    if change is not None:
+        of = f"{amount(change.now)} of {amount(change.before)}{', the compressed layers' if change.part else ''}"
+        factor = change.before / change.now
+        return [Claim(f"{times(max(factor, 1 / factor))} ×", f"{'smaller' if factor >= 1 else 'larger'}: {of}")]
     if size is None:
         return []
     return [_claim(row.values[size], group.measures[size])]

@@ -18,6 +18,7 @@ SMALLER = {
     "eval": ["--windows", "2", "--length", "256"],
     "generate": ["--max-new-tokens", "3"],
     "inspect": [],
+    "report": [],
     "search": ["--time-budget", "5"],
     "kv": ["--samples", "6", "--length", "256", "--sensitivity-windows", "1"],
 }

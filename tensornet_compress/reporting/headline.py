@@ -103,13 +103,25 @@ def _smaller(group: Group, row: Row) -> str:
     elif size is not None and is_bytes(group.measures[size]):
         told = f"{thing} takes {with_unit(row.values[size], group.measures[size])} with {who}."
     else:
-        told = f"{thing} is stored with {who}."
+        told = ""
     bits = next((name for name in ("bits_per_weight", "bits_per_element", "bits") if usable(row, name)), None)
     if bits is not None and group.task in _UNCOMPRESSED:
         number_of, usual = _UNCOMPRESSED[group.task]
-        told += (
-            f" That is {significant(row.values[bits])} bits for each {number_of} it compresses, where the original has {usual}."
-        )
+        what = f"{significant(row.values[bits])} bits for each {number_of} it holds"
+        told += f" That is {what}" if told else f"{thing} takes {what} with {who}"
+        told += f", where the original has {usual}."
+    told = told or f"{thing} is stored with {who}."
+    return told + _beside(row)
+
+
+def _beside(row: Row) -> str:
+    """What a cache holds beside its codes."""
+    told = ""
+    if usable(row, "payload_bits_per_element"):
+        payload = significant(row.values["payload_bits_per_element"])
+        told += f" Its compressed tokens take {payload} bits a number; the first and the latest tokens stay exact."
+    if usable(row, "profile_nbytes"):
+        told += f" Beside it lies a profile of {amount(row.values['profile_nbytes'])}, stored once for the model."
     return told
 
 
@@ -149,7 +161,7 @@ def _size_claims(group: Group, row: Row) -> list[Claim]:
 
 
 def _claim(value: float, measure: Measure) -> Claim:
-    unit = "" if is_bytes(measure) or not measure.unit else f", {plain(measure.unit)}"
+    unit = "" if is_bytes(measure) or measure.unit.lower() in measure.title.lower() else f", {plain(measure.unit)}"
     return Claim(without_unit(value, measure), f"{heading(measure)}{unit}")
 
 
@@ -162,7 +174,7 @@ def _cost(group: Group, row: Row) -> str:
         said = f"{lower_first(plain(measure.title))} {with_unit(row.values[name], measure)}"
         if any(word in name for word in _NONE_IS_ZERO):
             said += "" if told else " (0 would mean that nothing changed)"
-        elif group.original is not None and usable(group.original, name):
+        elif group.original is not None and usable(group.original, name) and group.original.values[name] not in (0, 1):
             said += f" (before: {with_unit(group.original.values[name], measure)})"
         told.append(said)
     return f"What it costs: {', '.join(told)}." if told else ""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 _WIDE_RANGE = 15.0
+_MILLION = 1e6
 
 
 def spread(values: Sequence[float]) -> float:
@@ -33,6 +34,8 @@ def tick(value: float, measure: Measure | None = None) -> str:
         return amount(value).replace(".00 ", " ").replace(".0 ", " ")
     if value == 0:
         return "0"
+    if abs(value) >= _MILLION:
+        return f"{tick(value / _MILLION)} M"
     text = significant(value, 6 if abs(value) >= 100 else 3)
     mantissa, e, power = text.partition("e")
     return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + e + power

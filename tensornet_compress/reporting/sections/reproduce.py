@@ -17,7 +17,7 @@ def reproduce(result: Result, found: Sequence[Group]) -> Section | None:
     where = {
         "made": moment(result.made),
         "seconds in all": None if result.seconds is None else number(result.seconds, 3),
-        "this package": result.version + (f", commit {machine.commit}" if machine.commit else ""),
+        "this package": result.version + (f", commit {machine.commit[:12]}" if machine.commit else ""),
         "processor": f"{machine.processor}, {machine.cores} cores, {threads}, {machine.device}",
         "Python": machine.python,
     } | machine.packages

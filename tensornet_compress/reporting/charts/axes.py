@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _WIDE_RANGE = 15.0
 _MILLION = 1e6
+_ZEROS = re.compile(r"(?<=\d)\.0+ |(?<=\.\d)0 ")
 
 
 def spread(values: Sequence[float]) -> float:
@@ -31,7 +33,7 @@ def wants_log(values: Sequence[float]) -> bool:
 def tick(value: float, measure: Measure | None = None) -> str:
     """A number beside an axis."""
     if measure is not None and is_bytes(measure):
-        return amount(value).replace(".00 ", " ").replace(".0 ", " ")
+        return _ZEROS.sub(" ", amount(value))
     if value == 0:
         return "0"
     if abs(value) >= _MILLION:

@@ -89,10 +89,8 @@ def _draw(canvas: Canvas, group: Group, lines: list[Series], quality: str, windo
     style(axes.yaxis, [p[1] for p in everything], measure)
     axes.set_xlabel(f"{named(size)}  (← smaller)")
     better = direction(measure)
-    if canvas.narrow:
-        axes.set_title(f"{named(measure)}\n{better}".strip(), loc="left", color=colour("muted"))
-    else:
-        axes.set_ylabel(f"{named(measure)}" + (f", {better}" if better else ""))
+    gap = "\n" if canvas.narrow else ", "
+    axes.set_title(gap.join(part for part in (named(measure), better) if part), loc="left", color=colour("muted"))
     return figure
 
 

@@ -21,7 +21,6 @@ SMALLER = {
     "inspect": [],
     "report": [],
     "search": ["--time-budget", "5"],
-    "report": [],
     "bench weights": ["--methods", "rtn", "--bits", "4.5"],
     "bench search": ["--methods", "ours,svd", "--budget", "5"],
     "kv": ["--samples", "6", "--length", "256", "--sensitivity-windows", "1"],

@@ -28,7 +28,7 @@ from torch import Tensor
 import tensornet_compress as tnc
 from tensornet_compress.compression import PLAN_ATTRIBUTE, compress, survey_model
 from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_tokenizer
-from tensornet_compress.metric import collect_statistics, kept_output, model_inputs, sampled_loss
+from tensornet_compress.metric import collect_statistics, kept_output, model_inputs, sampled_loss, statistics_by_block
 from tensornet_compress.nn import find_targets
 from tensornet_compress.train import BlockRefinement, Propagation, Schedule, heal, isvt, propagate
 
@@ -69,6 +69,13 @@ class Bench:
     def statistics(self, kind: str) -> Callable[[], Any]:
         return lambda: collect_statistics(self.model, self.batches, self.names, [kind])
 
+    def by_block(self, kind: str) -> Callable[[], Any]:
+        def run() -> None:
+            for _ in statistics_by_block(self.model, self.batches, self.names, [kind]):
+                pass
+
+        return run
+
     def survey(self) -> Callable[[], Any]:
         return lambda: survey_model(self.model, self.batches, method="svd", formats=["bf16"], workers=1)
 
@@ -106,12 +113,14 @@ STAGES: dict[str, tuple[Callable[[Bench], Callable[[], Any]], str]] = {
     "statistics: row-fisher": (lambda bench: bench.statistics("row-fisher"), BACKWARD),
     "statistics: kronecker": (lambda bench: bench.statistics("kronecker"), BACKWARD),
     "statistics: elementwise": (lambda bench: bench.statistics("elementwise"), BACKWARD),
+    "statistics: input, block by block": (lambda bench: bench.by_block("input"), FORWARD),
     "survey and sensitivity": (Bench.survey, BACKWARD),
     "allocation and truncation": (Bench.allocation, FORWARD),
     "propagation": (Bench.propagation, FORWARD),
     "propagation, one epoch of refinement": (lambda bench: bench.propagation(BlockRefinement(epochs=1)), BACKWARD),
     "ISVT, one step": (Bench.thresholding, BACKWARD),
     "healing, one epoch": (Bench.healing, BACKWARD),
+    "statistics: kronecker, block by block": (lambda bench: bench.by_block("kronecker"), BACKWARD),
 }
 
 
@@ -153,6 +162,7 @@ def main() -> None:
     if arguments.child:
         child(arguments.child, arguments.windows)
         return
+    settings = {"model": MODEL, "length": LENGTH, "windows": arguments.windows, "bits_per_weight": BITS, "torch_threads": 1}
     rows: list[dict[str, Any]] = []
     for stage, (_, needed) in STAGES.items():
         command = [sys.executable, __file__, "--windows", str(arguments.windows), "--child", stage]
@@ -161,8 +171,7 @@ def main() -> None:
         rows.append(row)
         row["passes"] = row["seconds"] / next(r["seconds"] for r in rows if r["stage"] == needed)
         print(row, flush=True)
-    settings = {"model": MODEL, "length": LENGTH, "windows": arguments.windows, "bits_per_weight": BITS, "torch_threads": 1}
-    write_result("geometry_cost", {"settings": settings, "rows": rows})
+        write_result("geometry_cost", {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -42,15 +42,15 @@ def main() -> None:
     rows = Rows("geometry_gptq", settings, arguments.resume)
     for label in arguments.only:
         for bits in arguments.bits:
-            if rows.has(variant=label, bits=bits):
+            if rows.has(variant=label, bits=bits, windows=VARIANTS[label][1]):
                 continue
             variant, windows = VARIANTS[label]
             variant = replace(variant, fmt=variant.fmt.replace("int4", f"int{bits}"))
             model: Any = language.model()
             weights = sum(p.numel() for n, p in model.named_parameters() if n.endswith("proj.weight"))
-            started = perf_counter()
+            started = process_time()
             nbytes = quantise_model(model, language.calibration[: windows // 4], variant, torch.bfloat16)
-            seconds = perf_counter() - started
+            seconds = process_time() - started
             quality = qualities(model, references)
             rows.add(
                 variant=label,

@@ -5,7 +5,7 @@
 The baseline is the uniform SVD-LLM row of ``weights_ranks.json`` (same held-out and calibration windows): ``ratio_to_uniform``
 is the excess cross-entropy over the dense model's, over the baseline's. Blocks are fitted and refined on the calibration
 windows alone; healing distils the dense model on ``HEALING`` windows of the calibration articles, each seen once. Held-out
-windows are only ever measured. ``seconds`` are the processor's.
+windows are only ever measured. ``pivots``: two cores kept by pivots are among the options. ``seconds`` are the processor's.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from tensornet_compress.plan import Plan
 from tensornet_compress.train import BlockRefinement, Propagation, heal, propagate
 
 KEEPS = (0.8, 0.6)
+FORMATS = {"two cores": ["bf16"], "pivots": ["bf16", "bf16p"]}
 STAGES = ("allocated", "propagated", "refined", "healed")
 CALIBRATION, VALIDATION, HELDOUT = 32, 4, 8
 REFINE = 1
-HEALING = {0.8: 392, 0.6: 392}
+POOL = 392
+HEALING = {0.8: 98, 0.6: 196}
 HEAL_RATE = 2e-3
 SETTINGS = Propagation(precision="bfloat16")
 REFINED = SETTINGS.model_copy(update={"refinement": BlockRefinement(epochs=2, rate=1.5e-3)})
@@ -44,7 +46,7 @@ class Contest:
     def __init__(self, arguments: argparse.Namespace):
         torch.set_num_threads(1)
         tokenizer = load_tokenizer(MODEL)
-        windows = calibration_windows(tokenizer, LENGTH, max(HEALING.values()) + VALIDATION)
+        windows = calibration_windows(tokenizer, LENGTH, POOL + VALIDATION)
         self.windows, self.validation = windows[:-VALIDATION], windows[-VALIDATION:]
         self.model = self.dense()
         heldout = heldout_windows(tokenizer, LENGTH, HELDOUT)
@@ -71,6 +73,7 @@ class Contest:
         self.rows = Rows("geometry_ranks", settings, arguments.resume)
         self.stages = arguments.stages
         self.scratch = None if arguments.scratch is None else Path(arguments.scratch)
+        self.storage = "two cores"
         self.survey: Any = None
         self.halved: Any = None
 
@@ -79,26 +82,33 @@ class Contest:
         return load_causal_lm(MODEL, torch.float32)
 
     def missing(self, keep: float, stage: str) -> bool:
-        return stage in self.stages and not self.rows.has(keep=keep, stage=stage)
+        return stage in self.stages and not self.rows.has(keep=keep, storage=self.storage, stage=stage)
 
     def record(self, keep: float, stage: str, model: Any, seconds: float, **more: Any) -> None:
         quality = qualities(model, self.references)
         excess = log(quality["heldout_perplexity"] / self.perplexity)
         modules = [model.get_submodule(name) for name in self.names]
         nbytes = sum(module.nbytes for module in modules if isinstance(module, NetworkModule))
-        row = {"keep": keep, "stage": stage, "bits_per_weight": 8 * nbytes / self.weights, "excess_cross_entropy": excess}
-        self.rows.add(**row, ratio_to_uniform=excess / self.baseline[keep], seconds=seconds, **quality, **more)
+        row = {"keep": keep, "storage": self.storage, "stage": stage, "bits_per_weight": 8 * nbytes / self.weights}
+        self.rows.add(
+            **row,
+            excess_cross_entropy=excess,
+            ratio_to_uniform=excess / self.baseline[keep],
+            seconds=seconds,
+            **quality,
+            **more,
+        )
 
     def plan(self, keep: float) -> Plan:
         """Ranks by measured sensitivity, measured anew at the compressed model."""
-        stored = None if self.scratch is None else self.scratch / f"plan-{keep:g}.json"
+        stored = None if self.scratch is None else self.scratch / f"plan-{keep:g}-{self.storage}.json"
         if stored is not None and stored.exists() and not self.missing(keep, "allocated"):
             return Plan.model_validate_json(stored.read_text())
         started = process_time()
         batches = list(self.windows[:CALIBRATION].split(4))
         if self.survey is None:
             shares = tuple(sorted({*SIZE_SHARES, *KEEPS}))
-            chosen: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "shares": shares}
+            chosen: dict[str, Any] = {"method": "svd", "formats": FORMATS[self.storage], "shares": shares}
             # Everything is stored in bf16 anyway, and statistics are summed in float32 and float64 all the same.
             self.halved = load_causal_lm(MODEL, torch.bfloat16)
             self.survey = survey_model(self.halved, batches, workers=1, progress=Lines(), **chosen)
@@ -118,7 +128,7 @@ class Contest:
     def run(self, keep: float) -> None:
         if not any(self.missing(keep, stage) for stage in STAGES):
             return
-        refined = None if self.scratch is None else self.scratch / f"refined-{keep:g}.pt"
+        refined = None if self.scratch is None else self.scratch / f"refined-{keep:g}-{self.storage}.pt"
         dense = self.model
         if self.missing(keep, "healed") and refined is not None and refined.exists():
             self.model = torch.load(refined, weights_only=False)
@@ -143,7 +153,7 @@ class Contest:
         reports = propagate(self.model, plan, batches, settings, Lines())
         errors = [report.fitted if report.refined is None else report.refined for report in reports]
         corrections = [list(report.corrections.values()) for report in reports]
-        self.rows.drop(keep=keep, stage=stage)
+        self.rows.drop(keep=keep, storage=self.storage, stage=stage)
         self.record(keep, stage, self.model, process_time() - started, blocks=errors, corrections=corrections)
 
     def heal(self, keep: float, teacher: Any) -> None:
@@ -177,12 +187,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEPS), choices=KEEPS)
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--storage", nargs="+", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--scratch", help="a folder to keep allocations and refined models in, so that a later run goes on")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the result file")
     arguments = parser.parse_args()
     contest = Contest(arguments)
-    for keep in arguments.keep:
-        contest.run(keep)
+    for storage in arguments.storage:
+        contest.storage, contest.survey = storage, None
+        for keep in arguments.keep:
+            contest.run(keep)
 
 
 if __name__ == "__main__":

@@ -48,14 +48,23 @@ def ranks() -> str:
     for row in sorted(result["rows"], key=lambda r: -r["keep"]):
         tokens = f"{row['heal']['tokens']:,}" if "heal" in row else ""
         figures = [f"{row['heldout_perplexity']:.1f}", f"{row['heldout_kl']:.3f}", f"{row['ratio_to_uniform']:.2f}"]
-        rows.append([f"{row['keep']:g}", row["stage"], tokens, *figures, f"{row['seconds']:,.0f}"])
+        rows.append([f"{row['keep']:g}", row["storage"], row["stage"], tokens, *figures, f"{row['seconds']:,.0f}"])
     windows = result["settings"]["windows"]["calibration"]
     text = f"""
         **Truncation alone, the whole pipeline** (SmolLM2, bf16 cores, no integers; the baseline is the uniform SVD-LLM row of
         the truncation table): ranks allocated, layers fitted behind the compressed prefix and blocks refined on the same
         {windows} calibration windows as the baseline, then distillation of the dense model on more windows of the calibration
         articles, each seen once. `python benchmarks/geometry_ranks.py`"""
-    head = ["bytes kept", "after", "tokens healed on", "perplexity", "KL", "excess / uniform's", "processor seconds"]
+    head = [
+        "bytes kept",
+        "stored as",
+        "after",
+        "tokens healed on",
+        "perplexity",
+        "KL",
+        "excess / uniform's",
+        "processor seconds",
+    ]
     return note(text) + grid(head, rows)
 
 

@@ -19,7 +19,10 @@ SMALLER = {
     "eval": ["--windows", "2", "--length", "256"],
     "generate": ["--max-new-tokens", "3"],
     "inspect": [],
+    "report": [],
     "search": ["--time-budget", "5"],
+    "bench weights": ["--methods", "rtn", "--bits", "4.5"],
+    "bench search": ["--methods", "ours,svd", "--budget", "5"],
     "kv": ["--samples", "6", "--length", "256", "--sensitivity-windows", "1"],
 }
 LANGUAGES = {"python", "console", "json", "bibtex", "text"}
@@ -67,7 +70,8 @@ def test_commands_run(document: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             program, *arguments = shlex.split(line)
             if program != "make":
                 assert program == "tensornet-compress", f"{block}: {line!r} is neither run nor marked as not run"
-                result = CliRunner().invoke(app, [*arguments, *SMALLER[arguments[0]]])
+                command = " ".join(arguments[:2]) if arguments[0] == "bench" else arguments[0]
+                result = CliRunner().invoke(app, [*arguments, *SMALLER[command]])
                 assert result.exit_code == 0, f"{block}: {line}\n{result.output}"
 
 

@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tensornet_compress.budget.options import Family, LayerStatistics, Option, layer_options
-from tensornet_compress.decompose import realise
+from tensornet_compress.budget.layer import Family, LayerStatistics, Option
+from tensornet_compress.budget.options import layer_options
+from tensornet_compress.decompose import fit_network, realise
 from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean
 from tensornet_compress.network import IntFormat, NetworkSpec, TensorNetwork, Topology, parse_format
@@ -115,5 +116,5 @@ def realise_layer(task: tuple[LayerJob, NetworkSpec]) -> Realised:
     """The network that a spec asks for, and its measured error."""
     job, spec = task
     statistics = job.statistics()
-    network = realise(statistics.weight, spec, statistics.metric, sweeps=job.sweeps)
+    network = fit_network(statistics.weight, spec, statistics.metric, sweeps=job.sweeps)
     return Realised(job.name, network, measured_error(statistics, network))

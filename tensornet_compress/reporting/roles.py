@@ -168,6 +168,14 @@ def baseline_nbytes(group: Group, row: Row) -> float | None:
     return None
 
 
+def fewer(rows: Sequence[Row], most: int, budget: float | None) -> list[Row]:
+    """At most so many rows: when there are more, those of one budget, so that methods stay comparable."""
+    if len(rows) <= most:
+        return list(rows)
+    same = [row for row in rows if row.budget == budget]
+    return (same or list(rows))[:most]
+
+
 def label(row: Row) -> str:
     """A method with its budget, as a table names a row."""
     if row.budget is None:

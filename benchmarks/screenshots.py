@@ -18,7 +18,7 @@ from tensornet_compress.reporting import write_report
 from tensornet_compress.results import read_result
 from tests.reporting.chromium import browser, find_chromium
 
-COLOURS = 96
+COLOURS = 224
 
 
 def main() -> None:

@@ -63,8 +63,8 @@ def is_size(name: str, measure: Measure) -> bool:
 
 
 def is_quality(name: str, measure: Measure) -> bool:
-    """What is better in one direction and neither a size nor a time."""
-    return measure.better is not None and not is_size(name, measure) and not is_time(name, measure)
+    """What is better in one direction and neither a size nor a time; a gain is a ratio of sizes."""
+    return measure.better is not None and "gain" not in name and not is_size(name, measure) and not is_time(name, measure)
 
 
 def usable(row: Row, name: str) -> bool:

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tensornet_compress.decompose import ErrorFeedback, MatrixSpectrum, matrix_spectrum
+from tensornet_compress.decompose import ErrorFeedback, MatrixSpectrum, matrix_spectrum, realise
 from tensornet_compress.decompose.realise import column_feedback
 from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.network import IntFormat, NetworkSpec, NumberFormat, TermSpec, Topology
+from tensornet_compress.network import IntFormat, NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology
 from tensornet_compress.network.network import DTYPES
 
 Family = Literal["dense", "svd", "residual", "tt", "ttm", "tree", "searched"]
@@ -43,6 +43,7 @@ class LayerStatistics:
         self.weight = weight
         self.matrix = weight.float().reshape(weight.shape[0], -1)
         self.metric = metric
+        self._rounded: dict[NumberFormat, TensorNetwork] = {}
 
     @property
     def dtype_name(self) -> str:
@@ -58,6 +59,14 @@ class LayerStatistics:
     def feedback(self) -> ErrorFeedback | None:
         """Error feedback along the inputs."""
         return column_feedback(self.metric)
+
+    def rounded(self, fmt: NumberFormat) -> TensorNetwork:
+        """The weight as one core in a number format."""
+        if fmt not in self._rounded:
+            shape = tuple(self.weight.shape)
+            spec = self.spec(Layout.native(shape), Topology.one_core(len(shape)), (), (fmt,))
+            self._rounded[fmt] = realise(self.weight, spec, self.metric, feedback=self.feedback)
+        return self._rounded[fmt]
 
     @cached_property
     def energy(self) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from tensornet_compress.budget.layer import LayerStatistics, Option
 from tensornet_compress.budget.matrix_options import ranks_at, rounding_by_rank
-from tensornet_compress.decompose import matrix_spectrum, realise, tails
+from tensornet_compress.decompose import matrix_spectrum, tails
 from tensornet_compress.layout import Layout
 from tensornet_compress.network import IntFormat, NetworkSpec, Topology, parse_format
 
@@ -34,19 +34,18 @@ def residual_options(statistics: LayerStatistics, formats: Sequence[str] | None 
     bases, core = _formats(formats)
     shape = tuple(statistics.weight.shape)
     rows, columns = statistics.matrix.shape
-    layout, one, two = Layout.native(shape), Topology.one_core(len(shape)), Topology.two_cores(len(shape), (0,))
+    layout, topology = Layout.native(shape), Topology.two_cores(len(shape), (0,))
     for base in bases:
         assert core is not None
         ranks = ranks_at(_SHARES, rows, columns, core, min(rows, columns)) or [1]
-        base_spec = statistics.spec(layout, one, (), (base,))
-        rounded = realise(statistics.weight, base_spec, statistics.metric, feedback=statistics.feedback)
+        rounded = statistics.rounded(base)
         lost = statistics.matrix - rounded.to_dense(statistics.matrix.dtype).reshape(rows, columns)
-        spectrum = matrix_spectrum(lost, statistics.metric)
+        spectrum = matrix_spectrum(lost, statistics.metric, most=ranks[-1])
         dropped = tails(spectrum.squares.sqrt())
         added = rounding_by_rank(statistics, core, spectrum, ranks[-1])
         for rank in ranks:
-            cores = statistics.spec(layout, two, (rank,), (core, core))
-            spec: NetworkSpec = base_spec.model_copy(update={"terms": (*base_spec.terms, *cores.terms)})
+            cores = statistics.spec(layout, topology, (rank,), (core, core))
+            spec: NetworkSpec = cores.model_copy(update={"terms": (*rounded.spec.terms, *cores.terms)})
             yield Option("residual", spec, spec.nbytes, _TURNS * (float(dropped[rank]) + added[rank]))
 
 

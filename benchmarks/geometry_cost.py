@@ -1,6 +1,6 @@
 """What each stage of compression in a metric costs on SmolLM2-135M: seconds of the processor and peak memory.
 
-    python benchmarks/geometry_cost.py [--windows 4]
+    python benchmarks/geometry_cost.py [--windows 4] [--resume]
 
 Every stage runs in a process of its own on one thread, on the same windows of 512 tokens, in float32. ``seconds`` are the
 processor's, of the stage alone; ``peak_bytes`` is the most memory that the process held during it less what it held before.
@@ -22,15 +22,19 @@ from typing import Any
 
 import psutil
 import torch
-from common import LENGTH, MODEL, write_result
+from common import LENGTH, MODEL, RESULTS, write_result
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.compression import PLAN_ATTRIBUTE, compress, survey_model
+from tensornet_compress.compression import compress
+from tensornet_compress.decompose import realise
 from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_tokenizer
 from tensornet_compress.metric import collect_statistics, kept_output, model_inputs, sampled_loss, statistics_by_block
-from tensornet_compress.nn import find_targets
+from tensornet_compress.network import parse_format
+from tensornet_compress.nn import find_targets, layer_weight, replace_module
+from tensornet_compress.plan import Plan, layer_plan
 from tensornet_compress.train import BlockRefinement, Propagation, Schedule, heal, isvt, propagate
+from tensornet_compress.train.setup import rank_spec
 
 BITS = 9.6
 FORWARD, BACKWARD = "forward pass", "forward and backward pass"
@@ -76,22 +80,22 @@ class Bench:
 
         return run
 
-    def survey(self) -> Callable[[], Any]:
-        return lambda: survey_model(self.model, self.batches, method="svd", formats=["bf16"], workers=1)
-
     def allocation(self) -> Callable[[], Any]:
-        survey = survey_model(self.model, self.batches, method="svd", formats=["bf16"], workers=1)
-        return lambda: compress(self.model, self.budget, self.batches, method="svd", survey=survey, refine=0, workers=1)
+        options: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "refine": 0, "workers": 1}
+        return lambda: compress(self.model, self.budget, self.batches, **options)
 
-    def plan(self) -> Any:
-        """Uniform ranks, made in a hurry."""
-        options: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "allocator": "uniform", "workers": 1}
-        other = load_causal_lm(MODEL, torch.float32)
-        compress(other, self.budget, **options)
-        return getattr(other, PLAN_ATTRIBUTE), other
+    def plan(self) -> Plan:
+        """Uniform ranks."""
+        layers = {}
+        for target in find_targets(self.model)[0]:
+            module = self.model.get_submodule(target.name)
+            weight = layer_weight(module)
+            rank = int(BITS / 16 * weight.numel() / sum(weight.shape))
+            layers[target.name] = layer_plan(target, module, rank_spec(weight, rank, parse_format("bf16")))
+        return Plan(layers=layers)
 
     def propagation(self, refinement: BlockRefinement | None = None) -> Callable[[], Any]:
-        plan, _ = self.plan()
+        plan = self.plan()
         settings = Propagation(refinement=refinement)
         return lambda: propagate(self.model, plan, self.batches, settings)
 
@@ -99,7 +103,9 @@ class Bench:
         return lambda: isvt(self.model, self.batches, self.budget, metric="input", schedule=Schedule(steps=1), step=0.5)
 
     def healing(self) -> Callable[[], Any]:
-        _, other = self.plan()
+        other = load_causal_lm(MODEL, torch.float32)
+        for name, layer in self.plan().layers.items():
+            replace_module(other, name, realise(layer_weight(other.get_submodule(name)).contiguous(), layer.spec))
         held: list[Tensor] = [self.windows[-1:]]
         return lambda: heal(other, self.batches, teacher=self.model, steps=len(self.batches), validation=held, every=1000)
 
@@ -114,12 +120,11 @@ STAGES: dict[str, tuple[Callable[[Bench], Callable[[], Any]], str]] = {
     "statistics: kronecker": (lambda bench: bench.statistics("kronecker"), BACKWARD),
     "statistics: elementwise": (lambda bench: bench.statistics("elementwise"), BACKWARD),
     "statistics: input, block by block": (lambda bench: bench.by_block("input"), FORWARD),
-    "survey and sensitivity": (Bench.survey, BACKWARD),
-    "allocation and truncation": (Bench.allocation, FORWARD),
+    "healing, one epoch": (Bench.healing, BACKWARD),
     "propagation": (Bench.propagation, FORWARD),
     "propagation, one epoch of refinement": (lambda bench: bench.propagation(BlockRefinement(epochs=1)), BACKWARD),
     "ISVT, one step": (Bench.thresholding, BACKWARD),
-    "healing, one epoch": (Bench.healing, BACKWARD),
+    "statistics, survey, allocation, truncation": (Bench.allocation, BACKWARD),
     "statistics: kronecker, block by block": (lambda bench: bench.by_block("kronecker"), BACKWARD),
 }
 
@@ -157,14 +162,18 @@ def child(stage: str, windows: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the result file")
     parser.add_argument("--child", choices=STAGES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child, arguments.windows)
         return
     settings = {"model": MODEL, "length": LENGTH, "windows": arguments.windows, "bits_per_weight": BITS, "torch_threads": 1}
-    rows: list[dict[str, Any]] = []
+    stored = RESULTS / "geometry_cost.json"
+    rows: list[dict[str, Any]] = json.loads(stored.read_text())["rows"] if arguments.resume else []
     for stage, (_, needed) in STAGES.items():
+        if any(row["stage"] == stage for row in rows):
+            continue
         command = [sys.executable, __file__, "--windows", str(arguments.windows), "--child", stage]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1]) | {"against": needed}

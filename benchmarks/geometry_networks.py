@@ -58,7 +58,7 @@ class Subject:
 
 def moments(model: Any, names: list[str], batches: list[Any]) -> dict[str, Tensor]:
     chosen = [target for target in find_targets(model)[0] if target.name in names]
-    return input_moments(model, batches, chosen)
+    return input_moments(model, batches, chosen, lambda: None)
 
 
 def middle(model: Any, block: str) -> list[str]:
@@ -83,7 +83,7 @@ def encoder() -> Subject:
     layers = middle(model, "layer.3.")
     articles = wikipedia_articles()
     split = int(0.6 * len(articles))
-    fitted, held = _sentences(articles[:split], 192), _sentences(articles[split:], 128)
+    fitted, held = _sentences(articles[:split], 192), _sentences(articles[split:], 64)
     before = sentence_embeddings(model, tokenizer, held)
 
     def divergence() -> float:

@@ -1,4 +1,7 @@
-"""``make bench``: every benchmark, one after the other; each writes its own JSON under ``benchmarks/results``."""
+"""``make bench``: every benchmark, one after the other; each writes its own JSON under ``benchmarks/results``.
+
+Last comes ``tensornet-compress bench all``, the full tables against peers, which goes on where it was stopped.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,11 @@ def main() -> int:
         print(f"== {name}", flush=True)
         if subprocess.run(command(name), check=False).returncode:
             failed.append(name)
+    print("== bench all", flush=True)
+    result = Path(__file__).parent / "results" / "bench_all.json"
+    bench = [sys.executable, "-m", "tensornet_compress.cli", "bench", "all", "--json", str(result), "--resume"]
+    if subprocess.run(bench, check=False).returncode:
+        failed.append("bench all")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from typer import Typer
 from typer.main import get_command
 
 from tensornet_compress.cli.main import app
@@ -28,13 +29,34 @@ VALUES = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
 def page() -> str:
     """The whole page."""
-    group: Any = get_command(app)
-    hints = {c.name or c.callback.__name__: get_type_hints(c.callback) for c in app.registered_commands if c.callback}
-    index = [(f"[`{name}`](#{name})", sentence(command.help)) for name, command in group.commands.items()]
+    root: Any = get_command(app)
+    hints = {name: get_type_hints(callback) for name, callback in callbacks(app)}
+    found = list(commands(root))
+    index = [(f"[`{name}`](#{name.replace(' ', '-')})", sentence(command.help)) for name, command in found]
     parts = [HEAD, grid(("command", "what it does"), index)]
-    parts += [section(name, command, hints[name]) for name, command in group.commands.items()]
-    parts.append("\n## Of the tool itself\n\n" + grid(("option", "default", "meaning"), map(row, group.params)))
+    parts += [section(name, command, hints[name]) for name, command in found]
+    parts.append("\n## Of the tool itself\n\n" + grid(("option", "default", "meaning"), map(row, root.params)))
     return "".join(parts)
+
+
+def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command below a group, by its full name."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def callbacks(group: Typer, prefix: str = "") -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The functions behind the commands, whose annotations say what an option takes."""
+    for item in group.registered_commands:
+        if item.callback is not None:
+            yield f"{prefix}{item.name or item.callback.__name__}", item.callback
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            name = inner.name if isinstance(inner.name, str) else inner.typer_instance.info.name
+            yield from callbacks(inner.typer_instance, f"{prefix}{name} ")
 
 
 def section(name: str, command: Any, hints: dict[str, Any]) -> str:

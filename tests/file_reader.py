@@ -54,19 +54,24 @@ def core(tensors: Tensors, name: str, fmt: dict[str, Any], shape: tuple[int, ...
     if fmt["kind"] == "float":
         assert tensors[name].shape == shape
         return tensors[name].astype(np.float32)
+    if fmt["kind"] == "pivot":
+        chosen = unpacked(tensors[f"{name}_pivots"], 1, shape[0]).astype(bool)
+        rows = np.zeros(shape, np.float32)
+        rows[chosen], rows[~chosen] = np.eye(shape[1]), tensors[name]
+        return rows
     bits, group = fmt["bits"], fmt["group"]
     run = shape[-1] if shape[-1] >= group else prod(shape)
-    rows = prod(shape) // run
+    count = prod(shape) // run
     width = min(group, run) if group else run
     groups = -(-run // width)
-    codes = unpacked(tensors[f"{name}_q"], bits, rows * run).reshape(rows, run)
+    codes = unpacked(tensors[f"{name}_q"], bits, count * run).reshape(count, run)
     which = np.arange(run) // width
     scale = tensors[f"{name}_scale"].astype(np.float32)
     if fmt["zero"] == "float":
         return (scale[:, which] * codes + tensors[f"{name}_zero"].astype(np.float32)[:, which]).reshape(shape)
-    zero = np.full((rows, groups), 1 << (bits - 1))
+    zero = np.full((count, groups), 1 << (bits - 1))
     if fmt["zero"] == "int":
-        zero = unpacked(tensors[f"{name}_zero"], bits, rows * groups).reshape(rows, groups)
+        zero = unpacked(tensors[f"{name}_zero"], bits, count * groups).reshape(count, groups)
     return (scale[:, which] * (codes - zero[:, which])).astype(np.float32).reshape(shape)
 
 

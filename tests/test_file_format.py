@@ -45,6 +45,7 @@ def several_networks() -> dict[str, tnc.NetworkSpec]:
         ],
         "padded": [term(tnc.Layout.of(((3, 5), (3, 7)), (12, 20)), tnc.Topology.train([(0, 2), (1, 3)]), (9,), "bf16", "fp16")],
         "ordered": [term(tnc.Layout.of(((12,), (20,)), fibre_orders=orders), tnc.Topology.two_cores(2, (0,)), (8,), "int8g8z")],
+        "pivots": [term(tnc.Layout.native((12, 20)), tnc.Topology.two_cores(2, (0,)), (7,), "bf16p", "bf16")],
         "offsets": [term(tnc.Layout.native((12, 20)), tnc.Topology.one_core(2), (), "int5g8o")],
         "sum": [
             term(tnc.Layout.native((12, 20)), tnc.Topology.one_core(2), (), "int3g64"),

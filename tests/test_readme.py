@@ -19,7 +19,10 @@ SMALLER = {
     "eval": ["--windows", "2", "--length", "256"],
     "generate": ["--max-new-tokens", "3"],
     "inspect": [],
+    "report": [],
     "search": ["--time-budget", "5"],
+    "bench weights": ["--methods", "rtn", "--bits", "4.5"],
+    "bench search": ["--methods", "ours,svd", "--budget", "5"],
     "kv": ["--samples", "6", "--length", "256", "--sensitivity-windows", "1"],
 }
 LANGUAGES = {"python", "console", "json", "bibtex", "text"}
@@ -67,7 +70,8 @@ def test_commands_run(document: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             program, *arguments = shlex.split(line)
             if program != "make":
                 assert program == "tensornet-compress", f"{block}: {line!r} is neither run nor marked as not run"
-                result = CliRunner().invoke(app, [*arguments, *SMALLER[arguments[0]]])
+                command = " ".join(arguments[:2]) if arguments[0] == "bench" else arguments[0]
+                result = CliRunner().invoke(app, [*arguments, *SMALLER[command]])
                 assert result.exit_code == 0, f"{block}: {line}\n{result.output}"
 
 
@@ -102,6 +106,13 @@ def test_make_targets_and_benchmarks_exist() -> None:
             assert (ROOT / script).is_file(), f"{document.name}: {script}"
 
 
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", document.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
 def test_figures_are_those_of_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import headlines
@@ -116,6 +127,6 @@ def test_figures_in_the_prose_are_those_of_the_tables() -> None:
     before, rest = README.read_text(encoding="utf-8").split("<!-- results -->")
     table, after = rest.split("<!-- /results -->")
     prose = re.sub(r"```.*?```", "", before + after, flags=re.DOTALL)
-    figures = re.findall(r"(?<![\d.])\d+\.\d{3,}", re.sub(r"arXiv[: ]*\d+\.\d+", "", prose))
+    figures = re.findall(r"(?<![\d.])\d+\.\d{3,}", re.sub(r"\b\d{4}\.\d{5}\b", "", prose))
     assert figures
     assert all(figure in table for figure in figures)

@@ -40,7 +40,7 @@ class SearchSettings:
     tensors: tuple[str, ...] | None = None
     errors: tuple[float, ...] = (0.1,)
     methods: tuple[str, ...] | None = None
-    budget: float = 8.0
+    budget: float = 20.0
     quick: bool = True
     seed: int = 0
 

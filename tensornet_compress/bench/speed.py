@@ -41,7 +41,7 @@ class SpeedSettings:
     context: int = 512
     steps: int = 3
     bits: float = 4.5
-    budget: float = 8.0
+    budget: float = 20.0
     quick: bool = True
     seed: int = 0
 

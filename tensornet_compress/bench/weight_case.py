@@ -59,7 +59,7 @@ class WeightCase:
     patterns: list[str] | None = None
     quick: bool = True
     seed: int = 0
-    memo: dict[str, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def targets(self) -> list[Target]:

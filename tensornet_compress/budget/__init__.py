@@ -3,16 +3,9 @@
 from tensornet_compress.budget.budget import Budget
 from tensornet_compress.budget.fisher import fisher_sensitivity
 from tensornet_compress.budget.knapsack import choose_options, uniform_options
+from tensornet_compress.budget.layer import FAMILIES, Family, LayerStatistics, Option
 from tensornet_compress.budget.marginal import OperatingPoint
-from tensornet_compress.budget.options import (
-    FAMILIES,
-    Family,
-    LayerStatistics,
-    Option,
-    layer_options,
-    native_layout,
-    pareto,
-)
+from tensornet_compress.budget.options import layer_options, native_layout, pareto
 from tensornet_compress.budget.sensitivity import first_tokens, measure_sensitivity, output_divergence
 from tensornet_compress.budget.survey import LayerJob, Realised, Survey, WeightSource, realise_layer, survey_layer
 

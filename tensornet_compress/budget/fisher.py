@@ -7,7 +7,7 @@ tokens left out. For outputs that are not logits the same holds of one minus the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import Batch, kept_output, model_inputs, sampled_loss
 from tensornet_compress.modes import frozen
 from tensornet_compress.nn import module_kind
+
+# Name, module, its input, the gradient of its output.
+Visit = Callable[[str, nn.Module, Tensor, Tensor], None]
 
 
 def fisher_sensitivity(
@@ -40,7 +43,15 @@ def fisher_sensitivity(
     generator = torch.Generator(device=device).manual_seed(seed)
     divergence = dict.fromkeys(probes, 0.0)
     tokens = 0
-    with frozen_evaluation(model), _listening(model, probes, tied or {}, divergence), torch.enable_grad():
+
+    def visit(name: str, module: nn.Module, given: Tensor, gradient: Tensor) -> None:
+        """Add 1/2 (g' D x)^2 over tokens."""
+        weight: Any = module.weight
+        answer = response(module, given, probes[name]()[0].to(weight) - weight)
+        axis = 1 if isinstance(module, nn.Conv2d) else -1
+        divergence[name] += 0.5 * float((answer * gradient).sum(axis).double().square().sum())
+
+    with frozen_evaluation(model), gradient_hooks(model, sharing(probes, tied or {}), visit), torch.enable_grad():
         for batch in batches:
             output, is_logits = kept_output(model, model_inputs(batch, device))
             if not output.requires_grad:
@@ -70,42 +81,37 @@ def frozen_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _listening(
-    model: nn.Module,
-    probes: Mapping[str, Callable[[], tuple[Tensor, float]]],
-    tied: Mapping[str, Sequence[str]],
-    divergence: dict[str, float],
-) -> Iterator[None]:
-    """Hooks that add 1/2 (g' D x)^2 over tokens to ``divergence`` during the backward pass."""
+def gradient_hooks(model: nn.Module, owners: Mapping[str, Sequence[str]], visit: Visit) -> Iterator[None]:
+    """Call ``visit(name, module, input, gradient of the output)`` during the backward pass for the modules of each name."""
 
     def listen(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            if not output.requires_grad:
-                return
             given = inputs[0].detach()
 
             def backward(gradient: Tensor) -> None:
                 with torch.no_grad():
-                    weight: Any = module.weight
-                    change = probes[name]()[0].to(weight) - weight
-                    answer = response(module, given, change)
-                    axis = 1 if isinstance(module, nn.Conv2d) else -1
-                    divergence[name] += 0.5 * float((answer * gradient).sum(axis).double().square().sum())
+                    visit(name, module, given, gradient)
 
-            output.register_hook(backward)
+            if output.requires_grad:
+                output.register_hook(backward)
 
         return forward
 
     handles = [
-        model.get_submodule(owner).register_forward_hook(listen(name))
-        for name in probes
-        for owner in (name, *tied.get(name, ()))
+        model.get_submodule(module).register_forward_hook(listen(name))
+        for name, modules in owners.items()
+        for module in modules
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def sharing(names: Iterable[str], tied: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Each name with the modules that use its weight: itself and those tied to it."""
+    return {name: (name, *tied.get(name, ())) for name in names}
 
 
 def response(module: nn.Module, given: Tensor, change: Tensor) -> Tensor:

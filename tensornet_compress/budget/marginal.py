@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet_compress.budget.fisher import frozen_evaluation, response
+from tensornet_compress.budget.fisher import frozen_evaluation, gradient_hooks, response, sharing
 from tensornet_compress.metric import Batch, kept_output, model_inputs
 
 
@@ -40,10 +40,16 @@ class OperatingPoint:
         towards those weights, ``<grad, V - W>``."""
         derivative = dict.fromkeys(weights, 0.0)
         total, tokens = 0.0, 0
+        originals: dict[str, Tensor] = {}
+
+        def visit(name: str, module: nn.Module, given: Tensor, gradient: Tensor) -> None:
+            change = weights[name].to(originals[name]) - originals[name]
+            derivative[name] += float((response(module, given, change) * gradient).double().sum())
+
         with (
             frozen_evaluation(self._model),
-            _swapped(self._model, weights) as originals,
-            self._listening(weights, originals, derivative),
+            _swapped(self._model, weights, originals),
+            gradient_hooks(self._model, sharing(weights, self._tied), visit),
             torch.enable_grad(),
         ):
             for batch, reference in zip(self._inputs, self._references):
@@ -54,35 +60,6 @@ class OperatingPoint:
                 advance()
         return total / tokens, {name: value / tokens for name, value in derivative.items()}
 
-    @contextmanager
-    def _listening(
-        self, weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], derivative: dict[str, float]
-    ) -> Iterator[None]:
-        def listen(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-            def forward(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-                given = inputs[0].detach()
-
-                def backward(gradient: Tensor) -> None:
-                    with torch.no_grad():
-                        change = weights[name].to(originals[name]) - originals[name]
-                        derivative[name] += float((response(module, given, change) * gradient).double().sum())
-
-                if output.requires_grad:
-                    output.register_hook(backward)
-
-            return forward
-
-        handles = [
-            self._model.get_submodule(owner).register_forward_hook(listen(name))
-            for name in weights
-            for owner in (name, *self._tied.get(name, ()))
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
 
 def _divergence(reference: Tensor, output: Tensor, logits: bool) -> Tensor:
     """Summed over tokens: KL(reference || output) of logits, else one minus the cosine."""
@@ -92,15 +69,14 @@ def _divergence(reference: Tensor, output: Tensor, logits: bool) -> Tensor:
 
 
 @contextmanager
-def _swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The model with other weights; gives the original ones."""
-    originals: dict[str, Tensor] = {}
+def _swapped(model: nn.Module, weights: Mapping[str, Tensor], originals: dict[str, Tensor]) -> Iterator[None]:
+    """The model with other weights; the original ones are noted in ``originals``."""
     try:
         for name, weight in weights.items():
             parameter: Any = model.get_submodule(name).weight
             originals[name] = parameter.data
             parameter.data = weight.to(parameter.data)
-        yield originals
+        yield
     finally:
         for name, original in originals.items():
             swapped: Any = model.get_submodule(name).weight

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from math import prod
-from typing import Literal
 
-from torch import Tensor
-
-from tensornet_compress.decompose import (
-    ErrorFeedback,
-    MatrixSpectrum,
-    bond_spectra,
-    feasible_ranks,
-    matrix_spectrum,
-    ranks_for_bytes,
-    tails,
-)
-from tensornet_compress.decompose.realise import column_feedback
+from tensornet_compress.budget.layer import FAMILIES, Family, LayerStatistics, Option
+from tensornet_compress.budget.matrix_options import matrix_options
+from tensornet_compress.budget.residual_options import residual_options
+from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes, tails
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import Layout, choose_radices
-from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.network import (
-    FloatFormat,
-    IntFormat,
-    NetworkSpec,
-    NumberFormat,
-    PivotFormat,
-    TermSpec,
-    Topology,
-    parse_format,
-)
-from tensornet_compress.network.network import DTYPES
+from tensornet_compress.network import FloatFormat, IntFormat, NumberFormat, PivotFormat, Topology, parse_format
 
-Family = Literal["dense", "svd", "tt", "ttm", "tree", "searched"]
-FAMILIES: tuple[Family, ...] = ("dense", "svd", "tt", "ttm", "tree", "searched")
 DENSE_FORMATS = (
     "int2g64z",
     "int2g32o",
@@ -56,61 +32,6 @@ SIZE_SHARES = tuple(round(0.1 * 1.16**step, 4) for step in range(17))
 # A layout that was searched may fit its tensor far better than networks usually do.
 _SMALL_SHARES = (0.0125, 0.025, 0.05)
 _NATIVE_PARTS = 2
-
-
-@dataclass(frozen=True)
-class Option:
-    """One way to store a layer: the spec, its exact bytes and its squared error in the metric (predicted until realised)."""
-
-    family: Family
-    spec: NetworkSpec
-    nbytes: int
-    error: float
-
-    @property
-    def is_float(self) -> bool:
-        """Whether all cores are floating point."""
-        return all(not isinstance(fmt, IntFormat) for term in self.spec.terms for fmt in term.formats)
-
-
-class LayerStatistics:
-    """A weight and a metric, with everything that predictions and realisation share computed at most once."""
-
-    def __init__(self, weight: Tensor, metric: KroneckerMetric):
-        self.weight = weight
-        self.matrix = weight.float().reshape(weight.shape[0], -1)
-        self.metric = metric
-
-    @property
-    def dtype_name(self) -> str:
-        """Name of the weight's dtype."""
-        return next(name for name, value in DTYPES.items() if value == self.weight.dtype)
-
-    @cached_property
-    def spectrum(self) -> MatrixSpectrum:
-        """Two-core factorisation in the metric."""
-        return matrix_spectrum(self.matrix, self.metric)
-
-    @cached_property
-    def feedback(self) -> ErrorFeedback | None:
-        """Error feedback along the inputs."""
-        return column_feedback(self.metric)
-
-    @cached_property
-    def energy(self) -> float:
-        """Squared norm of the weight in the metric."""
-        return self.metric.norm2(self.matrix)
-
-    @cached_property
-    def mean_price(self) -> float:
-        """Metric price of a unit of squared Euclidean error that points nowhere in particular."""
-        importance = self.metric.importance()
-        return 1.0 if importance is None else float(importance.double().mean())
-
-    def spec(self, layout: Layout, topology: Topology, ranks: Sequence[int], formats: Sequence[NumberFormat]) -> NetworkSpec:
-        """A one-term spec for this weight."""
-        term = TermSpec(layout=layout, topology=topology, ranks=tuple(ranks), formats=tuple(formats))
-        return NetworkSpec.model_validate({"shape": tuple(self.weight.shape), "dtype": self.dtype_name, "terms": (term,)})
 
 
 def layer_options(
@@ -135,7 +56,9 @@ def layer_options(
     core_formats = [parse_format(name) for name in formats or CORE_FORMATS]
     plain_formats = [fmt for fmt in core_formats if not isinstance(fmt, PivotFormat)]
     if "svd" in families:
-        options += _matrix_options(statistics, core_formats, shares)
+        options += matrix_options(statistics, core_formats, shares)
+    if "residual" in families:
+        options += residual_options(statistics, formats)
     for family in families:
         placed = layout if family == "searched" else native_layout(tuple(statistics.weight.shape), family)
         if placed is not None:
@@ -174,52 +97,10 @@ def _dense_error(statistics: LayerStatistics, fmt: NumberFormat) -> float:
     """Predicted where error feedback will be used, else measured after rounding to nearest, which is cheap."""
     matrix, feedback = statistics.matrix, statistics.feedback
     if feedback is not None and isinstance(fmt, IntFormat) and feedback.applies(statistics.weight, fmt):
-        return float(feedback.predicted_error(matrix, fmt).sum())
+        return float(feedback.predicted_error(matrix, fmt) @ statistics.row_prices)
     shape = tuple(statistics.weight.shape)
     rounded = fmt.decode(fmt.encode(statistics.weight.float()), shape, matrix.dtype)
     return statistics.metric.norm2(matrix - rounded.reshape(matrix.shape))
-
-
-def _matrix_options(statistics: LayerStatistics, formats: Sequence[NumberFormat], shares: Sequence[float]) -> Iterator[Option]:
-    """Two cores: the tail of the spectrum, plus what rounding each core adds (right: error feedback; left: its columns are
-    weighted by the spectrum, because ``V C V' = diag(sigma^2)``). Pivoted cores lose what plain ones of their rank do."""
-    spectrum, shape = statistics.spectrum, tuple(statistics.weight.shape)
-    rows, columns = statistics.matrix.shape
-    layout, topology = Layout.native(shape), Topology.two_cores(len(shape), (0,))
-    dropped = tails(spectrum.squares.sqrt())
-    full = len(spectrum.squares)
-    left, right = spectrum.cores(full)
-    for fmt in formats:
-        added = [0.0] * (full + 1)
-        if isinstance(fmt, IntFormat):
-            added = _rounding_by_rank(statistics, fmt, left, right)
-        for rank in _ranks_at(shares, rows, columns, fmt, full):
-            spec = statistics.spec(layout, topology, (rank,), (fmt, fmt.base if isinstance(fmt, PivotFormat) else fmt))
-            yield Option("svd", spec, spec.nbytes, float(dropped[rank]) + added[rank])
-
-
-def _rounding_by_rank(statistics: LayerStatistics, fmt: IntFormat, left: Tensor, right: Tensor) -> list[float]:
-    if statistics.feedback is None:
-        right_errors = (fmt.fit_grid(right)[0].double().square() / 12).sum(1) * right.shape[1]
-    elif statistics.feedback.applies(right, fmt):
-        right_errors = statistics.feedback.predicted_error(right, fmt)
-    else:
-        right_errors = right.double().square().sum(1) * statistics.mean_price
-    steps = fmt.spread(fmt.fit_grid(left)[0], left.shape[1]).double().square().sum(0) / 12
-    per_rank = right_errors + steps * statistics.spectrum.squares
-    return [0.0, *per_rank.cumsum(0).tolist()]
-
-
-def _ranks_at(shares: Sequence[float], rows: int, columns: int, fmt: NumberFormat, full: int) -> list[int]:
-    """Ranks whose cores take about the given shares of the dense bf16 bytes in ``fmt``."""
-    bits = fmt.bits + 16 / max(fmt.group, 1) if isinstance(fmt, IntFormat) else 32 if fmt.dtype == "fp32" else 16
-    numbers = [share * rows * columns * 16 / bits for share in shares]
-    if not isinstance(fmt, PivotFormat):
-        ranks = {int(count / (rows + columns)) for count in numbers}
-        return sorted(rank for rank in ranks if 1 <= rank <= full)
-    # Pivoted cores hold r (m + n) - r^2 numbers.
-    squares = [((rows + columns) / 2) ** 2 - count for count in numbers if count < rows * columns]
-    return sorted({rank for square in squares if 1 <= (rank := int((rows + columns) / 2 - square**0.5)) < full})
 
 
 def native_layout(shape: tuple[int, ...], family: Family) -> tuple[Layout, Topology] | None:

@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tensornet_compress.budget.options import Family, LayerStatistics, Option, layer_options
-from tensornet_compress.decompose import realise
+from tensornet_compress.budget.layer import Family, LayerStatistics, Option
+from tensornet_compress.budget.options import layer_options
+from tensornet_compress.decompose import fit_network, realise
 from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean
 from tensornet_compress.network import IntFormat, NetworkSpec, TensorNetwork, Topology, parse_format
@@ -87,22 +88,22 @@ def survey_layer(job: LayerJob) -> Survey:
     """All options of a layer with predicted errors, and a probe."""
     statistics = job.statistics()
     options = layer_options(statistics, job.families, job.formats, job.shares, job.layout)
-    spec = _probe_spec(statistics, job.families, job.formats)
-    probe = realise(statistics.weight, spec, statistics.metric, feedback=statistics.feedback)
+    probe = _probe(statistics, job.families, job.formats)
     return Survey(job.name, options, statistics.energy, probe, measured_error(statistics, probe))
 
 
-def _probe_spec(statistics: LayerStatistics, families: Sequence[Family], formats: Sequence[str] | None) -> NetworkSpec:
+def _probe(statistics: LayerStatistics, families: Sequence[Family], formats: Sequence[str] | None) -> TensorNetwork:
     """Three-bit integers where integers may be chosen, else two bf16 cores that lose about a tenth of the energy."""
     shape = tuple(statistics.weight.shape)
     chosen = [parse_format(name) for name in formats or ("int4g64z",)]
     if "dense" in families and any(isinstance(fmt, IntFormat) for fmt in chosen):
-        return statistics.spec(Layout.native(shape), Topology.one_core(len(shape)), (), (parse_format("int3g64z"),))
+        return statistics.rounded(parse_format("int3g64z"))
     spectrum = statistics.spectrum
     dropped = 1 - spectrum.squares.cumsum(0) / spectrum.squares.sum().clamp_min(1e-300)
     rank = max(1, min(int((dropped > _PROBE_ERROR).sum()) + 1, len(spectrum.squares) - 1))
     bf16 = parse_format("bf16")
-    return statistics.spec(Layout.native(shape), Topology.two_cores(len(shape), (0,)), (rank,), (bf16, bf16))
+    spec = statistics.spec(Layout.native(shape), Topology.two_cores(len(shape), (0,)), (rank,), (bf16, bf16))
+    return realise(statistics.weight, spec, statistics.metric, feedback=statistics.feedback)
 
 
 def measured_error(statistics: LayerStatistics, network: TensorNetwork) -> float:
@@ -115,5 +116,5 @@ def realise_layer(task: tuple[LayerJob, NetworkSpec]) -> Realised:
     """The network that a spec asks for, and its measured error."""
     job, spec = task
     statistics = job.statistics()
-    network = realise(statistics.weight, spec, statistics.metric, sweeps=job.sweeps)
+    network = fit_network(statistics.weight, spec, statistics.metric, sweeps=job.sweeps)
     return Realised(job.name, network, measured_error(statistics, network))

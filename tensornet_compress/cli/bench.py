@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import typer
 from tensornet_compress.cli.bench_tables import comparison_table, result_tables
 from tensornet_compress.cli.common import console, plain_errors
 from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.cli.report import invocation, leave_page
 from tensornet_compress.errors import TensorNetError
 
 if TYPE_CHECKING:
@@ -223,7 +222,6 @@ def execute(make: Callable[[], Mapping[str, Bench]], output: Output) -> None:
         raise TensorNetError("--resume needs --json FILE: the result to go on with")
     if output.json is not None and output.json.is_dir():
         raise TensorNetError(f"--json {str(output.json)!r} is a folder; give a file name")
-    write_report = reporter() if output.html is not None else None
     load_plugins(output.plugin or [])
     SIDE.install = not output.no_install
     if output.threads is not None:
@@ -232,28 +230,13 @@ def execute(make: Callable[[], Mapping[str, Bench]], output: Output) -> None:
     if output.overwrite and not output.resume and output.json is not None:
         output.json.unlink(missing_ok=True)
     progress = RichProgress()
-    result = run(benches, command_line(), output.json, output.resume, progress, lambda line: progress.say(line))
+    result = run(benches, invocation(), output.json, output.resume, progress, lambda line: progress.say(line))
     for table in result_tables(result):
         console().print(table)
     if old is not None:
         console().print(comparison_table(compare(old, result)))
-    if write_report is not None and output.html is not None:
-        typer.echo(f"report: {write_report(result, output.html)}")
-
-
-def reporter() -> Callable[[Any, Path], Path]:
-    """The function that writes reports."""
-    try:
-        from tensornet_compress.reporting import write_report  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise TensorNetError(f"reports cannot be written here: {error}") from error
-    found: Callable[[Any, Path], Path] = write_report
-    return found
-
-
-def command_line() -> str:
-    """The command that reproduces this run."""
-    return shlex.join(["tensornet-compress", *sys.argv[1:]])
+    if output.html is not None:
+        leave_page(result, output.html)
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

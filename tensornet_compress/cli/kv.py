@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
 import typer
@@ -20,6 +20,7 @@ from tensornet_compress.errors import TensorNetError
 if TYPE_CHECKING:
     from tensornet_compress.kv import CacheCost, CompressedCache, Profile
 
+CacheMetric = Literal["fisher", "queries", "euclidean"]
 PROFILE_FOLDER = "kv_profile"
 _FRONT_TOKENS = 4096
 _LEAST_LENGTH = 256
@@ -38,6 +39,9 @@ def kv_command(
     samples: Annotated[int, typer.Option(help="Calibration windows.", min=5)] = 44,
     length: Annotated[int, typer.Option(help="Tokens per window.", min=64)] = 1152,
     sensitivity_windows: Annotated[int, typer.Option(help="Windows with backward passes, the slow part.", min=1)] = 32,
+    metric: Annotated[
+        str, typer.Option(help="What weighs errors: fisher, queries (no backward pass) or euclidean.")
+    ] = "fisher",
     mode: Annotated[str, typer.Option(help="live or storage: the cache to report on.")] = "storage",
     overwrite: Annotated[bool, typer.Option(help="Replace a profile that is there.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")] = None,
@@ -47,6 +51,7 @@ def kv_command(
     from tensornet_compress.kv import calibrate, costs, front
 
     check_cache_options(bits, mode, None)
+    cache_metric(metric)
     if out is None:
         if not Path(model).is_dir():
             raise TensorNetError(f"{model!r} is not a folder, so the profile has no place in it; give --out FOLDER")
@@ -67,7 +72,9 @@ def kv_command(
         windows, tests = everything[:-2], everything[-2:]
     progress = RichProgress()
     with progress.stage("calibrate", len(windows)) as advance:
-        profile = calibrate(loaded, counted(windows, advance), sensitivity_windows=sensitivity_windows)
+        profile = calibrate(
+            loaded, counted(windows, advance), metric=cache_metric(metric), sensitivity_windows=sensitivity_windows
+        )
     profile.save(out)
     channels = max(tree.mean.numel() for tree in profile.trees.values())
     if profile.spec.calibration_tokens < channels:
@@ -98,6 +105,19 @@ def kv_command(
     from tensornet_compress.reporting.from_kv import kv_result
 
     leave_report(kv_result(model, [quality | {"mode": mode, "bits": bits}], profile, kinds, invocation()), out)
+
+
+def cache_metric(name: str) -> CacheMetric:
+    """A metric of ``calibrate`` by name.
+
+    Raises:
+        TensorNetError: there is none of that name.
+    """
+    for known in get_args(CacheMetric):
+        if name == known:
+            found: CacheMetric = known
+            return found
+    raise TensorNetError(f"unknown metric {name!r}; choose from {', '.join(get_args(CacheMetric))}")
 
 
 def _front_table(kinds: Sequence[CacheCost]) -> Table:

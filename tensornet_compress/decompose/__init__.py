@@ -1,7 +1,7 @@
 """Dense tensor + spec + metric -> cores."""
 
 from tensornet_compress.decompose.als import refine_cores
-from tensornet_compress.decompose.alternate import alternate_terms
+from tensornet_compress.decompose.alternate import alternate_terms, fit_network
 from tensornet_compress.decompose.elementwise import weighted_cores
 from tensornet_compress.decompose.linalg import singular_values, svd
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
@@ -21,6 +21,7 @@ __all__ = [
     "bond_spectra",
     "decompose_tree",
     "feasible_ranks",
+    "fit_network",
     "matrix_spectrum",
     "ranks_for_bytes",
     "ranks_for_error",

@@ -40,6 +40,13 @@ def alternate_terms(
     return best, errors
 
 
+def fit_network(tensor: Tensor, spec: NetworkSpec, metric: KroneckerMetric | None = None, sweeps: int = 1) -> TensorNetwork:
+    """What is stored for a ``spec`` in a compression: ``realise``, and for a sum the best of ``alternate_terms``."""
+    if len(spec.terms) == 1:
+        return realise(tensor, spec, metric, sweeps=sweeps)
+    return alternate_terms(tensor, spec, metric, sweeps=sweeps)[0]
+
+
 def _single(network: TensorNetwork, number: int) -> TensorNetwork:
     """One term of a sum as a network of its own."""
     term = network.spec.terms[number]

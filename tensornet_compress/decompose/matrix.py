@@ -17,7 +17,7 @@ class MatrixSpectrum:
     """The whitened factorisation of one (m, n) matrix, computed once and good for every rank.
 
     ``squares`` (k,) are the squared singular values of ``L' W C^(1/2)``, descending: dropping one pays exactly its value in the
-    metric. ``left`` (m, k) are the left singular vectors.
+    metric. ``left`` (m, k) are the left singular vectors, or the first of them.
     """
 
     matrix: Tensor
@@ -51,11 +51,11 @@ class MatrixSpectrum:
         return self.metric.left_unwhiten((self.left * factors.double()) @ right).to(self.matrix.dtype)
 
 
-def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric) -> MatrixSpectrum:
+def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric, most: int | None = None) -> MatrixSpectrum:
     """Factorise an (m, n) float matrix in a metric (SVD-LLM 2403.07378 for the input moment; KFAC-SVD with both factors).
 
     Works from the eigenvectors of ``L' W C W' L`` in float64, which needs no inverse of the input moment; for tall matrices
-    from the smaller Gram matrix.
+    from the smaller Gram matrix. ``most`` bounds the ranks that cores are asked for, which saves time.
     """
     require_finite(matrix, "weight")
     rows, columns = matrix.shape
@@ -67,10 +67,10 @@ def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric) -> MatrixSpectrum:
         root = _column_root(metric, columns)
         values, vectors = torch.linalg.eigh(root.T @ (whitened.T @ whitened) @ root)
         squares = values.flip(0).clamp_min(0)
-        left = torch.linalg.qr(whitened @ (root @ vectors.flip(1))).Q
+        left = torch.linalg.qr(whitened @ (root @ vectors.flip(1)[:, :most])).Q
     left, _ = fix_signs(left, left.T)
     keep = min(rows, columns)
-    return MatrixSpectrum(matrix, metric, squares[:keep], left[:, :keep])
+    return MatrixSpectrum(matrix, metric, squares[:keep], left[:, : keep if most is None else min(keep, most)])
 
 
 def _column_root(metric: KroneckerMetric, columns: int) -> Tensor:

@@ -25,10 +25,13 @@ def kinds_of(specs: Mapping[str, NetworkSpec], most: int = 4) -> tuple[Drawing, 
     """The kinds of networks that a model uses most, structured ones first, each by its first layer."""
     kinds: dict[tuple[object, ...], list[str]] = {}
     for name, spec in specs.items():
-        kinds.setdefault(tuple((term.topology, term.layout.dims) for term in spec.terms), []).append(name)
+        kind = () if spec.is_dense else tuple((term.topology, term.layout.dims) for term in spec.terms)
+        kinds.setdefault(kind, []).append(name)
     chosen = sorted(kinds.values(), key=lambda names: (specs[names[0]].is_dense, -len(names)))[:most]
     found = []
     for names in chosen:
-        more = "" if len(names) == 1 else f" and {len(names) - 1} more like it"
+        more = (
+            "" if len(names) == 1 else f" and {len(names) - 1} more {'dense ones' if specs[names[0]].is_dense else 'like it'}"
+        )
         found.append(drawing_of(f"{names[0]}{more}", specs[names[0]]))
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import sqrt
 
 from pydantic import JsonValue
@@ -31,7 +32,8 @@ MEASURES = {
     ),
     "seconds": Measure(title="Time", unit="s", better="lower"),
 }  # fmt: skip
-OURS = "this compression"
+OURS = "tensornet_compress"
+_COUNTED = re.compile(r" \d+$")
 
 
 def weights_result(report: CompressionReport, plan: Plan | None, subject: str, command: str = "") -> Result:
@@ -130,7 +132,11 @@ def _steps(report: CompressionReport, subject: str) -> list[Row]:
             )
             for stage in report.stages
         ]
+    steps: dict[str, float] = {}
+    for name, seconds in report.seconds.items():
+        kind = _COUNTED.sub("", name)
+        steps[kind] = steps.get(kind, 0.0) + seconds
     return [
         Row(task="weights", subject=subject, method=f"step: {name}", ours=True, values={"seconds": seconds})
-        for name, seconds in report.seconds.items()
+        for name, seconds in steps.items()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tensornet_compress.reporting.numbers import (
     amount,
@@ -88,38 +89,79 @@ def _one(group: Group) -> Story:
 
 
 def _smaller(group: Group, row: Row) -> str:
-    before, size = baseline_nbytes(group, row), group.size
-    who, subject = f"{short(row.method)}{' (ours)' if row.ours else ''}", short(group.subject)
-    thing = {"kv": f"the key-value cache of {subject}, the model's memory of the text so far"}.get(group.task, subject)
-    if before is not None and usable(row, "nbytes"):
-        now = row.values["nbytes"]
-        how = f"{times(before / now)} times smaller" if now < before else f"{times(now / before)} times larger"
-        told = f"{who} brings {thing}, from {amount(before)} to {amount(now)}: {how}."
+    change, size = _change(group, row), group.size
+    ours = row.ours and "ours" not in row.method
+    who, subject = f"{short(row.method)}{' (ours)' if ours else ''}", short(group.subject)
+    thing = {"kv": f"The key-value cache of {subject}, the model's memory of the text so far,"}.get(group.task, subject)
+    if change is not None:
+        thing = f"The compressed layers of {subject}" if change.part else thing
+        verb = "become" if change.part else "becomes"
+        told = f"{thing} {verb} {change.words} with {who}: {amount(change.now)} instead of {amount(change.before)}."
+        if change.part and group.original is not None:
+            whole, was = (amount(one.values["nbytes"]) for one in (row, group.original))
+            told += f" The whole model, most of which was left alone, takes {whole} instead of {was}."
     elif size is not None and is_bytes(group.measures[size]):
-        told = f"{who} stores {thing}, in {with_unit(row.values[size], group.measures[size])}."
+        told = f"{thing} takes {with_unit(row.values[size], group.measures[size])} with {who}."
     else:
-        told = f"{who} stores {thing}."
+        told = ""
     bits = next((name for name in ("bits_per_weight", "bits_per_element", "bits") if usable(row, name)), None)
     if bits is not None and group.task in _UNCOMPRESSED:
         number_of, usual = _UNCOMPRESSED[group.task]
-        told += (
-            f" That is {significant(row.values[bits])} bits for each {number_of} it compresses, where the original has {usual}."
-        )
+        what = f"{significant(row.values[bits])} bits for each {number_of} it holds"
+        told += f" That is {what}" if told else f"{thing} takes {what} with {who}"
+        told += f", where the original has {usual}."
+    told = told or f"{thing} is stored with {who}."
+    return told + _beside(row)
+
+
+def _beside(row: Row) -> str:
+    """What a cache holds beside its codes."""
+    told = ""
+    if usable(row, "payload_bits_per_element"):
+        payload = significant(row.values["payload_bits_per_element"])
+        told += f" Its compressed tokens take {payload} bits a number; the first and the latest tokens stay exact."
+    if usable(row, "profile_nbytes"):
+        told += f" Beside it lies a profile of {amount(row.values['profile_nbytes'])}, stored once for the model."
     return told
 
 
+@dataclass(frozen=True)
+class _Change:
+    """Bytes before and after. ``part``: of the compressed layers, which are less than half of the model."""
+
+    before: float
+    now: float
+    part: bool = False
+
+    @property
+    def words(self) -> str:
+        if self.now <= self.before:
+            return f"{times(self.before / self.now)} times smaller"
+        return f"{times(self.now / self.before)} times larger"
+
+
+def _change(group: Group, row: Row) -> _Change | None:
+    name, original, before = "targeted_nbytes", group.original, baseline_nbytes(group, row)
+    if before is None or not usable(row, "nbytes") or row.values["nbytes"] <= 0:
+        return None
+    if original is not None and usable(original, name) and usable(row, name) and 0 < original.values[name] < before / 2:
+        return _Change(original.values[name], row.values[name], True) if row.values[name] > 0 else None
+    return _Change(before, row.values["nbytes"])
+
+
 def _size_claims(group: Group, row: Row) -> list[Claim]:
-    before, size = baseline_nbytes(group, row), group.size
-    if before is not None and usable(row, "nbytes"):
-        now = row.values["nbytes"]
-        return [Claim(f"{times(before / now)} ×", f"smaller: {amount(now)} of {amount(before)}")]
+    change, size = _change(group, row), group.size
+    if change is not None:
+        of = f"{amount(change.now)} of {amount(change.before)}{', the compressed layers' if change.part else ''}"
+        factor = change.before / change.now
+        return [Claim(f"{times(max(factor, 1 / factor))} ×", f"{'smaller' if factor >= 1 else 'larger'}: {of}")]
     if size is None:
         return []
     return [_claim(row.values[size], group.measures[size])]
 
 
 def _claim(value: float, measure: Measure) -> Claim:
-    unit = "" if is_bytes(measure) or not measure.unit else f", {plain(measure.unit)}"
+    unit = "" if is_bytes(measure) or measure.unit.lower() in measure.title.lower() else f", {plain(measure.unit)}"
     return Claim(without_unit(value, measure), f"{heading(measure)}{unit}")
 
 
@@ -132,7 +174,7 @@ def _cost(group: Group, row: Row) -> str:
         said = f"{lower_first(plain(measure.title))} {with_unit(row.values[name], measure)}"
         if any(word in name for word in _NONE_IS_ZERO):
             said += "" if told else " (0 would mean that nothing changed)"
-        elif group.original is not None and usable(group.original, name):
+        elif group.original is not None and usable(group.original, name) and group.original.values[name] not in (0, 1):
             said += f" (before: {with_unit(group.original.values[name], measure)})"
         told.append(said)
     return f"What it costs: {', '.join(told)}." if told else ""

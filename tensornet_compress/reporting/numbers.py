@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from datetime import datetime
 
 from pydantic import JsonValue
 
@@ -104,6 +105,14 @@ def times(ratio: float) -> str:
 def lower_first(text: str) -> str:
     """``text`` as it stands inside a sentence; abbreviations keep their capitals."""
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+
+
+def moment(text: str) -> str:
+    """A time in ISO format as people write it, to the minute; other texts as they are."""
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").removesuffix(" ").removesuffix(" 00:00")
+    except ValueError:
+        return text
 
 
 def setting(value: JsonValue) -> str:

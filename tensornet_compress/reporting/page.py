@@ -61,11 +61,12 @@ def _template() -> Template:
         raise MissingExtraError("reports need Jinja2; run: python -m pip install 'tensornet-compress[report]'") from error
     from markupsafe import Markup
 
-    from tensornet_compress.reporting.numbers import plain
+    from tensornet_compress.reporting.numbers import moment, plain
 
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["plain"] = plain
+    environment.filters["moment"] = moment
     environment.globals["style"] = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
     return environment.get_template("page.html.j2")

@@ -26,6 +26,7 @@ class Chart:
     wide: Markup
     narrow: Markup
     legend: tuple[Key, ...] = ()
+    note: str = ""
     kind: Literal["chart"] = "chart"
 
 

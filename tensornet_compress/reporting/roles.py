@@ -63,8 +63,8 @@ def is_size(name: str, measure: Measure) -> bool:
 
 
 def is_quality(name: str, measure: Measure) -> bool:
-    """What is better in one direction and neither a size nor a time."""
-    return measure.better is not None and not is_size(name, measure) and not is_time(name, measure)
+    """What is better in one direction and neither a size nor a time; a gain is a ratio of sizes."""
+    return measure.better is not None and "gain" not in name and not is_size(name, measure) and not is_time(name, measure)
 
 
 def usable(row: Row, name: str) -> bool:
@@ -166,6 +166,14 @@ def baseline_nbytes(group: Group, row: Row) -> float | None:
     if group.original is not None and usable(group.original, "nbytes"):
         return group.original.values["nbytes"]
     return None
+
+
+def fewer(rows: Sequence[Row], most: int, budget: float | None) -> list[Row]:
+    """At most so many rows: when there are more, those of one budget, so that methods stay comparable."""
+    if len(rows) <= most:
+        return list(rows)
+    same = [row for row in rows if row.budget == budget]
+    return (same or list(rows))[:most]
 
 
 def label(row: Row) -> str:

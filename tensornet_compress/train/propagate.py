@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tensornet_compress.compression.metrics import calibrated_metrics
-from tensornet_compress.decompose import realise
+from tensornet_compress.decompose import fit_network
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import Batch, input_second_moment
@@ -118,7 +118,7 @@ def _realise_outside(
     metrics = calibrated_metrics(model, calibration, targets, "input") if targets else {}
     for target in targets:
         weight = layer_weight(model.get_submodule(target.name)).contiguous()
-        network = realise(weight, plan.layers[target.name].spec, metrics.get(target.name), sweeps=settings.sweeps)
+        network = fit_network(weight, plan.layers[target.name].spec, metrics.get(target.name), sweeps=settings.sweeps)
         replace_module(model, target.name, network, target.tied)
 
 
@@ -209,4 +209,4 @@ class _Fitting:
         return share
 
     def _realised(self, target: Tensor, spec: NetworkSpec, moment: Tensor) -> TensorNetwork:
-        return realise(target.contiguous(), spec, input_second_moment(moment), sweeps=self.settings.sweeps)
+        return fit_network(target.contiguous(), spec, input_second_moment(moment), sweeps=self.settings.sweeps)

@@ -44,7 +44,7 @@ def test_a_method_decodes_within_its_rate(method: CacheMethod, bits: float, case
     assert spent <= bits + (1e-9 if method.ours else STEP) or method.name.startswith("sequence")
     lost = sum(float((a - b).square().sum()) for pair in zip((keys, values), body) for a, b in zip(*pair))
     norm = sum(float(x.square().sum()) for states in body for x in states)
-    assert lost < norm * (0.2 if bits == 4.0 and not method.name.startswith("sequence") else 1.6)
+    assert lost < norm * (0.2 if bits == 4.0 and not method.name.startswith("sequence") else 4.0)
     layer_bits = getattr(peer, "layer_bits", None)
     if layer_bits is not None:
         assert sum(map(sum, layer_bits)) / (2 * len(layer_bits)) == pytest.approx(spent, abs=1e-6)

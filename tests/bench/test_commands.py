@@ -62,8 +62,10 @@ def test_an_encoder_is_judged_by_cosines(tmp_path: Path, text_file: Path) -> Non
     models.tiny_bert().save_pretrained(place)
     models.tiny_tokenizer().save_pretrained(place)
     out = tmp_path / "r.json"
-    bench("weights", "--quick", "--model", place, "--text", text_file, "--bits", 6, "--methods", "rtn", "--json", out)
-    dense, rtn = read_result(out).rows
+    bench("weights", "--quick", "--model", place, "--text", text_file, "--bits", 6, "--methods", "rtn,ours,gptq", "--json", out)
+    dense, rtn, ours, gptq = read_result(out).rows
+    assert (ours.skipped, gptq.skipped) == (None, None)
+    assert ours.values["bits"] <= 6
     assert dense.values["mean_cosine"] == pytest.approx(1.0, abs=1e-5)
     assert 0.5 < rtn.values["mean_cosine"] < dense.values["mean_cosine"]
 

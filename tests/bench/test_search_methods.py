@@ -33,10 +33,10 @@ def test_a_method_keeps_the_error(method: SearchMethod, field: torch.Tensor) -> 
 
 
 def test_bytes_of_the_train_are_those_of_its_cores(field: torch.Tensor) -> None:
-    found = SEARCH_METHODS["teneva"].run(SearchCase(field, 1e-6, 5.0))
+    found = SEARCH_METHODS["teneva"].run(SearchCase(field, 1e-2, 5.0))
     modes, ranks = found.settings["modes"], [1, *found.settings["ranks"], 1]
-    assert found.settings["format"] == "fp32"
-    assert found.nbytes == 4 * sum(ranks[i] * modes[i] * ranks[i + 1] for i in range(len(modes)))
+    assert found.settings["format"] in ("bf16", "fp16")
+    assert found.nbytes == 2 * sum(ranks[i] * modes[i] * ranks[i + 1] for i in range(len(modes)))
 
 
 def test_ours_is_never_larger_than_its_rivals_in_native_order(field: torch.Tensor) -> None:

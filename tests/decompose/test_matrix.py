@@ -101,6 +101,16 @@ def test_realised_two_cores_are_the_optimum_of_the_metric():
     assert metric.norm2(matrix - network.to_dense(torch.float64)) == pytest.approx(optimum, rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(30, 8), (12, 10), (8, 30)])
+def test_few_ranks_are_those_of_all(shape):
+    matrix, metric = random_tensor(shape, 1, torch.float32), KroneckerMetric(columns=correlated_moment(shape[1]))
+    whole, few = matrix_spectrum(matrix, metric), matrix_spectrum(matrix, metric, most=3)
+    assert torch.equal(whole.squares, few.squares)
+    assert few.left.shape == (shape[0], 3)
+    products = [left @ right for left, right in (whole.cores(3), few.cores(3))]
+    torch.testing.assert_close(*products, rtol=1e-4, atol=1e-5)
+
+
 def test_a_weight_with_nan_is_refused():
     with pytest.raises(TensorNetError, match=r"\(2, 2\) holds 4 NaN"):
         matrix_spectrum(torch.full((2, 2), float("nan")), euclidean())

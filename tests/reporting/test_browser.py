@@ -34,7 +34,8 @@ CUT_TEXT = """
 [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width > 0).flatMap(s => {
   const frame = s.getBoundingClientRect();
   return [...s.querySelectorAll('text')].filter(e => { const box = e.getBoundingClientRect();
-    return box.left < frame.left - 3 || box.right > frame.right + 3 }).map(e => e.textContent) })
+    return box.left < frame.left - 3 || box.right > frame.right + 3
+      || box.top < frame.top - 3 || box.bottom > frame.bottom + 3 }).map(e => e.textContent) })
 """
 BROKEN_COLOURS = """
 [...document.querySelectorAll('svg [style*="var("]')].filter(e => e.closest('svg').getBoundingClientRect().width > 0)

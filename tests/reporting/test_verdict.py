@@ -64,7 +64,7 @@ def test_the_original_is_no_peer_and_gives_the_size_before() -> None:
     assert group.original.method == "original"
     assert "original" not in {row.method for row in group.peers}
     text = told(everything())
-    assert "from 32.0 kB to 4.00 kB: 8.00 times smaller" in text
+    assert "becomes 8.00 times smaller with auto (ours): 4.00 kB instead of 32.0 kB" in text
     assert "perplexity 16 (before: 15)" in text
 
 

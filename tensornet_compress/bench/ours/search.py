@@ -18,7 +18,7 @@ def searched(case: SearchCase) -> Stored:
     return Stored(
         result.best.nbytes,
         result.error,
-        result.reason,
+        result.reason if result.finished else f"{result.reason}; the time budget ended the search before its end",
         values,
         {"family": result.choice.family, "ordered": result.choice.ordered, "finished": result.finished},
         (drawing(result.choice.describe(), result.best.spec),),

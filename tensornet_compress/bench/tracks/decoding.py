@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.bench.models import find_model
+from tensornet_compress.bench.peers.caches.stock import ready
 from tensornet_compress.bench.race import clock
-from tensornet_compress.bench.side import SIDE, Unavailable
+from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.speed import OURS, TRACKS, Heat, SpeedSettings, Timed, Track
 from tensornet_compress.bench.texts import find_text
 
@@ -53,7 +54,7 @@ def _decode(settings: SpeedSettings) -> Timed:
     missing = {}
     for name, backend, more in (("quantized-quanto", "quanto", {}), ("quantized-hqq", "hqq", {"axis_key": 1, "axis_value": 1})):
         try:
-            SIDE.module(backend)
+            ready(backend)
             makers[name] = (partial(QuantizedCache, backend, model.config, nbits=4, **more), False)
         except Unavailable as reason:
             missing[name] = str(reason)

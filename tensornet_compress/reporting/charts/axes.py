@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 _WIDE_RANGE = 15.0
+_MILLION = 1e6
+_ZEROS = re.compile(r"(?<=\d)\.0+ |(?<=\.\d)0 ")
 
 
 def spread(values: Sequence[float]) -> float:
@@ -30,9 +33,11 @@ def wants_log(values: Sequence[float]) -> bool:
 def tick(value: float, measure: Measure | None = None) -> str:
     """A number beside an axis."""
     if measure is not None and is_bytes(measure):
-        return amount(value).replace(".00 ", " ").replace(".0 ", " ")
+        return _ZEROS.sub(" ", amount(value))
     if value == 0:
         return "0"
+    if abs(value) >= _MILLION:
+        return f"{tick(value / _MILLION)} M"
     text = significant(value, 6 if abs(value) >= 100 else 3)
     mantissa, e, power = text.partition("e")
     return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + e + power

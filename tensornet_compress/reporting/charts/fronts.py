@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from tensornet_compress.reporting.charts.axes import direction, named, style
 from tensornet_compress.reporting.charts.palette import colour
 from tensornet_compress.reporting.charts.series import Series, series
 from tensornet_compress.reporting.charts.svg import Canvas, chart
-from tensornet_compress.reporting.numbers import heading, lower_first, plain
+from tensornet_compress.reporting.numbers import heading, lower_first, plain, short, with_unit
 from tensornet_compress.reporting.parts import Chart
 from tensornet_compress.reporting.roles import Group, usable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_FAR = 3.0
 
 
 def front_chart(group: Group, quality: str) -> Chart | None:
@@ -31,17 +34,36 @@ def front_chart(group: Group, quality: str) -> Chart | None:
         f"{len(lines)} methods; the best corner is the {corner} left: few bytes and {direction(measure)}. "
         "The numbers are in the table of all figures."
     )
-    return chart(title, description, lambda canvas: _draw(canvas, group, lines, quality), tuple(line.key for line in lines))
+    window, note = _window(group, lines, quality)
+    keys = tuple(line.key for line in lines)
+    return chart(title, description, lambda canvas: _draw(canvas, group, lines, quality, window), keys, note)
 
 
-def _draw(canvas: Canvas, group: Group, lines: list[Series], quality: str) -> Figure:
+def _window(group: Group, lines: list[Series], quality: str) -> tuple[tuple[float, float], str]:
+    """Sizes to draw, and what is said of the few points that lie far from all others and would squeeze them."""
+    assert group.size is not None
+    size, measure = group.measures[group.size], group.measures[quality]
+    points = [(*point, line.method) for line in lines for point in line.points(group.size, quality)]
+    sizes = sorted(point[0] for point in points)
+    middle = sizes[len(sizes) // 10 : len(sizes) - len(sizes) // 10]
+    low, high = middle[0] / _FAR, middle[-1] * _FAR
+    outside = [point for point in points if not low <= point[0] <= high]
+    if not outside or low <= 0:
+        return (-inf, inf), ""
+    said = "; ".join(
+        dict.fromkeys(f"{short(name)} at {with_unit(at, size)}: {with_unit(value, measure)}" for at, value, name in outside)
+    )
+    return (low, high), f"Too far away to be drawn: {said}."
+
+
+def _draw(canvas: Canvas, group: Group, lines: list[Series], quality: str, window: tuple[float, float]) -> Figure:
     assert group.size is not None
     size, measure = group.measures[group.size], group.measures[quality]
     figure = canvas.figure(330 if canvas.narrow else 420)
     axes = figure.add_subplot()
     everything: list[tuple[float, float]] = []
     for line in reversed(lines):
-        points = line.points(group.size, quality)
+        points = [point for point in line.points(group.size, quality) if window[0] <= point[0] <= window[1]]
         everything += points
         across, up = [p[0] for p in points], [p[1] for p in points]
         weight = 2.8 if line.ours else 1.4
@@ -67,10 +89,8 @@ def _draw(canvas: Canvas, group: Group, lines: list[Series], quality: str) -> Fi
     style(axes.yaxis, [p[1] for p in everything], measure)
     axes.set_xlabel(f"{named(size)}  (← smaller)")
     better = direction(measure)
-    if canvas.narrow:
-        axes.set_title(f"{named(measure)}\n{better}".strip(), loc="left", color=colour("muted"))
-    else:
-        axes.set_ylabel(f"{named(measure)}" + (f", {better}" if better else ""))
+    gap = "\n" if canvas.narrow else ", "
+    axes.set_title(gap.join(part for part in (named(measure), better) if part), loc="left", color=colour("muted"))
     return figure
 
 

@@ -50,10 +50,7 @@ def _spectrum(canvas: Canvas, spectrum: Spectrum) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.xaxis.set_major_locator(MaxNLocator(5 if canvas.narrow else 9, integer=True))
     axes.set_xlabel("singular value, from the largest down")
-    if canvas.narrow:
-        axes.set_title("size, largest = 1", loc="left", color=colour("muted"))
-    else:
-        axes.set_ylabel("size, largest = 1")
+    axes.set_title("size, largest = 1", loc="left", color=colour("muted"))
     return figure
 
 
@@ -81,8 +78,5 @@ def _cache_bits(canvas: Canvas, layers: Sequence[BitsOfLayer]) -> Figure:
     axes.margins(x=0.01)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("layer")
-    if canvas.narrow:
-        axes.set_title("bits per number", loc="left", color=colour("muted"))
-    else:
-        axes.set_ylabel("bits per number")
+    axes.set_title("bits per number", loc="left", color=colour("muted"))
     return figure

@@ -25,7 +25,7 @@ class Series:
     @property
     def key(self) -> Key:
         """Its entry in a legend."""
-        return Key(self.mark, self.ink, short(self.method) + (" (ours)" if self.ours else ""))
+        return Key(self.mark, self.ink, short(self.method) + (" (ours)" if self.ours and "ours" not in self.method else ""))
 
     def points(self, across: str, up: str) -> list[tuple[float, float]]:
         """Finite values of two measures, by the first."""

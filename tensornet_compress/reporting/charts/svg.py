@@ -56,10 +56,12 @@ def need_matplotlib() -> None:
         raise MissingExtraError("reports need matplotlib; run: python -m pip install 'tensornet-compress[report]'") from error
 
 
-def chart(title: str, description: str, draw: Callable[[Canvas], Figure], legend: tuple[Key, ...] = ()) -> Chart:
+def chart(
+    title: str, description: str, draw: Callable[[Canvas], Figure], legend: tuple[Key, ...] = (), note: str = ""
+) -> Chart:
     """Draw once for each width."""
     wide, narrow = (_rendered(canvas, draw, title, description) for canvas in (WIDE, NARROW))
-    return Chart(title, description, wide, narrow, legend)
+    return Chart(title, description, wide, narrow, legend, note)
 
 
 def _rendered(canvas: Canvas, draw: Callable[[Canvas], Figure], title: str, description: str) -> Markup:

@@ -52,6 +52,8 @@ def _table(caption: str, fights: Sequence[Duel], subjects: bool) -> Table:
     )
     measure = first.group.measures[first.by]
     note = f"Compared by {lower_first(named(measure))}; {'higher' if measure.better == 'higher' else 'lower'} is better."
+    if any(row.values.get("profile_nbytes") for row in first.group.rivals):
+        note += " A profile, stored once for a model, is not in these sizes; see where the bytes are."
     rows = tuple(((Cell(short(d.group.subject, 40)),) if subjects else ()) + _cells(d) for d in fights)
     return Table(caption, columns, rows, note=note)
 

@@ -26,7 +26,11 @@ def _table(group: Group, folded: bool) -> Table:
     columns = (("method", False), *((_column(measure), True) for measure in group.measures.values()))
     rows = []
     for row in sorted(group.rows, key=lambda row: not row.ours):
-        name = Cell(short(label(row)) + (" (ours)" if row.ours else ""), exact=plain(row.note), tone="ours" if row.ours else "")
+        name = Cell(
+            short(label(row)) + (" (ours)" if row.ours and "ours" not in row.method else ""),
+            exact=plain(row.note),
+            tone="ours" if row.ours else "",
+        )
         rows.append((name, *(_value(row, key, measure) for key, measure in group.measures.items())))
     return Table(f"{TASKS[group.task]}: {short(group.subject)} ({len(rows)} rows)", columns, tuple(rows), folded=folded)
 

@@ -25,6 +25,8 @@ def layers(result: Result, found: Sequence[Group]) -> Section | None:
         if row.note:
             blocks.append(Text(row.note))
         grid, rest = grid_of(row.layers)
+        if not any(cell.ranks for cell in row.layers):
+            blocks.append(Text("Every layer stayed one core, the dense tensor in its number format."))
         if len(grid) >= 4:
             blocks += maps(grid)
         else:

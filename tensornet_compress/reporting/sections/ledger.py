@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensornet_compress.reporting.charts.bars import stacked
+from tensornet_compress.reporting.headline import featured
 from tensornet_compress.reporting.numbers import amount, plain, short
 from tensornet_compress.reporting.parts import Block, Cell, Section, Table, Text
-from tensornet_compress.reporting.roles import TASKS, Group, label
+from tensornet_compress.reporting.roles import TASKS, Group, fewer, label
 from tensornet_compress.results import Result, Row
 
 _MOST_ROWS = 10
@@ -21,13 +22,15 @@ def ledger(result: Result, found: Sequence[Group]) -> Section | None:
         rows = [row for row in group.rivals if sum(row.ledger.values())]
         if rows:
             title = f"{TASKS[group.task]}: {plain(group.subject)}"
-            shown = {label(row): row.ledger for row in rows[:_MOST_ROWS]}
+            first = featured(group)
+            chosen = fewer(rows, _MOST_ROWS, first.budget if first is not None else None)
+            shown = {label(row): row.ledger for row in chosen}
             same = _dominating(list(shown.values()))
             if same is not None:
                 shown = {name: {p: size for p, size in ledger.items() if p != same} for name, ledger in shown.items()}
             blocks.append(stacked(title, shown))
             if same is not None:
-                size = amount(max(row.ledger[same] for row in rows[:_MOST_ROWS]))
+                size = amount(max(row.ledger[same] for row in chosen))
                 blocks.append(Text(f"Left out of the bars because it is most of every one: {plain(same)}, {size}."))
             blocks.append(_table(title, rows))
     if not blocks:

@@ -20,9 +20,13 @@ def networks(result: Result, found: Sequence[Group]) -> Section | None:
             drawings |= dict.fromkeys(row.drawings)
     if not drawings:
         return None
-    small = [drawing for drawing in drawings if 0 < len(drawing.legs) <= MOST_CORES]
+    several = [drawing for drawing in drawings if 1 < len(drawing.legs) <= MOST_CORES]
+    # One plain tensor looks like any other.
+    alone = [drawing for drawing in drawings if len(drawing.legs) == 1][:1]
+    small = [*several, *alone]
     blocks: list[Block] = [network_chart(drawing) for drawing in small[:_MOST]]
-    left = len(drawings) - len(blocks)
+    left = len(several) + len(alone) - len(blocks)
+    left += sum(len(drawing.legs) > MOST_CORES for drawing in drawings)
     if left:
         blocks.append(Text(f"{left} more networks are in the JSON file."))
     lead = (

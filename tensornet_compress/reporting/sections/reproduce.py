@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tensornet_compress.reporting.numbers import number, plain, setting, short
+from tensornet_compress.reporting.numbers import moment, number, plain, setting, short
 from tensornet_compress.reporting.parts import Block, Cell, Code, Section, Table
 from tensornet_compress.reporting.roles import Group, label
 from tensornet_compress.results import Result
@@ -13,11 +13,12 @@ from tensornet_compress.results import Result
 def reproduce(result: Result, found: Sequence[Group]) -> Section | None:
     """Command, settings, machine, versions and what is special to single rows."""
     machine = result.machine
+    threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
     where = {
-        "made": result.made,
+        "made": moment(result.made),
         "seconds in all": None if result.seconds is None else number(result.seconds, 3),
-        "this package": result.version + (f", commit {machine.commit}" if machine.commit else ""),
-        "processor": f"{machine.processor}, {machine.cores} cores, {machine.threads} threads, {machine.device}",
+        "this package": result.version + (f", commit {machine.commit[:12]}" if machine.commit else ""),
+        "processor": f"{machine.processor}, {machine.cores} cores, {threads}, {machine.device}",
         "Python": machine.python,
     } | machine.packages
     blocks: list[Block] = [

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from tensornet_compress.reporting.charts.axes import direction
 from tensornet_compress.reporting.charts.bars import Bar, bars
+from tensornet_compress.reporting.headline import featured
 from tensornet_compress.reporting.numbers import heading, plain
 from tensornet_compress.reporting.parts import Block, Chart, Section, Text
-from tensornet_compress.reporting.roles import TASKS, Group, label, usable
+from tensornet_compress.reporting.roles import TASKS, Group, fewer, label, usable
 from tensornet_compress.results import Result
 
 _MOST_BARS, _MOST_SUBJECTS, _MOST_CHARTS, _MANY = 16, 24, 8, 4
@@ -37,10 +38,12 @@ def timings(result: Result, found: Sequence[Group]) -> Section | None:
 
 def _of_group(group: Group) -> list[Chart]:
     made = []
+    first = featured(group)
+    budget = first.budget if first is not None else None
     for name in group.times:
         rows = [row for row in group.rivals if usable(row, name) and row.values[name] >= 0]
         if any(row.values[name] for row in rows):
-            items = [Bar(label(row), row.values[name], row.ours) for row in rows[:_MOST_BARS]]
+            items = [Bar(label(row), row.values[name], row.ours) for row in fewer(rows, _MOST_BARS, budget)]
             made.append(bars(_title(group, name, f"{TASKS[group.task]}, {plain(group.subject)}"), group.measures[name], items))
     return made
 

@@ -14,11 +14,29 @@ from tensornet_compress.kv.rope import Rotary
 GROUP = 64
 
 
+def ready(backend: str) -> None:
+    """Make a backend usable by transformers, which looks for it once, before the side folder was on the path.
+
+    Raises:
+        Unavailable: the backend cannot be imported or installed.
+    """
+    module = SIDE.module(backend)
+    from transformers import cache_utils
+    from transformers.utils import import_utils
+
+    for name in ("is_hqq_available", "is_optimum_available", "is_optimum_quanto_available", "is_quanto_greater"):
+        forget: Any = getattr(getattr(import_utils, name), "cache_clear", None)
+        if forget is not None:
+            forget()
+    if backend == "hqq" and not hasattr(cache_utils, "HQQQuantizer"):
+        cache_utils.HQQQuantizer = module.Quantizer
+
+
 class Stock:
     """Layers of transformers' ``QuantizedCache`` (quanto or hqq), groups of 64, on rotated keys."""
 
     def __init__(self, backend: str, bits: int, rotary: Rotary):
-        SIDE.module(backend)
+        ready(backend)
         from transformers.cache_utils import HQQQuantizedLayer, QuantoQuantizedLayer
 
         self.name, self.bits, self.rotary = f"QuantizedCache {backend} int{bits}", bits, rotary

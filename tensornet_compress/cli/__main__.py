@@ -1,0 +1,6 @@
+"""``python -m tensornet_compress.cli``: the command line."""
+
+from tensornet_compress.cli.main import run
+
+if __name__ == "__main__":
+    run()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tensornet_compress.bench.details import drawing
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod, Stored
 from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.reporting.drawing_of import drawing_of
 from tensornet_compress.results import Spectrum
 from tensornet_compress.searching import SearchResult, search
 
@@ -21,7 +21,7 @@ def searched(case: SearchCase) -> Stored:
         result.reason if result.finished else f"{result.reason}; the time budget ended the search before its end",
         values,
         {"family": result.choice.family, "ordered": result.choice.ordered, "finished": result.finished},
-        (drawing(result.choice.describe(), result.best.spec),),
+        (drawing_of(result.choice.describe(), result.best.spec),),
         spectra(result),
     )
 

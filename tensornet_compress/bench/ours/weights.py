@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from tensornet_compress.bench.details import drawings
 from tensornet_compress.bench.read_back import read_back
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
 from tensornet_compress.budget import Budget
 from tensornet_compress.budget.options import SIZE_SHARES
 from tensornet_compress.compression import compress, survey_model
+from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.reporting.drawing_of import kinds_of
 
 QUICK_REFINE, FULL_REFINE = 1, 2
 QUICK_SWEEPS, FULL_SWEEPS = 0, 1
@@ -38,7 +39,8 @@ def run(method: Any, refine: bool, case: WeightCase, bits: float) -> Compressed:
     families = {layer.name: layer.family for layer in report.layers}
     cells, ledger, modules = read_back(case, families)
     settings = {"refine": rounds, "sweeps": sweeps, "metric": report.metric, "allocator": report.allocator}
-    return Compressed(cells, ledger, "; ".join(report.notes), settings, drawings(modules))
+    specs = {name: module.spec for name, module in modules.items() if isinstance(module, NetworkModule)}
+    return Compressed(cells, ledger, "; ".join(report.notes), settings, kinds_of(specs))
 
 
 WEIGHT_METHODS.add(

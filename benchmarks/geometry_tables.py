@@ -177,7 +177,8 @@ def cost() -> str:
     text = f"""
         **Cost of the stages** on SmolLM2 with {tokens:,} tokens on one thread in float32: processor seconds, the same as a
         multiple of the passes over these tokens that the stage needs at least, and peak memory above what the process held.
-        Work per layer (eigendecompositions, cores) does not grow with the tokens. `python benchmarks/geometry_cost.py`"""
+        Work per layer (eigendecompositions, cores) does not grow with the tokens. ISVT and allocation are not measured yet.
+        `python benchmarks/geometry_cost.py`"""
     return note(text) + grid(["stage", "processor seconds", "of passes", "peak MiB"], rows)
 
 

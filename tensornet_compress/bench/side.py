@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tensornet_compress.decompose.tensorly_adapter import tensorly_left_alone
 from tensornet_compress.inputs.models import cache_folder
 
 _MINUTES = 10
@@ -68,7 +69,8 @@ class SideEnvironment:
                 self._install(name, package, folder)
             _also_look_in(folder)
         try:
-            return importlib.import_module(package.module)
+            with tensorly_left_alone():
+                return importlib.import_module(package.module)
         except Exception as error:  # Foreign packages raise what they like while they are imported.
             raise Unavailable(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 

@@ -19,11 +19,11 @@ from tensornet_compress.decompose.linalg import fix_signs, svd
 
 
 @contextmanager
-def pytorch_backend() -> Iterator[None]:
-    """tensorly on PyTorch in this thread only, the user's choice restored afterwards."""
+def tensorly_backend(name: str = "pytorch") -> Iterator[None]:
+    """tensorly on a backend in this thread only, the user's choice restored afterwards."""
     local = tensorly.backend.BackendManager._THREAD_LOCAL_DATA.__dict__
     before = local.get("backend")
-    tensorly.set_backend("pytorch", local_threadsafe=True)
+    tensorly.set_backend(name, local_threadsafe=True)
     try:
         yield
     finally:
@@ -31,6 +31,19 @@ def pytorch_backend() -> Iterator[None]:
             local.pop("backend", None)
         else:
             local["backend"] = before
+
+
+@contextmanager
+def tensorly_left_alone() -> Iterator[None]:
+    """For importing packages that choose a backend for the whole process (tensorly-torch does): the choice before is restored.
+    Not for code that runs beside other threads."""
+    manager = tensorly.backend.BackendManager
+    chosen, name = manager._backend, manager._default_backend
+    with tensorly_backend(tensorly.get_backend()):
+        try:
+            yield
+        finally:
+            manager._backend, manager._default_backend = chosen, name
 
 
 def _own_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +54,7 @@ def _own_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, r), S (r,), Vh (r, n) through ``tensorly.tenalg.svd_interface`` with our SVD and our signs."""
-    with pytorch_backend():
+    with tensorly_backend():
         U, S, Vh = svd_interface(matrix, method=_own_svd, n_eigenvecs=rank, flip_sign=False)
     return U, S, Vh
 
@@ -53,5 +66,5 @@ def train_cores(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     """
     if tensor.ndim == 1:
         return [tensor.reshape(1, -1, 1)]
-    with pytorch_backend():
+    with tensorly_backend():
         return list(tensor_train(tensor, rank=[1, *ranks, 1], svd=_own_svd).factors)

@@ -7,6 +7,7 @@ import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.decompose.linalg import svd
+from tensornet_compress.decompose.tensorly_adapter import tensorly_left_alone
 from tensornet_compress.jobs import run_jobs
 from tensornet_compress.threads import limited_threads
 from tests.generators import decaying_tensor
@@ -53,6 +54,16 @@ def test_the_backend_is_put_back_after_an_error(tensorly, monkeypatch):
         train()
     assert tensorly.get_backend() == "numpy"
     assert in_a_thread(tensorly.get_backend) == "numpy"
+
+
+@pytest.mark.parametrize("backend", ["numpy", "pytorch"])
+def test_a_package_that_chooses_a_backend_when_imported_does_not_choose_ours(tensorly, backend):
+    tensorly.set_backend(backend)
+    other = {"numpy": "pytorch", "pytorch": "numpy"}[backend]
+    with tensorly_left_alone():
+        tensorly.set_backend(other)
+    assert tensorly.get_backend() == backend
+    assert in_a_thread(tensorly.get_backend) == backend
 
 
 def test_threads_working_at_once_do_not_disturb_each_other(tensorly):

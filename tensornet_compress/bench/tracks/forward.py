@@ -14,6 +14,7 @@ from tensornet_compress.bench.peers.weights.tensorly import digits
 from tensornet_compress.bench.race import race
 from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.bench.speed import OURS, TRACKS, Heat, SpeedSettings, Timed, Track
+from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
 from tensornet_compress.network import parse_format
 
 SHAPES = ((576, 576), (1536, 576))
@@ -79,16 +80,14 @@ def _call(module: Callable[[Tensor], Any], x: Tensor) -> Callable[[], object]:
 def _tltorch(shape: tuple[int, int], numbers: int) -> Callable[[Tensor], Any]:
     """A TT-matrix layer of tensorly-torch with about ``numbers`` parameters."""
     tltorch: Any = SIDE.module("tensorly-torch")
-    import tensorly
-
     out_digits, in_digits = (digits(size) for size in shape)
-    with tensorly.backend_context("pytorch", local_threadsafe=True):
+    with tensorly_backend():
         layer = tltorch.FactorizedLinear(
             in_digits, out_digits, bias=False, factorization="blocktt", rank=numbers / (shape[0] * shape[1])
         )
 
     def forward(x: Tensor) -> Any:
-        with tensorly.backend_context("pytorch", local_threadsafe=True):
+        with tensorly_backend():
             return layer(x)
 
     return forward

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, WeightMethod, by_layer
+from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
 from tensornet_compress.layout import choose_radices
 from tensornet_compress.nn import Target
 
@@ -43,7 +44,6 @@ def numbers(dims: tuple[int, ...], ranks: tuple[int, ...]) -> int:
 
 def decompose(matrix_form: bool, case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> Approximation:
     """``tensorly.decomposition`` on one weight."""
-    import tensorly
     from tensorly.decomposition import tensor_train, tensor_train_matrix
 
     rows, columns = (digits(size) for size in matrix.shape)
@@ -55,7 +55,7 @@ def decompose(matrix_form: bool, case: WeightCase, target: Target, matrix: Tenso
     padded = torch.zeros(torch.Size(rows).numel(), torch.Size(columns).numel())
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     tensor = padded.reshape(*rows, *columns).numpy()
-    with tensorly.backend_context("numpy", local_threadsafe=True):
+    with tensorly_backend("numpy"):
         cores = (tensor_train_matrix if matrix_form else tensor_train)(tensor, rank=list(ranks))
         stored = [torch.from_numpy(core.copy()).bfloat16() for core in cores]
     dense = _matrix(stored, matrix_form)[: matrix.shape[0], : matrix.shape[1]]

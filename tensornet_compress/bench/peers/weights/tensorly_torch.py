@@ -11,6 +11,7 @@ from torch import Tensor
 from tensornet_compress.bench.peers.weights.tensorly import digits
 from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, WeightMethod, by_layer
+from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
 from tensornet_compress.nn import Target
 
 CP_ITERATIONS = 10
@@ -25,14 +26,12 @@ def factorise(kind: str, case: WeightCase, target: Target, matrix: Tensor, nbyte
         Unavailable: an axis does not factorise in digits: these layers cannot pad.
     """
     tltorch: Any = SIDE.module("tensorly-torch")
-    import tensorly
-
     cap = CP_LARGEST["quick" if case.quick else "full"] if kind == "CP" else None
     shapes = tuple(digits(size, 2 if kind == "CP" else 3) for size in matrix.shape)
     for size, shape in zip(matrix.shape, shapes):
         if torch.Size(shape).numel() != size:
             raise Unavailable(f"{target.name}: {size} has no such digits, and tensorly-torch cannot pad")
-    with tensorly.backend_context("pytorch", local_threadsafe=True):
+    with tensorly_backend():
         made = _largest(tltorch, kind, shapes, nbytes, cap)
         # At the cap all sizes are one fit.
         key = (kind, target.name, str(made.rank))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from tensornet_compress.bench import methods  # noqa: F401
 from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheMethod, nominal
 from tensornet_compress.bench.cache_documents import Reading, documents, read_on
+from tensornet_compress.bench.peers.caches.stock import STALE_SECONDS, drop_stale_lock
 from tensornet_compress.bench.side import Unavailable
 from tests.kv.tiny_models import VOCABULARY, _llama
 
@@ -91,3 +94,15 @@ def test_a_rate_below_every_grid_is_unavailable() -> None:
     assert nominal(2.0, [(4, 64), (2, 64)], lambda code, group: code + 32 / group) == (2, 64)
     with pytest.raises(Unavailable, match=r"takes 2\.5 bits per element, asked for 1"):
         nominal(1.0, [(4, 64), (2, 64)], lambda code, group: code + 32 / group)
+
+
+def test_only_an_old_lock_of_a_build_is_dropped(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    drop_stale_lock(lock)
+    assert lock.exists()
+    long_ago = lock.stat().st_mtime - STALE_SECONDS - 1
+    os.utime(lock, (long_ago, long_ago))
+    drop_stale_lock(lock)
+    assert not lock.exists()
+    drop_stale_lock(lock)

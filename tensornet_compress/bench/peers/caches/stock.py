@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
+from time import time
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +14,7 @@ from tensornet_compress.bench.side import SIDE
 from tensornet_compress.kv.rope import Rotary
 
 GROUP = 64
+STALE_SECONDS = 900
 
 
 def ready(backend: str) -> None:
@@ -21,6 +24,8 @@ def ready(backend: str) -> None:
         Unavailable: the backend cannot be imported or installed.
     """
     module = SIDE.module(backend)
+    if backend == "quanto":
+        drop_stale_lock(Path(module.__file__).parent / "library" / "extensions" / "cpp" / "build" / "lock")
     from transformers import cache_utils
     from transformers.utils import import_utils
 
@@ -30,6 +35,13 @@ def ready(backend: str) -> None:
             forget()
     if backend == "hqq" and not hasattr(cache_utils, "HQQQuantizer"):
         cache_utils.HQQQuantizer = module.Quantizer
+
+
+def drop_stale_lock(lock: Path) -> None:
+    """quanto builds an extension at its first use. A build that was killed leaves its lock, for which all later ones would
+    wait for ever; a lock of a quarter of an hour is nobody's."""
+    if lock.is_file() and time() - lock.stat().st_mtime > STALE_SECONDS:
+        lock.unlink(missing_ok=True)
 
 
 class Stock:

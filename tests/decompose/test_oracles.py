@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import tensornet_compress as tnc
 from tensornet_compress.decompose import decompose_tree
+from tensornet_compress.decompose.tensorly_adapter import tensorly_backend, tensorly_left_alone
 from tensornet_compress.network import TensorNetwork
 from tests.generators import FP32, SEEDS, random_tensor
 
@@ -94,10 +95,12 @@ def test_a_tree_agrees_with_quimb_splits():
 
 def test_tt_linear_layers_contract_as_tensorly_torch_does():
     """The dense weight of tensorly-torch's factorised TT-matrix equals ours from the same cores."""
-    factorized = pytest.importorskip("tltorch.factorized_tensors")
-    theirs = factorized.TensorizedTensor.new(((2, 3), (4, 2)), rank=(1, 3, 1), factorization="BlockTT").normal_(0, 1)
-    matrix = theirs.to_matrix().detach()
-    cores = [core.detach() for core in theirs.factors]
+    with tensorly_left_alone():
+        factorized = pytest.importorskip("tltorch.factorized_tensors")
+    with tensorly_backend("pytorch"):
+        theirs = factorized.TensorizedTensor.new(((2, 3), (4, 2)), rank=(1, 3, 1), factorization="BlockTT").normal_(0, 1)
+        matrix = theirs.to_matrix().detach()
+        cores = [core.detach() for core in theirs.factors]
     layout = tnc.Layout.of(((2, 3), (4, 2)))
     topology = tnc.Topology.train([(0, 2), (1, 3)])
     term = tnc.network.TermSpec(layout=layout, topology=topology, ranks=(3,), formats=(FP32, FP32))

@@ -57,7 +57,8 @@ def caches() -> str:
 def searched() -> str:
     """Where index orders pay, and where they do not."""
     rows = {(r["tensor"], r["error"]): r for r in load("search_real")["rows"]}
-    network = [r for r in rows.values() if r["tensor"].startswith(("SmolLM2", "MiniLM", "KV cache"))]
+    models = ("SmolLM2", "MiniLM", "KV cache")
+    network = [r for r in rows.values() if r["tensor"].startswith(models) and r["error"] == 0.1]
     dense = sum(r["ours"]["family"] == "dense" for r in network)
     known: dict[str, list[dict[str, Any]]] = {}
     for row in load("search_trees")["rows"]:

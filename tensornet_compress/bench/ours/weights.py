@@ -13,7 +13,7 @@ from tensornet_compress.compression import compress, survey_model
 from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.reporting.drawing_of import kinds_of
 
-QUICK_REFINE, FULL_REFINE = 1, 2
+REFINE = 1
 QUICK_SWEEPS, FULL_SWEEPS = 0, 1
 
 
@@ -25,7 +25,7 @@ def run(method: Any, refine: bool, case: WeightCase, bits: float) -> Compressed:
         case.memo["survey"] = survey_model(
             case.model, case.batches, targets=case.patterns, method="auto", sweeps=sweeps, workers=1, shares=shares
         )
-    rounds = 0 if not refine else FULL_REFINE if not case.quick else QUICK_REFINE if method == "auto" else 0
+    rounds = REFINE if refine and (method == "auto" or not case.quick) else 0
     report = compress(
         case.model,
         Budget(bits_per_weight=bits),

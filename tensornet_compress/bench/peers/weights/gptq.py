@@ -161,12 +161,16 @@ def compress(case: WeightCase, bits: float) -> Compressed:
     Raises:
         Unavailable: no grid is that coarse.
     """
-    settings = GPTQ(format_for(bits))
+    settings = GPTQ(format_for(bits), mse=True)
     quantise_model(case.model, case.batches, settings, targets=case.targets)
     cells, ledger, _ = read_back(case, "integers")
     return Compressed(cells, ledger, settings=asdict(settings))
 
 
 WEIGHT_METHODS.add(
-    WeightMethod("gptq", compress, explanation="GPTQ as its reference runs it: act order, static groups, sequential blocks")
+    WeightMethod(
+        "gptq",
+        compress,
+        explanation="GPTQ as its reference runs it: act order, static groups, sequential blocks, clipping by mse",
+    )
 )

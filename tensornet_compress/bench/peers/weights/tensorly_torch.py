@@ -15,7 +15,7 @@ from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
 from tensornet_compress.nn import Target
 
 CP_ITERATIONS = 10
-CP_LARGEST = {"quick": 64, "full": 512}
+CP_LARGEST = {"quick": 64, "full": 128}
 CAPPED = "CP ranks are capped (largest_rank): alternating least squares of more takes hours, so fewer bytes are used than asked"
 
 

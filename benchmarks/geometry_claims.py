@@ -177,18 +177,21 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             excess = torch.tensor([m[f"loss_{stage}"] - dense[architecture, m["seed"]] for m in members])
             entry[f"excess_{stage}"] = float(excess.mean())
             entry[f"spread_{stage}"] = float(excess.std()) if len(excess) > 1 else 0.0
-            entry[f"accuracy_{stage}"] = float(torch.tensor([m[f"accuracy_{stage}"] for m in members]).mean())
+            if all(f"accuracy_{stage}" in m for m in members):
+                entry[f"accuracy_{stage}"] = float(torch.tensor([m[f"accuracy_{stage}"] for m in members]).mean())
         table.append(entry)
     return table
 
 
 def claims(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Each claim with the number of settings (architecture, keep, seed) in which it held, judged on held-out loss."""
+    """Each claim with the number of settings (architecture, keep, seed) in which it held, judged on held-out loss. Settings
+    that were not measured are not counted."""
     found = {(r["architecture"], r["seed"], r["keep"], r["part"], r["label"]): r for r in rows if r["part"] != "dense"}
     cases = sorted({key[:3] for key in found})
 
     def wins(part: str, better: str, worse: str, stage: str) -> str:
-        pairs = [(found[(*c, part, better)], found[(*c, part, worse)]) for c in cases]
+        measured = [c for c in cases if (*c, part, better) in found and (*c, part, worse) in found]
+        pairs = [(found[(*c, part, better)], found[(*c, part, worse)]) for c in measured]
         held = sum(a[f"loss_{stage}"] < b[f"loss_{stage}"] for a, b in pairs)
         return f"{held} of {len(pairs)}"
 
@@ -202,6 +205,7 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, str]:
         ratios = [
             found[(*c, "metric", "kronecker")][f"loss_{stage}"] / found[(*c, "metric", "euclidean")][f"loss_{stage}"]
             for c in cases
+            if (*c, "metric", "kronecker") in found and (*c, "metric", "euclidean") in found
         ]
         verdicts[f"median loss of kronecker / SVD {stage} fine-tuning"] = f"{float(torch.tensor(ratios).median()):.3f}"
     for label in [*SCHEDULES, "isvt"]:

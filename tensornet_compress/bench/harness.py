@@ -17,6 +17,7 @@ from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.results import Measure, Result, Row, read_result, write_result
 from tensornet_compress.results.machine import this_machine
 from tensornet_compress.results.schema import Task
+from tensornet_compress.results.settings import widened
 from tensornet_compress.version import __version__
 
 SECONDS = Measure(
@@ -138,22 +139,11 @@ def start(
             f"{str(path)!r} exists; pass --resume to go on with it, --overwrite to replace it, or another file"
         )
     stored = read_result(path)
-    changed = differences(stored.settings, settings)
+    both, changed = widened(stored.settings, settings)
     if changed:
         raise TensorNetError(f"{str(path)!r} was made with other settings ({'; '.join(changed)}); drop --resume or change them")
-    return fresh.model_copy(update={"rows": stored.rows, "seconds": stored.seconds, "made": stored.made})
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that differ, each as ``name: old -> new``."""
-    found = []
-    for name in sorted({*old, *new}):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name}: {_short(before)} -> {_short(after)}")
-    return found
+    kept = {"rows": stored.rows, "seconds": stored.seconds, "made": stored.made, "settings": both}
+    return fresh.model_copy(update=kept | {"measures": stored.measures | fresh.measures})
 
 
 def describe(row: Row) -> str:
@@ -164,8 +154,3 @@ def describe(row: Row) -> str:
         return f"{head}: skipped, {row.skipped}"
     shown = [f"{name} {value:.4g}" for name, value in row.values.items() if name != "seconds"]
     return f"{head}: {', '.join(shown)} ({row.values.get('seconds', 0.0):.1f} s)"
-
-
-def _short(value: object) -> str:
-    text = "none" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

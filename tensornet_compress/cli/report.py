@@ -11,7 +11,7 @@ import typer
 
 from tensornet_compress.cli.common import plain_errors
 from tensornet_compress.errors import MissingExtraError, TensorNetError
-from tensornet_compress.results import Result, read_result, write_result
+from tensornet_compress.results import Result, joined, read_result, write_result
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 
@@ -22,16 +22,25 @@ def register(app: typer.Typer) -> None:
 
 
 def report_command(
-    result: Annotated[Path, typer.Argument(help="Result file (JSON) of bench, weights, kv or search.")],
+    results: Annotated[list[Path], typer.Argument(help="Result files (JSON) of bench, weights, kv or search.")],
     html: Annotated[Path | None, typer.Option(help="Page to write; beside the JSON by default.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the results put together as one file.")] = None,
 ) -> None:
-    """Make one self-contained HTML page of a result: charts, tables and how to reproduce it."""
+    """Make one self-contained HTML page of a result: charts, tables and how to reproduce it.
+
+    Several files are put together: other methods, sizes or benchmarks with the same settings.
+    """
     from tensornet_compress.reporting import write_report
 
-    target = html if html is not None else result.with_suffix(".html")
-    if target == result:
-        raise TensorNetError(f"{str(result)!r} would be overwritten by its own page; give another --html")
-    typer.echo(f"wrote {write_report(read_result(result), target)}")
+    read = [read_result(path) for path in results]
+    whole = joined(read)
+    target = html if html is not None else (json or results[0]).with_suffix(".html")
+    for taken, option in ((target, "--html"), (json, "--json")):
+        if taken in results:
+            raise TensorNetError(f"{str(taken)!r} would be overwritten; give another {option}")
+    if json is not None:
+        typer.echo(f"wrote {write_result(whole, json)}")
+    typer.echo(f"wrote {write_report(whole, target)}")
 
 
 def leave_report(result: Result, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Results as plain data: what benchmarks and commands measured, in one JSON schema that reports are made from."""
 
+from tensornet_compress.results.joined import joined
 from tensornet_compress.results.schema import (
     BitsOfLayer,
     Drawing,
@@ -22,6 +23,7 @@ __all__ = [
     "Result",
     "Row",
     "Spectrum",
+    "joined",
     "read_result",
     "write_result",
 ]

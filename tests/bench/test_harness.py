@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tensornet_compress.bench.compare import compare
-from tensornet_compress.bench.harness import Harness, Job, differences, start
+from tensornet_compress.bench.harness import Harness, Job, start
 from tensornet_compress.bench.run import load_plugins
 from tensornet_compress.bench.side import SIDE, SIDE_PACKAGES, SideEnvironment, SidePackage, Unavailable
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.results import Measure, read_result
+from tensornet_compress.results.settings import differences
 
 MEASURES = {"kl": Measure(title="KL", better="lower")}
 
@@ -69,6 +70,17 @@ def test_a_result_of_other_settings_is_not_resumed_or_overwritten(tmp_path: Path
         harness(path, resume=True, length=16)
     with pytest.raises(TensorNetError, match="exists; pass --resume"):
         harness(path)
+
+
+def test_methods_and_sizes_are_added_to_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    harness(path, methods=["a"], bits=[4.0]).run("weights", [job("a", 0.5, [])])
+    made: list[str] = []
+    again = harness(path, resume=True, methods=["b"], bits=[4.0, 3.0])
+    again.run("weights", [job("a", 0.5, made), job("b", 0.25, made, 3.0)])
+    assert made == ["b"]
+    assert len(read_result(path).rows) == 2
+    assert read_result(path).settings["weights"] == {"length": 8, "methods": ["a", "b"], "bits": [4.0, 3.0]}
 
 
 def test_nothing_is_prepared_when_every_row_is_there(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Results of several runs as one: other methods or sizes of the same benchmark, made one after the other or side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.results.schema import Measure, Result, Row
+from tensornet_compress.results.settings import widened
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """One result with the rows of all. Commands are joined by ``&&``; the machine is the first one's.
+
+    Where two runs have the same row, one that was measured counts before one that was skipped.
+
+    Raises:
+        TensorNetError: no results, runs of one benchmark with settings other than methods and sizes that differ, or a row
+            that two runs measured.
+    """
+    if not results:
+        raise TensorNetError("give at least one result to put together")
+    first, *others = results
+    settings, measures = first.settings, dict(first.measures)
+    rows = {row.key: row for row in first.rows}
+    for other in others:
+        settings, changed = widened(other.settings | settings, settings | other.settings)
+        if changed:
+            raise TensorNetError(f"{other.command!r} ran with other settings than {first.command!r}: {'; '.join(changed)}")
+        measures |= _new_measures(measures, other)
+        for row in other.rows:
+            rows[row.key] = _measured(rows.get(row.key), row)
+    seconds = [result.seconds for result in results if result.seconds is not None]
+    names = list(dict.fromkeys(result.name for result in results))
+    return first.model_copy(
+        update={
+            "name": " + ".join(names),
+            "command": " && ".join(result.command for result in results),
+            "settings": settings,
+            "measures": measures,
+            "rows": tuple(rows.values()),
+            "seconds": sum(seconds) if seconds else None,
+            "complete": all(result.complete for result in results),
+        }
+    )
+
+
+def _new_measures(known: dict[str, Measure], other: Result) -> dict[str, Measure]:
+    for name in known.keys() & other.measures.keys():
+        if known[name] != other.measures[name]:
+            raise TensorNetError(f"{other.command!r} means something else by {name!r}; make it again with this version")
+    return other.measures
+
+
+def _measured(one: Row | None, other: Row) -> Row:
+    if one is None or one.skipped is not None:
+        return other
+    if other.skipped is None:
+        raise TensorNetError(f"two of the results measured {other.method} on {other.subject} at {other.budget}; leave one out")
+    return one

@@ -37,7 +37,7 @@ def report_command(
     target = html if html is not None else (json or results[0]).with_suffix(".html")
     for taken, option in ((target, "--html"), (json, "--json")):
         if taken in results:
-            raise TensorNetError(f"{str(taken)!r} would be overwritten; give another {option}")
+            raise TensorNetError(f"{str(taken)!r} is a result and would be overwritten; give another {option}")
     if json is not None:
         typer.echo(f"wrote {write_result(whole, json)}")
     typer.echo(f"wrote {write_report(whole, target)}")

@@ -56,7 +56,7 @@ def test_what_is_no_result_is_one_line(tmp_path: Path, content: str | None, mess
 
 
 def test_a_page_never_replaces_its_result_or_a_folder(stored: Path, tmp_path: Path) -> None:
-    assert "overwritten by its own page" in call("report", stored, "--html", stored)[1]
+    assert "is a result and would be overwritten; give another --html" in call("report", stored, "--html", stored)[1]
     assert "is a folder" in call("report", stored, "--html", tmp_path)[1]
 
 

@@ -27,6 +27,8 @@ _SMALL_LOSS = {"kl": 0.1, "kl_natural": 0.1, "natural_kl": 0.1, "divergence": 0.
 _UNCOMPRESSED: dict[Task, tuple[str, str]] = {"weights": ("weight", "16 or 32"), "kv": ("number", "16 or 32")}
 _NONE_IS_ZERO = ("kl", "divergence", "error")
 _MOST_STORIES = 3
+_SAME_SIZE = 1.02
+_MOST_SPEEDS = 6
 _PREDICTED = "predicted_error"
 
 
@@ -45,7 +47,8 @@ def stories(result: Result, found: Sequence[Group]) -> list[Story]:
 
 
 def featured(group: Group) -> Row | None:
-    """The row that stands for a group: the smallest of ours whose loss stays small, else the best of ours (or of the peers)."""
+    """The row that stands for a group: the smallest of ours whose loss stays small, of those alike in size the best; else the
+    best of ours (or of the peers)."""
     size, quality = group.size, group.quality
     rows = [row for row in (group.ours or group.peers) if size is None or usable(row, size)]
     if not rows:
@@ -58,9 +61,12 @@ def featured(group: Group) -> Row | None:
     rows = [row for row in rows if usable(row, quality)] or rows
     limit = _SMALL_LOSS.get(quality)
     good = [row for row in rows if limit is not None and row.values.get(quality, limit + 1) <= limit]
-    if good and size is not None:
-        return min(good, key=lambda row: row.values[size])
     sign = -1 if group.measures[quality].better == "higher" else 1
+    if good and size is not None:
+        least = min(row.values[size] for row in good)
+        return min(
+            (r for r in good if r.values[size] <= max(least, _SAME_SIZE * least)), key=lambda row: sign * row.values[quality]
+        )
     return min(rows, key=lambda row: sign * row.values.get(quality, float("inf") * sign))
 
 
@@ -256,21 +262,28 @@ def _many(found: Sequence[Group]) -> Story:
 
 
 def _speed(found: Sequence[Group]) -> Story:
-    """What is fastest, measure by measure."""
+    """How much longer or shorter ours takes than the fastest peer, subject by subject."""
     sentences = []
     for group in found:
-        for name in group.times:
-            measure = group.measures[name]
-            sides = [[row for row in side if usable(row, name)] for side in (group.ours, group.peers)]
-            if measure.better is None or not all(sides):
-                continue
-            pick = max if measure.better == "higher" else min
-            ours, peer = (pick(side, key=lambda row: row.values[name]) for side in sides)
-            first = group.better(name, ours.values[name], peer.values[name])
-            sentences.append(
-                f"{short(group.subject)}, {lower_first(plain(measure.title))}: {short(label(ours))} (ours) "
-                f"{with_unit(ours.values[name], measure)}, {'best' if first else 'worse than the best'} "
-                f"{'of all; the best peer is' if first else 'peer,'} {short(label(peer))} with "
-                f"{with_unit(peer.values[name], measure)}."
-            )
-    return Story(TASKS["speed"], tuple(sentences[:4]) or ("Times are in the charts and tables below.",))
+        name = next((name for name in group.times if group.measures[name].better == "lower"), None)
+        sides = [[row for row in side if name and usable(row, name)] for side in (group.ours, group.peers)]
+        if name is None or not all(sides):
+            continue
+        ours, peer = (min(side, key=lambda row: row.values[name]) for side in sides)
+        mine, other = ours.values[name], peer.values[name]
+        unit = group.measures[name]
+        sentences.append(
+            f"{_first_upper(plain(group.subject))}: {short(label(ours))} {_pace(mine / other)} the fastest peer, "
+            f"{short(label(peer))} ({with_unit(mine, unit)} against {with_unit(other, unit)})."
+        )
+    return Story(TASKS["speed"], tuple(sentences[:_MOST_SPEEDS]) or ("Times are in the charts and tables below.",))
+
+
+def _pace(ratio: float) -> str:
+    if 1 / _SAME_SIZE <= ratio <= _SAME_SIZE:
+        return "takes as long as"
+    return f"takes {times(ratio)} times as long as" if ratio > 1 else f"is {times(1 / ratio)} times as fast as"
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -28,20 +28,20 @@ LOOKED_AT = 8
 """Held-out windows of the bundled texts that were looked at while the codecs were made; they are left out."""
 PARTS = {"natural": "natural text", "copy": "verbatim copy"}
 MEASURES = {
-    "bits": Measure(
+    "bits_per_element": Measure(
         title="bits per element",
         unit="bits",
         better="lower",
         explanation="8 x payload bytes of the coded tokens / their key and value elements; scales and zero points counted.",
     ),
-    "nbytes": Measure(title="bytes for 1,000 coded tokens", unit="bytes", better="lower"),
+    "kilotoken_nbytes": Measure(title="bytes for 1,000 coded tokens", unit="bytes", better="lower"),
     "profile_nbytes": Measure(
         title="profile",
         unit="bytes",
         better="lower",
         explanation="What calibration learned; stored once per model, whatever the number of caches.",
     ),
-    "error": Measure(
+    "attention_error": Measure(
         title="attention error",
         better="lower",
         explanation="Relative error of attention outputs, mean over layers, natural text.",
@@ -187,7 +187,11 @@ class CacheBench:
         if method.ours and mean(spent) > bits * (1 + 1e-9):
             raise TensorNetError(f"{method.name} takes {mean(spent):.4f} bits per element, asked for {bits:g}")
         elements = 1000 * sum(k.shape[0] * k.shape[2] for k in (*self.documents[0].keys, *self.documents[0].values))
-        found = {"bits": mean(spent), "nbytes": mean(spent) * elements / 8, "error": mean(errors)}
+        found = {
+            "bits_per_element": mean(spent),
+            "kilotoken_nbytes": mean(spent) * elements / 8,
+            "attention_error": mean(errors),
+        }
         found["profile_nbytes"] = float(getattr(peer, "profile_nbytes", 0))
         for part in PARTS:
             found |= {f"{name}_{part}": value for name, value in evaluate(scores[part], "kv").items()}
@@ -196,7 +200,7 @@ class CacheBench:
             "values": found,
             "seed": self.settings.seed,
             "settings": {"explanation": method.explanation, "form": peer.name},
-            "ledger": {"profile": int(found["profile_nbytes"]), "payload of 1,000 tokens": int(found["nbytes"])},
+            "ledger": {"profile": int(found["profile_nbytes"]), "payload of 1,000 tokens": int(found["kilotoken_nbytes"])},
             "cache_bits": tuple(BitsOfLayer(layer=i, keys=k, values=v) for i, (k, v) in enumerate(layers)),
         }
 

@@ -59,7 +59,9 @@ def run(
     settings: dict[str, JsonValue] = {name: bench.describe() for name, bench in benches.items()}
     measures: dict[str, Measure] = {}
     for bench in benches.values():
-        measures |= bench.measures()
+        for measure, meaning in bench.measures().items():
+            if measures.setdefault(measure, meaning) != meaning:
+                raise ValueError(f"two benchmarks mean different things by {measure!r}")
     threads: JsonValue = torch.get_num_threads()
     result = start(f"bench {' '.join(benches)}", command, settings | {"threads": threads}, measures, path, resume)
     harness = Harness(result, path, progress, say)

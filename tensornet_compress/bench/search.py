@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from tensornet_compress.bench import methods as _registered  # noqa: F401
+from tensornet_compress.bench.common_measures import ERROR, STORED
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod
 from tensornet_compress.bench.tensors import TENSORS, BenchTensor, find_tensor
@@ -18,13 +19,9 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.results import Measure
 
 MEASURES = {
-    "nbytes": Measure(
-        title="stored bytes", unit="bytes", better="lower", explanation="Cores, scales, zero points and packed orders."
-    ),
+    "nbytes": STORED,
     "ratio": Measure(title="bytes over fp32", better="lower", explanation="Stored bytes / 4 bytes for each entry."),
-    "error": Measure(
-        title="relative error", better="lower", explanation="Measured, Frobenius; missing where bytes are only predicted."
-    ),
+    "error": ERROR,
     "gain": Measure(title="gain of ordering", better="higher", explanation="Bytes without ordering / bytes with it."),
     "null_gain": Measure(
         title="gain on shuffled entries", explanation="What the same search wins on the same entries shuffled: luck."

@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from tensornet_compress.bench import methods as _registered  # noqa: F401
+from tensornet_compress.bench.common_measures import ERROR, STORED
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
 from tensornet_compress.bench.models import find_model
@@ -26,19 +27,15 @@ from tensornet_compress.results import Measure
 FULL_BITS = (8.0, 6.0, 4.5, 3.5, 3.0, 2.5)
 QUICK_BITS = (4.5, 3.0)
 MEASURES = {
-    "bits": Measure(
+    "bits_per_weight": Measure(
         title="bits per weight",
         unit="bits",
         better="lower",
         explanation="8 x all stored bytes of the compressed layers (codes, scales, zero points, orders, biases) / weights.",
     ),
     "targeted_nbytes": Measure(title="compressed layers", unit="bytes", better="lower"),
-    "nbytes": Measure(
-        title="model in all", unit="bytes", better="lower", explanation="Compressed layers and everything left alone, in fp32."
-    ),
-    "error": Measure(
-        title="reconstruction error", better="lower", explanation="Relative Frobenius error over all compressed weights."
-    ),
+    "nbytes": STORED,
+    "error": ERROR,
 }
 COSINE = {
     "mean_cosine": Measure(
@@ -158,7 +155,7 @@ class WeightBench:
 
     def _values(self, nbytes: int, error: float) -> dict[str, float]:
         values = {
-            "bits": 8 * nbytes / self.case.weights,
+            "bits_per_weight": 8 * nbytes / self.case.weights,
             "targeted_nbytes": float(nbytes),
             "nbytes": float(nbytes + self.case.other_nbytes),
             "error": error,

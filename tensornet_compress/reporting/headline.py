@@ -110,7 +110,7 @@ def _smaller(group: Group, row: Row) -> str:
         told = f"{thing} takes {with_unit(row.values[size], group.measures[size])} with {who}."
     else:
         told = ""
-    bits = next((name for name in ("bits_per_weight", "bits_per_element", "bits") if usable(row, name)), None)
+    bits = next((name for name in ("bits_per_weight", "bits_per_element") if usable(row, name)), None)
     if bits is not None and group.task in _UNCOMPRESSED:
         number_of, usual = _UNCOMPRESSED[group.task]
         what = f"{significant(row.values[bits])} bits for each {number_of} it holds"

@@ -18,6 +18,7 @@ SIZES = (
     "nbytes",
     "held_nbytes",
     "bytes",
+    "kilotoken_nbytes",
     "bits_per_element",
     "bits_per_weight",
     "payload_bits_per_element",

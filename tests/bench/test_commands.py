@@ -65,7 +65,7 @@ def test_an_encoder_is_judged_by_cosines(tmp_path: Path, text_file: Path) -> Non
     bench("weights", "--quick", "--model", place, "--text", text_file, "--bits", 6, "--methods", "rtn,ours,gptq", "--json", out)
     dense, rtn, ours, gptq = read_result(out).rows
     assert (ours.skipped, gptq.skipped) == (None, None)
-    assert ours.values["bits"] <= 6
+    assert ours.values["bits_per_weight"] <= 6
     assert dense.values["mean_cosine"] == pytest.approx(1.0, abs=1e-5)
     assert 0.5 < rtn.values["mean_cosine"] < dense.values["mean_cosine"]
 
@@ -75,7 +75,7 @@ def test_a_cache_of_ones_own_model(folder: Path, text_file: Path, tmp_path: Path
     bench("kv", "--quick", "--model", folder, "--text", text_file, "--bits", 4, "--methods", "ours-live,kivi", "--json", out)
     ours, kivi = read_result(out).rows
     assert ours.ours
-    assert ours.values["bits"] <= 4 < kivi.values["bits"] == 4.5
+    assert ours.values["bits_per_element"] <= 4 < kivi.values["bits_per_element"] == 4.5
     assert len(ours.cache_bits) == 3
     assert {"kl_natural", "kl_copy", "dce_natural", "top1_copy", "profile_nbytes"} <= ours.values.keys()
 

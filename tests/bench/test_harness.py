@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tensornet_compress.bench import caches, search, speed, weights
 from tensornet_compress.bench.compare import compare
 from tensornet_compress.bench.harness import Harness, Job, start
 from tensornet_compress.bench.run import load_plugins
@@ -143,3 +144,10 @@ def test_a_plug_in_registers_a_metric_or_says_what_is_wrong(tmp_path: Path) -> N
         load_plugins([file])
     with pytest.raises(TensorNetError, match="no plug-in file"):
         load_plugins([tmp_path / "missing.py"])
+
+
+def test_a_measure_means_the_same_in_every_benchmark() -> None:
+    seen: dict[str, Measure] = {}
+    for measures in (weights.MEASURES, caches.MEASURES, search.MEASURES, speed.MEASURES):
+        for name, measure in measures.items():
+            assert seen.setdefault(name, measure) == measure, name

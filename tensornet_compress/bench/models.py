@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from tensornet_compress.bench.registry import Registry
 from tensornet_compress.checkpoint import MANIFEST
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.inputs import load_causal_lm, load_encoder, load_tokenizer, resolve_model
-
-Kind = Literal["causal", "encoder"]
+from tensornet_compress.inputs import Kind, load_causal_lm, load_encoder, load_tokenizer, model_kind, resolve_model
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ def from_folder(name: str, kind: Kind | None = None) -> BenchModel:
     folder = resolve_model(name)
     if (Path(folder) / MANIFEST).is_file():
         raise TensorNetError(f"{name!r} is compressed already; give the original model")
-    found = kind or _kind(name, folder)
+    found = kind or model_kind(name)
     loader = load_causal_lm if found == "causal" else load_encoder
     return BenchModel(name, found, lambda: loader(folder, torch.float32), lambda: _tokenizer(name, folder))
 
@@ -47,17 +45,6 @@ def from_folder(name: str, kind: Kind | None = None) -> BenchModel:
 def find_model(name: str) -> BenchModel:
     """A registered model, or what ``from_folder`` makes of the name."""
     return MODELS[name] if name in MODELS else from_folder(name)
-
-
-def _kind(name: str, folder: str) -> Kind:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise TensorNetError(f"{name!r} is no transformers model: {error}") from error
-    architectures = config.architectures or []
-    return "causal" if any("CausalLM" in text or "LMHead" in text for text in architectures) else "encoder"
 
 
 def _tokenizer(name: str, folder: str) -> Any:

@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from tensornet_compress.checkpoint import MANIFEST, load
+from tensornet_compress.checkpoint import MANIFEST, load, read_manifest
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.inputs import load_causal_lm, load_tokenizer
+from tensornet_compress.inputs import kind_of, load_causal_lm, load_tokenizer, model_kind
 
 _PIPED_WIDTH = 160
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,10 +60,20 @@ def write_json(path: Path | None, content: Any) -> None:
 
 
 def load_any(folder: str, dtype: str = "auto") -> Any:
-    """A folder written by this tool, or any transformers model."""
+    """A language model: a folder written by this tool, or any causal model of transformers.
+
+    Raises:
+        TensorNetError: an encoder, which neither predicts tokens nor keeps a cache.
+    """
     if dtype not in DTYPES:
         raise TensorNetError(f"unknown dtype {dtype!r}; choose from {sorted(DTYPES)}")
-    if (Path(folder) / MANIFEST).is_file():
+    compressed = (Path(folder) / MANIFEST).is_file()
+    architecture = read_manifest(Path(folder)).architecture if compressed else None
+    if (kind_of([architecture or ""]) if compressed else model_kind(folder)) == "encoder":
+        raise TensorNetError(
+            f"{folder!r} is an encoder: it has no language-model head and keeps no cache; give a causal language model"
+        )
+    if compressed:
         return load(folder)
     return load_causal_lm(folder, DTYPES[dtype])
 

@@ -82,7 +82,9 @@ def weights(
     calibration: Annotated[Path | None, typer.Option(help="Text file; the bundled Wikipedia sample by default.")] = None,
     samples: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = 32,
     length: Length = 512,
-    encoder: Annotated[bool, typer.Option(help="Load an encoder without a head instead of a language model.")] = False,
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="Load the encoder without a head even where the model has one.")
+    ] = False,
     dtype: Dtype = "auto",
     search: Annotated[
         float | None, typer.Option(help="Seconds to search the layout of each kind of layer; none by default.")
@@ -100,7 +102,7 @@ def weights(
     from tensornet_compress.cli.common import DTYPES
     from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
     from tensornet_compress.frozen import validated
-    from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, resolve_model
+    from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, model_kind, resolve_model
     from tensornet_compress.metric import metric_kind
     from tensornet_compress.reporting.from_weights import weights_result
 
@@ -122,7 +124,8 @@ def weights(
             "--isvt lowers ranks of bf16 cores by itself; leave out --method, --format, --allocator, --search and --by-block"
         )
     tokenizer = load_any_tokenizer(model)
-    loaded = (load_encoder if encoder else load_causal_lm)(model, DTYPES[dtype])
+    headless = encoder or model_kind(model) == "encoder"
+    loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype])
     if calibration is None:
         windows = calibration_windows(tokenizer, length, samples)
     else:

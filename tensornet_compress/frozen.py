@@ -41,5 +41,7 @@ def validated(kind: type[Data], **values: object) -> Data:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise TensorNetError(f"not a valid {kind.__name__}: {message}") from error
+        named = f"not a valid {kind.__name__}: "
+        # An object that checks itself has said what it is already.
+        message = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix(named)
+        raise TensorNetError(named + message) from error

@@ -154,5 +154,9 @@ def describe(row: Row) -> str:
     head = f"{row.subject}: {row.method}{size}"
     if row.skipped is not None:
         return f"{head}: skipped, {row.skipped}"
-    shown = [f"{name} {value:.4g}" for name, value in row.values.items() if name != "seconds"]
+    shown = [
+        f"{name} {value:,.0f}" if name.endswith("nbytes") else f"{name} {value:.4g}"
+        for name, value in row.values.items()
+        if name != "seconds"
+    ]
     return f"{head}: {', '.join(shown)} ({row.values.get('seconds', 0.0):.1f} s)"

@@ -39,19 +39,12 @@ def from_folder(name: str, kind: Kind | None = None) -> BenchModel:
         raise TensorNetError(f"{name!r} is compressed already; give the original model")
     found = kind or model_kind(name)
     loader = load_causal_lm if found == "causal" else load_encoder
-    return BenchModel(name, found, lambda: loader(folder, torch.float32), lambda: _tokenizer(name, folder))
+    return BenchModel(name, found, lambda: loader(folder, torch.float32), lambda: load_tokenizer(folder))
 
 
 def find_model(name: str) -> BenchModel:
     """A registered model, or what ``from_folder`` makes of the name."""
     return MODELS[name] if name in MODELS else from_folder(name)
-
-
-def _tokenizer(name: str, folder: str) -> Any:
-    try:
-        return load_tokenizer(folder)
-    except (OSError, ValueError) as error:
-        raise TensorNetError(f"no usable tokenizer in {name!r}; save the model with its tokenizer ({error})") from error
 
 
 MODELS.add(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tensornet_compress.checkpoint import MANIFEST, load, read_manifest
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.inputs import kind_of, load_causal_lm, load_tokenizer, model_kind
+from tensornet_compress.inputs import kind_of, load_causal_lm, load_tokenizer, model_kind, vocabulary_size
 
 _PIPED_WIDTH = 160
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,14 +80,30 @@ def load_any(folder: str, dtype: str = "auto") -> Any:
 
 def load_any_tokenizer(folder: str) -> Any:
     """The tokenizer saved with a model."""
-    try:
-        return load_tokenizer(folder)
-    except TensorNetError:
-        raise
-    except (OSError, ValueError) as error:
-        if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
-            raise TensorNetError(f"{folder!r} is not a model folder: it has no config.json") from error
-        raise TensorNetError(f"no usable tokenizer in {folder!r}; save the model with its tokenizer ({error})") from error
+    if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+        raise TensorNetError(f"{folder!r} is not a model folder: it has no config.json")
+    return load_tokenizer(folder)
+
+
+def check_vocabularies(model: str, reference: str) -> None:
+    """Refuse to compare models whose answers are over different tokens.
+
+    Raises:
+        TensorNetError: their vocabularies differ in size.
+    """
+    sizes = [vocabulary_size(name) for name in (model, reference)]
+    if sizes[0] != sizes[1]:
+        raise TensorNetError(
+            f"{model!r} has {sizes[0]:,} tokens in its vocabulary and {reference!r} {sizes[1]:,}, so their answers cannot be "
+            "compared; give the original of the model as --reference"
+        )
+
+
+def figure(name: str, value: Any) -> str:
+    """A figure of a table: bytes whole, other numbers to five digits."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if name.endswith("nbytes") else f"{value:,.5g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def text_windows(tokenizer: Any, file: Path, length: int, count: int | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
-from tensornet_compress.cli.common import console, load_any, load_any_tokenizer, plain_errors, text_windows, write_json
+from tensornet_compress.cli.common import console, figure, load_any, load_any_tokenizer, plain_errors, text_windows, write_json
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.cli.report import invocation, leave_report
 from tensornet_compress.errors import TensorNetError
@@ -37,7 +38,7 @@ def kv_command(
     calibration: Annotated[Path | None, typer.Option(help="Text file; the bundled Wikipedia sample by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the profile; MODEL/kv_profile by default.")] = None,
     samples: Annotated[int, typer.Option(help="Calibration windows.", min=5)] = 44,
-    length: Annotated[int, typer.Option(help="Tokens per window.", min=64)] = 1152,
+    length: Annotated[int, typer.Option(help="Tokens per window.", min=_LEAST_LENGTH)] = 1152,
     sensitivity_windows: Annotated[int, typer.Option(help="Windows with backward passes, the slow part.", min=1)] = 32,
     metric: Annotated[
         str, typer.Option(help="What weighs errors: fisher, queries (no backward pass) or euclidean.")
@@ -58,8 +59,6 @@ def kv_command(
         out = Path(model) / PROFILE_FOLDER
     if (out / "profile.json").exists() and not overwrite:
         raise TensorNetError(f"{str(out)!r} holds a profile; choose another --out, or pass --overwrite")
-    if length < _LEAST_LENGTH:
-        raise TensorNetError(f"windows of {length} tokens leave nothing to compress; --length must be at least {_LEAST_LENGTH}")
     tokenizer = load_any_tokenizer(model)
     loaded = load_any(model)
     if calibration is None:
@@ -98,8 +97,9 @@ def kv_command(
     table = Table("figure", "value")
     for name, value in result.items():
         if name != "front":
-            table.add_row(name, f"{value:,.5g}" if isinstance(value, float) else str(value))
+            table.add_row(name, figure(name, value))
     console().print(table)
+    typer.echo("profile_nbytes: all that is stored, for both modes and every rate; a cache holds the part that it uses")
     console().print(_front_table(kinds))
     write_json(json, result)
     from tensornet_compress.reporting.from_kv import kv_result
@@ -164,6 +164,10 @@ def find_profile(model: str, folder: Path | None) -> Profile | None:
     from tensornet_compress.kv import Profile
 
     if folder is not None:
+        if not (folder / "profile.json").is_file():
+            raise TensorNetError(
+                f"no profile at {str(folder)!r}; make one with `tensornet-compress kv MODEL --out {shlex.quote(str(folder))}`"
+            )
         return Profile.load(folder)
     beside = Path(model) / PROFILE_FOLDER
     return Profile.load(beside) if beside.is_dir() else None

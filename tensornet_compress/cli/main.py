@@ -13,7 +13,9 @@ from rich.table import Table
 
 from tensornet_compress.cli.bench import app as bench_app
 from tensornet_compress.cli.common import (
+    check_vocabularies,
     console,
+    figure,
     load_any,
     load_any_tokenizer,
     plain_errors,
@@ -26,10 +28,13 @@ from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.cli.report import invocation, leave_report
 from tensornet_compress.cli.report import register as register_report
 from tensornet_compress.cli.search import register as register_search
+from tensornet_compress.cli.size import given_budget
+from tensornet_compress.cli.usage import PlainGroup
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.version import __version__
 
 app = typer.Typer(
+    cls=PlainGroup,
     no_args_is_help=True,
     add_completion=False,
     help="Compress neural networks as tensor networks, and count every byte.",
@@ -97,16 +102,14 @@ def weights(
     json: JsonFile = None,
 ) -> None:
     """Compress the weights of MODEL into the folder OUT."""
-    from tensornet_compress.budget import Budget
     from tensornet_compress.checkpoint import MANIFEST, save
     from tensornet_compress.cli.common import DTYPES
     from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
-    from tensornet_compress.frozen import validated
     from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, model_kind, resolve_model
     from tensornet_compress.metric import metric_kind
     from tensornet_compress.reporting.from_weights import weights_result
 
-    budget = validated(Budget, bits_per_weight=bits_per_weight, ratio=ratio, nbytes=parse_size(size))
+    budget = given_budget(bits_per_weight, ratio, size)
     if out.exists() and not overwrite:
         raise TensorNetError(f"{str(out)!r} exists; choose another folder, or pass --overwrite")
     if dtype not in DTYPES:
@@ -156,9 +159,12 @@ def weights(
         report = compress(loaded, budget, batches, metric=metric, progress=RichProgress(), **which, **how)
     save(loaded, out, tokenizer, report, overwrite=overwrite)
     typer.echo(str(report))
-    typer.echo(f"saved to {out} ({folder_nbytes(out):,} bytes on disk)")
-    write_json(json, report.model_dump(mode="json") | {"summary": report.summary(), "folder_nbytes": folder_nbytes(out)})
+    held = folder_nbytes(out)
     leave_report(weights_result(report, getattr(loaded, PLAN_ATTRIBUTE, None), model, invocation()), out)
+    whole = folder_nbytes(out)
+    typer.echo(f"saved to {out} ({whole:,} bytes on disk: the model {held:,}, its report {whole - held:,})")
+    sizes = {"folder_nbytes": whole, "model_files_nbytes": held}
+    write_json(json, report.model_dump(mode="json") | {"summary": report.summary()} | sizes)
 
 
 @app.command(name="eval")
@@ -189,6 +195,7 @@ def evaluate(
     steps = -(-len(ids) // 4)
     known = None
     if reference is not None:
+        check_vocabularies(model, reference)
         original = load_any(reference, dtype)
         with progress.stage("reference", steps) as advance:
             known = Reference(original, ids, advance=advance)
@@ -204,10 +211,7 @@ def evaluate(
         result["kv_profile_nbytes"] = 0 if profile is None else profile.nbytes
     table = Table("figure", "value")
     for name, value in result.items():
-        table.add_row(
-            name,
-            f"{value:,.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value),
-        )
+        table.add_row(name, figure(name, value))
     console().print(table)
     write_json(json, result)
 
@@ -280,19 +284,6 @@ register_kv(app)
 register_search(app)
 app.add_typer(bench_app, name="bench")
 register_report(app)
-
-
-def parse_size(text: str | None) -> int | None:
-    """``90MB``, ``1.2GB``, ``512KiB`` or plain bytes -> bytes."""
-    if text is None:
-        return None
-    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    number = text.strip().upper()
-    unit = next((unit for unit in sorted(units, key=len, reverse=True) if number.endswith(unit)), "")
-    try:
-        return int(float(number.removesuffix(unit)) * units.get(unit, 1))
-    except (ValueError, OverflowError):
-        raise TensorNetError(f"--size {text!r} is not a size; use bytes or a number with KB, MB, GB, KiB, MiB or GiB") from None
 
 
 def continue_text(

@@ -45,7 +45,8 @@ def evaluate_language(
     """Quality of a causal language model on windows (count, length) of int64 ids.
 
     Raises:
-        TensorNetError: windows of fewer than two tokens, or a reference made on other windows.
+        TensorNetError: windows of fewer than two tokens, or a reference made on other windows or of another
+            vocabulary.
     """
     if windows.ndim != 2 or windows.shape[1] < 2:
         raise TensorNetError(f"windows must be (count, length >= 2), were given {tuple(windows.shape)}")
@@ -59,6 +60,11 @@ def evaluate_language(
         entropy -= float(log_q.gather(-1, targets.to(log_q.device)[..., None]).double().sum())
         if reference is not None:
             log_p = reference.log_probabilities[number].float().log_softmax(-1)
+            if log_p.shape[-1] != log_q.shape[-1]:
+                raise TensorNetError(
+                    f"the model predicts {log_q.shape[-1]:,} tokens and the reference {log_p.shape[-1]:,}; give a reference of "
+                    "the same vocabulary"
+                )
             divergence += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
             agree += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
     tokens = windows.shape[0] * (windows.shape[1] - 1)

@@ -9,6 +9,7 @@ from tensornet_compress.inputs.models import (
     load_tokenizer,
     model_kind,
     resolve_model,
+    vocabulary_size,
 )
 from tensornet_compress.inputs.texts import calibration_windows, heldout_windows, token_windows, wikipedia_articles
 
@@ -24,5 +25,6 @@ __all__ = [
     "model_kind",
     "resolve_model",
     "token_windows",
+    "vocabulary_size",
     "wikipedia_articles",
 ]

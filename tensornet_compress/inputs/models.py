@@ -71,15 +71,7 @@ def model_kind(name: str | Path) -> Kind:
     Raises:
         TensorNetError: no such model, or one without a readable configuration.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(resolve_model(name))
-    except TensorNetError:
-        raise
-    except (OSError, ValueError) as error:
-        raise TensorNetError(f"{str(name)!r} is no transformers model: {error}") from error
-    return kind_of(config.architectures or [])
+    return kind_of(_config(name).architectures or [])
 
 
 def kind_of(architectures: Sequence[str]) -> Kind:
@@ -88,6 +80,26 @@ def kind_of(architectures: Sequence[str]) -> Kind:
 
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     return "causal" if any("CausalLM" in text or "LMHead" in text or text in known for text in architectures) else "encoder"
+
+
+def vocabulary_size(name: str | Path) -> int:
+    """Tokens in a model's vocabulary, as its configuration says.
+
+    Raises:
+        TensorNetError: no such model, or one without a readable configuration.
+    """
+    size: int = _config(name).get_text_config().vocab_size
+    return size
+
+
+def _config(name: str | Path) -> Any:
+    from transformers import AutoConfig
+
+    folder = resolve_model(name)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise TensorNetError(f"{str(name)!r} is no transformers model: {error}") from error
 
 
 def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> Any:
@@ -124,10 +136,20 @@ def load_encoder(name: str | Path, dtype: torch.dtype | None = None) -> Any:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a model folder."""
+    """The tokenizer of a model folder.
+
+    Raises:
+        TensorNetError: no such model, or none that can be read.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(resolve_model(name))
+    folder = resolve_model(name)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        # Of a folder, transformers guesses at packages that might be missing; of a hub id, it says what went wrong.
+        told = "" if Path(folder).is_dir() else f" ({error})"
+        raise TensorNetError(f"no usable tokenizer in {str(name)!r}; save the model with its tokenizer{told}") from error
 
 
 def _smollm2_folder() -> Path:

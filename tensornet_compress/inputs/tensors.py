@@ -22,6 +22,8 @@ def read_tensor(file: str) -> Tensor:
     """
     path, _, name = file.partition(":") if ".safetensors:" in file else (file, "", "")
     found = Path(path)
+    if found.is_dir():
+        raise TensorNetError(f"{path!r} is a folder; give a file: FILE.npy, an image or FILE.safetensors:NAME")
     if not found.is_file():
         raise TensorNetError(f"no file at {path!r}")
     suffix = found.suffix.lower()

@@ -46,7 +46,8 @@ class CacheReport:
             f"  payload {self.payload_nbytes:,}  sinks {self.sink_nbytes:,}  recent tail {self.tail_nbytes:,}  "
             f"own bases {self.basis_nbytes:,}  decoded working set {self.working_nbytes:,}  other layers {self.other_nbytes:,}",
             f"  {self.bits_per_element:.3f} bits per key/value element stored: codes, own bases, sinks and recent tail, "
-            f"without the decoded working set; beside them {self.shared_nbytes:,} bytes of profile shared by all caches",
+            f"without the decoded working set; beside them {self.shared_nbytes:,} bytes in memory of what",
+            "  this mode and rate use of the profile, shared by all caches",
         ]
         lines += [f"  layer {index} keeps its own class: {kind}" for index, kind in self.skipped]
         return "\n".join(lines)

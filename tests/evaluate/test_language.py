@@ -83,3 +83,10 @@ def test_cosines_by_hand():
     a, b = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     quality = compare_embeddings(a, b)
     assert (quality.sentences, quality.mean_cosine, quality.least_cosine) == (2, 0.5, 0.0)
+
+
+def test_a_reference_of_another_vocabulary_is_refused():
+    reference = Reference(tiny_llama(), WINDOWS)
+    reference.log_probabilities = [kept[..., :50] for kept in reference.log_probabilities]
+    with pytest.raises(TensorNetError, match="predicts 64 tokens and the reference 50"):
+        evaluate_language(tiny_llama(), WINDOWS, reference)

@@ -13,11 +13,12 @@ import torch
 from pydantic import JsonValue
 
 from tensornet_compress.bench import methods as _registered  # noqa: F401
-from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheCase, CacheMethod
+from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheMethod
 from tensornet_compress.bench.cache_documents import COPY_SKIP, Document, Reading, documents, read_on
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
 from tensornet_compress.bench.models import find_model
+from tensornet_compress.bench.side import require_fit
 from tensornet_compress.bench.texts import TEXTS, find_text
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.results import BitsOfLayer, Measure
@@ -186,6 +187,8 @@ class CacheBench:
                     errors.append(mean(float((a - b).norm() / b.norm()) for a, b in pairs))
         if method.ours and mean(spent) > bits * (1 + 1e-9):
             raise TensorNetError(f"{method.name} takes {mean(spent):.4f} bits per element, asked for {bits:g}")
+        if not method.ours:
+            require_fit("it", mean(spent), bits + STEP, "element", bits)
         elements = 1000 * sum(k.shape[0] * k.shape[2] for k in (*self.documents[0].keys, *self.documents[0].values))
         found = {
             "bits_per_element": mean(spent),

@@ -100,7 +100,7 @@ class Harness:
         began, clock = process_time(), perf_counter()
         try:
             made = job.work()
-        except Unavailable as reason:
+        except (Unavailable, TensorNetError) as reason:
             return Row.model_validate(common | {"skipped": str(reason)})
         except Exception as error:  # A peer may raise anything, and its row must say so.
             return Row.model_validate(common | {"skipped": f"{type(error).__name__}: {error}"})

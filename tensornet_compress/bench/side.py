@@ -24,6 +24,16 @@ class Unavailable(Exception):  # noqa: N818
     """Why a method cannot run here; the harness makes it a skipped row."""
 
 
+def require_fit(what: str, bits: float, allowed: float, unit: str, asked: float) -> None:
+    """Refuse what takes more than a peer may.
+
+    Raises:
+        Unavailable: ``bits`` are more than ``allowed``; ``asked``: what was asked for.
+    """
+    if bits > allowed * (1 + 1e-6):
+        raise Unavailable(f"{what} takes {bits:.4g} bits per {unit}, asked for {asked:.4g}")
+
+
 @dataclass(frozen=True)
 class SidePackage:
     """``module``: what is imported; ``pins``: what is installed without dependencies, its own included."""

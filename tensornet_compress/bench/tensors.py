@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tensornet_compress.bench.fields import heat_field, image, wave_field
 from tensornet_compress.bench.registry import Registry
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.inputs import heldout_windows, load_causal_lm, load_encoder, load_tokenizer
 from tensornet_compress.inputs.tensors import read_tensor
 
@@ -41,9 +42,13 @@ def from_file(file: str) -> BenchTensor:
     """``FILE.npy``, an image or ``FILE.safetensors:NAME``; read at once, so that a bad file ends the command.
 
     Raises:
-        TensorNetError: it cannot be read.
+        TensorNetError: it cannot be read, has no axes or no entries, or an entry is not finite.
     """
     tensor = read_tensor(file)
+    if tensor.ndim == 0 or tensor.numel() == 0:
+        raise TensorNetError(f"{file!r} holds a tensor of shape {tuple(tensor.shape)}; there is nothing to search")
+    if not bool(tensor.isfinite().all()):
+        raise TensorNetError(f"{file!r} holds NaN or infinite entries; give finite numbers")
     return BenchTensor(file, file, lambda: tensor)
 
 

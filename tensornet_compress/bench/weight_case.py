@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.bench.registry import Registry
+from tensornet_compress.bench.side import require_fit
 from tensornet_compress.compression.metrics import calibrated_metrics
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.nn import KeptModules, Target, find_targets, layer_weight
@@ -19,6 +20,16 @@ from tensornet_compress.results import Drawing, LayerCell
 
 SLACK = 1.04
 """Peers whose formats come in steps may take this much of the bytes asked for; our methods and those with ranks never more."""
+
+
+def require_rank_one(nbytes: int, asked_nbytes: int, weights: int) -> None:
+    """Refuse a factorisation whose least rank takes more than was asked for.
+
+    Raises:
+        Unavailable: see there.
+    """
+    asked = 8 * asked_nbytes / weights
+    require_fit("rank 1", 8 * nbytes / weights, SLACK * asked, "weight", asked)
 
 
 @dataclass(frozen=True)

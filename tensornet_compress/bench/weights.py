@@ -16,8 +16,9 @@ from tensornet_compress.bench.common_measures import ERROR, STORED
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
 from tensornet_compress.bench.models import find_model
+from tensornet_compress.bench.side import require_fit
 from tensornet_compress.bench.texts import find_text
-from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
+from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.evaluate import compare_embeddings, sentence_embeddings
 from tensornet_compress.modes import evaluating
@@ -134,6 +135,10 @@ class WeightBench:
             nbytes = sum(cell.nbytes for cell in made.layers)
             if method.ours and nbytes > bits * self.case.weights / 8:
                 raise TensorNetError(f"{method.name} takes {nbytes:,} bytes, more than {bits:g} bits per weight")
+            if not method.ours:
+                # Biases come on top of what peers were asked for; they count in their rows.
+                coded = 8 * (nbytes - made.ledger.get("biases", 0)) / self.case.weights
+                require_fit("it", coded, SLACK * bits, "weight", bits)
             values = self._values(nbytes, self._error(made))
         finally:
             self.case.put_back()

@@ -13,6 +13,7 @@ from tensornet_compress.results import Row
 _SAME_SIZE = 1.01
 _EVEN = 0.02
 _MOST_LEVELS = 8
+_DIVERGENCES = ("kl", "divergence")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Duel:
     @property
     def factor(self) -> float:
         """Peer's value over ours (or the inverse where higher is better): above 1, ours is better."""
-        mine, other = self.ours.values[self.by], self.peer.values[self.by]
+        mine, other = self._values
         if self.group.measures[self.by].better == "higher":
             mine, other = other, mine
         if mine == other:
@@ -42,8 +43,16 @@ class Duel:
         """Who wins; within two percent nobody does."""
         if isfinite(self.factor) and abs(self.factor - 1) <= _EVEN:
             return "even"
-        ours, peer = self.ours.values[self.by], self.peer.values[self.by]
+        ours, peer = self._values
         return "ours" if self._better(ours, peer) else "peer"
+
+    @property
+    def _values(self) -> tuple[float, float]:
+        """Of ours and the peer; a divergence is no less than what the original shows against itself by rounding alone."""
+        original = self.group.original
+        divergence = original is not None and any(word in self.by for word in _DIVERGENCES)
+        floor = abs(original.values.get(self.by, 0.0)) if original is not None and divergence else float("-inf")
+        return max(self.ours.values[self.by], floor), max(self.peer.values[self.by], floor)
 
     def _better(self, one: float, other: float) -> bool:
         measure = self.group.measures[self.by]

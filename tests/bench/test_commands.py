@@ -131,3 +131,30 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "pass --resume to go on with it, --overwrite to replace it" in result.stderr
     assert json.loads(out.read_text()) == {"mine": 1}
+
+
+def test_a_tensor_that_cannot_be_searched_ends_the_command_before_a_file_is_made(tmp_path: Path) -> None:
+    for name, array, message in (("nan", [1.0, float("nan")], "NaN"), ("none", [], "nothing to search")):
+        file = tmp_path / f"{name}.npy"
+        np.save(file, np.array(array, dtype=np.float32))
+        result = runner.invoke(
+            app, ["bench", "search", "--tensor", str(file), "--methods", "svd", "--json", str(tmp_path / "j.json")]
+        )
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "j.json").exists()
+
+
+def test_peers_never_take_more_than_they_may(
+    folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensornet_compress.bench import caches, weights
+
+    monkeypatch.setattr(weights, "SLACK", 0.5)
+    monkeypatch.setattr(caches, "STEP", 0.0)
+    common = ["--quick", "--model", folder, "--text", text_file, "--bits", 4]
+    bench("weights", *common, "--methods", "rtn", "--json", tmp_path / "w.json")
+    bench("kv", *common, "--methods", "kivi", "--json", tmp_path / "c.json")
+    assert "bits per weight, asked for 4" in str(read_result(tmp_path / "w.json").rows[-1].skipped)
+    assert read_result(tmp_path / "c.json").rows[0].skipped == "it takes 4.5 bits per element, asked for 4"

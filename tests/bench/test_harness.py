@@ -151,3 +151,12 @@ def test_a_measure_means_the_same_in_every_benchmark() -> None:
     for measures in (weights.MEASURES, caches.MEASURES, search.MEASURES, speed.MEASURES):
         for name, measure in measures.items():
             assert seen.setdefault(name, measure) == measure, name
+
+
+def test_our_own_errors_are_reasons_without_the_name_of_a_class(tmp_path: Path) -> None:
+    def refused() -> dict[str, Any]:
+        raise TensorNetError("no form keeps 4 bytes")
+
+    run = harness(tmp_path / "r.json")
+    run.run("weights", [Job("weights", "model", "m", refused, 4.0)])
+    assert run.result.rows[0].skipped == "no form keeps 4 bytes"

@@ -144,3 +144,10 @@ def test_transposed_layers_and_biases_are_handled() -> None:
     assert made.ledger["biases"] == 4 * 128
     assert 0 < float((near - exact).norm() / exact.norm()) < 0.02
     assert torch.equal(case.model(ids).logits, exact)
+
+
+@pytest.mark.parametrize("name", ["svd", "svd-llm-int8", "tensorly-tt", "tensorly-ttm"])
+def test_a_rank_that_takes_too_much_is_not_taken(name: str, case: WeightCase) -> None:
+    with pytest.raises(Unavailable, match=r"rank 1 takes [\d.]+ bits per weight, asked for 0\.0[1-9]"):
+        WEIGHT_METHODS[name].compress(case, 0.1)
+    case.put_back()

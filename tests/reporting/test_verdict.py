@@ -103,3 +103,11 @@ def test_the_staircase_keeps_what_nothing_smaller_matches() -> None:
     points = [(1, 5), (2, 6), (3, 4), (3, 2), (4, 2), (5, 1)]
     assert staircase(points, higher=False) == [(1, 5), (3, 2), (5, 1)]
     assert staircase(points, higher=True) == [(1, 5), (2, 6)]
+
+
+def test_divergences_below_what_the_original_shows_against_itself_are_even() -> None:
+    dense = row("dense", 32000, 8e-7).model_copy(update={"budget": None})
+    (duel,) = duels(only(result(dense, row("ours", 2000, 1e-8, True), row("p", 2000, 6e-7))))
+    assert (duel.winner, duel.factor) == ("even", 1.0)
+    (duel,) = duels(only(result(dense, row("ours", 2000, 1e-8, True), row("p", 2000, 8e-6))))
+    assert (duel.winner, round(duel.factor)) == ("ours", 10)

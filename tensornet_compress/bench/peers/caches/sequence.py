@@ -10,8 +10,9 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheMethod, States
+from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheMethod, States
 from tensornet_compress.bench.peers.caches.rounding import round_groups
+from tensornet_compress.bench.side import require_fit
 from tensornet_compress.kv.moments import layers_of, rows_of
 from tensornet_compress.network import parse_format
 
@@ -36,6 +37,7 @@ class SequenceSvd:
                 rows = rows_of([layer])
                 tokens, channels = rows.shape
                 per_rank = tokens * (4 + 32 / 64) + channels * 16
+                require_fit("rank 1", per_rank / rows.numel(), self.bits + STEP, "element", self.bits)
                 rank = max(1, min(channels, int(self.bits * rows.numel() / per_rank)))
                 u, s, v = torch.linalg.svd(rows, full_matrices=False)
                 factor = round_groups(u[:, :rank] * s[:rank], 4, 0, 64)
@@ -90,6 +92,9 @@ class SequenceTucker:
             tensor = torch.stack(states).movedim(2, 3).contiguous()
             mean = tensor.mean(3, keepdim=True).half()
             ranks = self._ranks(tuple(tensor.shape), int(self.bits * tensor.numel()) - 16 * mean.numel())
+            taken = math.prod(ranks) + sum(r * size for r, size in zip(ranks, tensor.shape))
+            bits = (taken * (4 + 32 / 64) + 16 * mean.numel()) / tensor.numel()
+            require_fit(f"ranks {ranks}", bits, self.bits + STEP, "element", self.bits)
             core, factors = partial_tucker((tensor - mean.float()).numpy(), rank=list(ranks), n_iter_max=0, init="svd")[0]
             parts = [torch.from_numpy(part) for part in (core, *factors)]
             rounded = [round_groups(p.reshape(-1), 4, 0, 64).reshape(p.shape) for p in parts]

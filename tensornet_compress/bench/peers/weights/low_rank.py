@@ -10,7 +10,14 @@ from functools import partial
 
 from torch import Tensor
 
-from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, WeightMethod, by_layer
+from tensornet_compress.bench.weight_case import (
+    WEIGHT_METHODS,
+    Approximation,
+    WeightCase,
+    WeightMethod,
+    by_layer,
+    require_rank_one,
+)
 from tensornet_compress.decompose import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.metric import euclidean
 from tensornet_compress.network import format_nbytes, parse_format
@@ -18,9 +25,12 @@ from tensornet_compress.nn import Target
 
 
 def truncate(metric: str, fmt: str, case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> Approximation:
-    """The best two factors in a metric that fit in ``nbytes``."""
+    """The best two factors in a metric that fit in ``nbytes``.
+
+    Raises:
+        Unavailable: even rank 1 does not.
+    """
     number_format = parse_format(fmt)
-    spectrum = _spectrum(case, metric, target, matrix)
     rows, columns = matrix.shape
 
     def cost(rank: int) -> int:
@@ -29,6 +39,8 @@ def truncate(metric: str, fmt: str, case: WeightCase, target: Target, matrix: Te
     rank = min(rows, columns)
     while rank > 1 and cost(rank) > nbytes:
         rank -= 1
+    require_rank_one(cost(rank), nbytes, matrix.numel())
+    spectrum = _spectrum(case, metric, target, matrix)
     stored, factors = [], []
     for core in spectrum.cores(rank):
         parts = number_format.encode(core.contiguous())

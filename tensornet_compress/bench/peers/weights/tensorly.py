@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, WeightMethod, by_layer
+from tensornet_compress.bench.weight_case import (
+    WEIGHT_METHODS,
+    Approximation,
+    WeightCase,
+    WeightMethod,
+    by_layer,
+    require_rank_one,
+)
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
 from tensornet_compress.layout import choose_radices
 from tensornet_compress.nn import Target
@@ -52,6 +59,7 @@ def decompose(matrix_form: bool, case: WeightCase, target: Target, matrix: Tenso
     while numbers(dims, chain_ranks(dims, rank + 1)) * 2 <= nbytes and chain_ranks(dims, rank + 1) != chain_ranks(dims, rank):
         rank += 1
     ranks = chain_ranks(dims, rank)
+    require_rank_one(2 * numbers(dims, ranks), nbytes, matrix.numel())
     padded = torch.zeros(torch.Size(rows).numel(), torch.Size(columns).numel())
     padded[: matrix.shape[0], : matrix.shape[1]] = matrix
     tensor = padded.reshape(*rows, *columns).numpy()

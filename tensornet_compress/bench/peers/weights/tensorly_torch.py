@@ -10,7 +10,14 @@ from torch import Tensor
 
 from tensornet_compress.bench.peers.weights.tensorly import digits
 from tensornet_compress.bench.side import SIDE, Unavailable
-from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, WeightMethod, by_layer
+from tensornet_compress.bench.weight_case import (
+    WEIGHT_METHODS,
+    Approximation,
+    WeightCase,
+    WeightMethod,
+    by_layer,
+    require_rank_one,
+)
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
 from tensornet_compress.nn import Target
 
@@ -23,7 +30,7 @@ def factorise(kind: str, case: WeightCase, target: Target, matrix: Tensor, nbyte
     """``tltorch.TensorizedTensor`` of a kind, filled from one weight; the largest rank that fits.
 
     Raises:
-        Unavailable: an axis does not factorise in digits: these layers cannot pad.
+        Unavailable: an axis does not factorise in digits: these layers cannot pad; or even rank 1 does not fit.
     """
     tltorch: Any = SIDE.module("tensorly-torch")
     cap = CP_LARGEST["quick" if case.quick else "full"] if kind == "CP" else None
@@ -33,6 +40,7 @@ def factorise(kind: str, case: WeightCase, target: Target, matrix: Tensor, nbyte
             raise Unavailable(f"{target.name}: {size} has no such digits, and tensorly-torch cannot pad")
     with tensorly_backend():
         made = _largest(tltorch, kind, shapes, nbytes, cap)
+        require_rank_one(2 * sum(parameter.numel() for parameter in made.parameters()), nbytes, matrix.numel())
         # At the cap all sizes are one fit.
         key = (kind, target.name, str(made.rank))
         if key in case.memo:

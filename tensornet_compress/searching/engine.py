@@ -28,6 +28,7 @@ from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes,
 from tensornet_compress.searching.starts import LARGEST_ASSIGNED, fibre_starts
 from tensornet_compress.searching.store import SpectrumStore
 from tensornet_compress.searching.verdict import accepted
+from tensornet_compress.searching.zero import zero_terms
 
 Ordering = Literal["mode", "fibre", "entry"]
 ORDERINGS: tuple[Ordering, ...] = ("mode", "fibre")
@@ -75,8 +76,7 @@ def search(
         formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
         time_budget: seconds, null control included (about half); the best so far is returned when they are over or on an
             interrupt (Ctrl-C), and then depends on the speed of the machine. Without its control no ordering counts.
-        null: whether to run the null control; without it any gain counts.
-        seed: of the shuffle.
+        null: whether to run the null control (of a shuffle by ``seed``); without it any gain counts.
 
     Raises:
         TensorNetError: bad input, or no form fits into ``max_bytes``.
@@ -99,8 +99,7 @@ def search(
         interrupted = run.interrupted()
         advance()
         if null and not interrupted and perf_counter() < started + time_budget:
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+            order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(seed)).to(tensor.device)
             shuffled = tensor.reshape(-1)[order].reshape(tensor.shape)
             other = _Search(shuffled, limit, metric, orderings, topologies, formats, started + time_budget)
             if not other.interrupted():
@@ -125,8 +124,7 @@ class _Search:
         self.tensor = tensor.detach()
         self.work = self.tensor if tensor.dtype == torch.float64 else self.tensor.float()
         self.limit, self.orderings, self.families, self.deadline = limit, orderings, families, deadline
-        self.metric = metric or euclidean()
-        self.given_metric = metric
+        self.metric, self.given_metric = metric or euclidean(), metric
         self.dense_formats, self.note = in_reach(self.work, [parse_format(name) for name in formats or DENSE_FORMATS])
         self.formats, _ = in_reach(self.work, [parse_format(name) for name in formats or CORE_FORMATS])
         self.norm = self.metric.norm2(self._matrix(self.work))
@@ -167,7 +165,9 @@ class _Search:
     def run(self) -> None:
         """Dense forms, then native formats, then orders of modes, then orders of fibres."""
         self._dense()
-        if self.work.numel() < 4:
+        for family, term in zero_terms(self.work, self.families, self.formats):
+            self._measure(family, self._spec(term), ordered=False)
+        if self.work.numel() < 4 or not self.work.any():
             return
         tensorization = tensorize(tuple(self.work.shape))
         store = self._store(tensorization, ())
@@ -237,8 +237,8 @@ class _Search:
         shape = tuple(self.work.shape)
         layout, topology = Layout.native(shape), Topology.one_core(len(shape))
         for fmt in self.dense_formats:
-            term = TermSpec(layout=layout, topology=topology, ranks=(), formats=(fmt,))
-            self._measure("dense", self._spec(term), ordered=False)
+            spec = self._spec(TermSpec(layout=layout, topology=topology, ranks=(), formats=(fmt,)))
+            self._measure("dense", spec, ordered=False)
 
     def _store(self, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> SpectrumStore:
         ordered = self.work
@@ -274,8 +274,7 @@ class _Search:
         """The cut between high and low digits that stands out most, with digits that fit it."""
         if tensor.ndim != 2 or "cut" not in self.families or not self.alive():
             return
-        split = best_split(tensor)
-        if split is not None:
+        if (split := best_split(tensor)) is not None:
             tensorization = Tensorization(shape=tuple(tensor.shape), radices=split)
             shape = Shape("cut", tensorization, Topology.two_cores(4, (0, 2)), orders, ordered=True)
             self._try(self._store(tensorization, orders), [shape])
@@ -289,8 +288,7 @@ class _Search:
             if "mode" in self.orderings and self._promising(store):
                 self._search_modes(store, tensorization, orders)
         if self.work.ndim == 2 and max(self.work.shape) <= LARGEST_ASSIGNED and self.alive():
-            split = best_split(self.work)
-            if split is None:
+            if (split := best_split(self.work)) is None:
                 return
             rows, columns = assigned(self.work, split, self.alive)
             orders = tuple(

@@ -24,7 +24,9 @@ def in_reach(tensor: Tensor, formats: Sequence[NumberFormat]) -> tuple[list[Numb
     if pivoted:
         raise TensorNetError(f"{pivoted} belong to two cores of a matrix; a search takes {[name[:-1] for name in pivoted]}")
     peak = float(tensor.abs().max()) if tensor.numel() else 0.0
-    if peak == 0.0 or 1 / _NEAR <= peak <= _NEAR:
+    if peak == 0.0:
+        return list(formats), "; every entry is zero, so there is nothing to search"
+    if 1 / _NEAR <= peak <= _NEAR:
         return list(formats), ""
     if not 1 / _FAR <= peak <= _FAR:
         raise TensorNetError(f"the largest entry is {peak:.3g}, whose square leaves single precision; rescale the tensor")

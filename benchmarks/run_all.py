@@ -13,7 +13,7 @@ SCRIPTS = (
     "module_speed", "weights_cost", "weights_ranks", "encoder_table", "weights_table",
     "kv_quality", "kv_memory", "kv_speed --no-stock", "kv_generation --no-stock", "kv_token_order",
     "search_trees", "search_orders", "search_entries", "search_free_orders", "search_real", "search_cost",
-    "geometry_units", "geometry_claims", "geometry_encoder", "geometry_gptq", "geometry_bits",
+    "geometry_units", "geometry_claims", "geometry_claims_real", "geometry_encoder", "geometry_gptq", "geometry_bits",
     "geometry_ranks", "geometry_networks", "geometry_cost",
 )  # fmt: skip
 

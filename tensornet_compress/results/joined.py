@@ -45,6 +45,12 @@ def joined(results: Sequence[Result]) -> Result:
     )
 
 
+def without_peer_layers(result: Result) -> Result:
+    """The same without what peers did to each layer; all their values stay."""
+    rows = tuple(row if row.ours else row.model_copy(update={"layers": (), "drawings": ()}) for row in result.rows)
+    return result.model_copy(update={"rows": rows})
+
+
 def _new_measures(known: dict[str, Measure], other: Result) -> dict[str, Measure]:
     for name in known.keys() & other.measures.keys():
         if known[name] != other.measures[name]:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tensornet_compress.cli.main import app
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.results import Result, joined, read_result, write_result
+from tensornet_compress.results import LayerCell, Result, joined, read_result, without_peer_layers, write_result
 from tests.results.test_schema import result, row
 
 
@@ -32,6 +32,12 @@ def test_rows_settings_and_seconds_of_all_runs() -> None:
 def test_a_measured_row_counts_before_a_skipped_one() -> None:
     for order in ([run("a", skipped="no compiler"), run("a")], [run("a"), run("a", skipped="no compiler")]):
         assert [r.values for r in joined(order).rows] == [{"kl": 0.5}]
+
+
+def test_layers_of_peers_may_be_left_out() -> None:
+    cell = LayerCell(name="a", kind="a", family="dense", formats="bf16", bits_per_weight=16.0, nbytes=2)
+    whole = result().with_row(row("ours", ours=True, layers=(cell,))).with_row(row("theirs", layers=(cell,)))
+    assert [(r.layers, r.values) for r in without_peer_layers(whole).rows] == [((cell,), {"kl": 0.5}), ((), {"kl": 0.5})]
 
 
 def test_runs_that_do_not_belong_together() -> None:

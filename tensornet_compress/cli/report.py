@@ -25,9 +25,7 @@ def report_command(
     results: Annotated[list[Path], typer.Argument(help="Result files (JSON) of bench, weights, kv or search.")],
     html: Annotated[Path | None, typer.Option(help="Page to write; beside the JSON by default.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the results put together as one file.")] = None,
-    light: Annotated[
-        bool, typer.Option("--light", help="Leave the peers' layers out of it, which are most of a file.")
-    ] = False,
+    light: Annotated[bool, typer.Option("--light", help="Leave the peers' layers out of it, most of a file.")] = False,
 ) -> None:
     """Make one self-contained HTML page of a result: charts, tables and how to reproduce it.
 

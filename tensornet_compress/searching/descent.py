@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from tensornet_compress.network import Topology
-from tensornet_compress.searching.candidates import Shape
+from tensornet_compress.network import IntFormat, Topology
+from tensornet_compress.searching.candidates import Candidate, Shape
 
-LARGEST_NBYTES = 2048
-"""Networks of more bytes gain less than a descent costs."""
+_LARGEST_NBYTES = 2048
+
+
+def pays(candidate: Candidate) -> bool:
+    """Whether a descent is worth its time: the network is small, and its cores have scales."""
+    integers = any(isinstance(fmt, IntFormat) for term in candidate.spec.terms for fmt in term.formats)
+    return integers and candidate.nbytes <= _LARGEST_NBYTES
 
 
 def descended(shape: Shape, cost: Callable[[Shape], float], alive: Callable[[], bool]) -> Shape:

@@ -18,7 +18,7 @@ from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork,
 from tensornet_compress.network.network import DTYPES
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, overlap_slack, tensorize
-from tensornet_compress.searching.descent import LARGEST_NBYTES, descended
+from tensornet_compress.searching.descent import descended, pays
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
 from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information, numbers, train_of
@@ -250,8 +250,8 @@ class _Search:
     def _descend(self, store: SpectrumStore) -> None:
         """Where the best so far is small, so that scales of cores matter: trees near it, by careful and by bold predictions."""
         best = self.limit.best(self.found)
-        known = None if best is None or best.nbytes > LARGEST_NBYTES else self.placed.get(id(best.network))
-        if known is not None and known[1] is store and "tree" in self.families:
+        known = None if best is None else self.placed.get(id(best.network))
+        if known is not None and known[1] is store and pays(known[0]) and "tree" in self.families:
             shape, fmt = known[0].shape, known[0].spec.terms[0].formats[0]
             near = [descended(shape, partial(self._price, store, fmt, slack), self.alive) for slack in (1.0, known[2])]
             self._try(store, near)

@@ -111,6 +111,50 @@ def claims() -> str:
     return note(text) + counted + "\n" + grid(["excess loss, before / after fine-tuning", *_sizes(result)], _excess(result))
 
 
+def claims_real() -> str:
+    result = load("geometry_claims_real")
+    rows = result["rows"]
+    dense = {(row["architecture"], row["seed"]): row["loss"] for row in rows if row["part"] == "dense"}
+    keeps = [keep for keep in result["settings"]["keep"] if any(row.get("keep") == keep for row in rows)]
+    table, told = [], []
+    for model in dict.fromkeys(row["architecture"] for row in rows):
+        mine = [row for row in rows if row["architecture"] == model and row["part"] != "dense"]
+        told.append(f"{model} with {len({row['seed'] for row in mine})} seed(s)")
+        for part, label in dict.fromkeys((row["part"], row["label"]) for row in mine):
+            cells = [model, f"{part}: {label}"]
+            for keep in keeps:
+                found = [row for row in mine if (row["part"], row["label"], row["keep"]) == (part, label, keep)]
+                excess = [
+                    statistics.mean(row[f"loss_{stage}"] - dense[model, row["seed"]] for row in found) if found else None
+                    for stage in ("before", "after")
+                ]
+                cells.append(" / ".join("-" if value is None else f"{value:.3f}" for value in excess) if found else "-")
+            table.append(cells)
+    settings = result["settings"]
+    text = f"""
+        **The same on real models** ({", ".join(told)}; all layers at the same keep, {settings["fine_tuning_steps"]} steps of
+        fine-tuning with one batch each): held-out cross-entropy (SmolLM2), or one minus the cosine to the original's sentence
+        embedding (MiniLM), in excess of the dense model's, before / after fine-tuning. {_judged(rows)}
+        `python benchmarks/geometry_claims_real.py`"""
+    return note(text) + grid(["model", "contender", *(f"{keep:g} kept" for keep in keeps)], table)
+
+
+def _judged(rows: list[dict[str, Any]]) -> str:
+    """How often each metric beats plain SVD."""
+    found = {(r["architecture"], r["seed"], r["keep"], r["label"]): r for r in rows if r["part"] == "metric"}
+    said = []
+    for kind in ("row-fisher", "input", "kronecker"):
+        pairs = [
+            (row, found[(*key[:3], "euclidean")])
+            for key, row in found.items()
+            if key[3] == kind and (*key[:3], "euclidean") in found
+        ]
+        if pairs:
+            wins = [sum(a[f"loss_{stage}"] < b[f"loss_{stage}"] for a, b in pairs) for stage in ("before", "after")]
+            said.append(f"{kind} in {wins[0]} before and {wins[1]} after, of {len(pairs)}")
+    return f"Lower than plain SVD: {'; '.join(said)}." if said else ""
+
+
 def _sizes(result: dict[str, Any]) -> list[str]:
     architectures = dict.fromkeys(entry["architecture"] for entry in result["summary"])
     return [f"{architecture}, {keep:g}" for architecture in architectures for keep in result["settings"]["keep"][-2:]]
@@ -202,6 +246,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "geometry_gptq": gptq,
     "geometry_ranks": ranks,
     "geometry_claims": claims,
+    "geometry_claims_real": claims_real,
     "geometry_networks": networks,
     "geometry_cost": cost,
 }

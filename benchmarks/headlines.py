@@ -14,27 +14,35 @@ CACHES = (
     "KIVI-style int2 g32", "QuantizedCache quanto int4", "per-sequence SVD + int4 4 b",
 )  # fmt: skip
 WEIGHTS = {
-    "rtn": "round to nearest, groups of 64",
-    "dense": "**dense integers**, bytes allocated by measured sensitivity",
-    "auto": "`auto`: the same, with SVD, trains and trees allowed",
-    "svd": "truncated SVD only, integer cores",
-    "tt": "tensor trains only, integer cores",
+    "ours": "**ours** (`auto`)",
+    "gptq": "GPTQ",
+    "hqq": "HQQ",
+    "quanto": "quanto",
+    "rtn": "round to nearest",
+    "svd-llm-int8": "SVD-LLM, 8-bit factors",
+    "svd-llm": "SVD-LLM, bf16 factors",
+    "tensorly-tt": "tensor trains (tensorly), bf16",
 }
 
 
 def weights() -> str:
-    """Integers against networks at equal bytes: the figure behind "when int4 alone is better"."""
-    result = load("weights_table")
-    rows: dict[tuple[str, float], dict[str, Any]] = {(r["method"], r["budget_bits_per_weight"]): r for r in result["rows"]}
-    budgets = list(dict.fromkeys(r["budget_bits_per_weight"] for r in result["rows"]))
-    table = [[title, *(f"{rows[method, bits]['kl']:.3f}" for bits in budgets)] for method, title in WEIGHTS.items()]
-    dense = {bits: rows["auto", bits]["families"].get("dense", 0) for bits in budgets}
-    layers = sum(rows["auto", budgets[0]]["families"].values())
-    kept = ", ".join(f"{dense[bits]} at {bits:g}" for bits in budgets)
+    """Every layer of the model at equal bytes, against peers."""
+    result = load("bench_weights_smollm2")
+    rows = {(r["method"], r["budget"]): r for r in result["rows"] if not r.get("skipped")}
+    budgets = sorted({budget for _, budget in rows if budget is not None}, reverse=True)
+    table = [
+        [title, *(f"{rows[method, bits]['values']['kl']:.3g}" if (method, bits) in rows else "" for bits in budgets)]
+        for method, title in WEIGHTS.items()
+    ]
+    kinds = {bits: [layer["family"] for layer in rows["ours", bits]["layers"]] for bits in budgets if ("ours", bits) in rows}
+    kept = ", ".join(f"{families.count('dense')} at {bits:g}" for bits, families in kinds.items())
+    settings = result["settings"]["weights"]
     text = f"""
-        **Weights of SmolLM2-135M**: KL to the original (nats per token, held-out Wikipedia) with all stored bytes counted.
-        Of {layers} layers `auto` stores as dense integers: {kept} bits. `python benchmarks/weights_table.py`"""
-    return note(text) + grid(["stored as", *(f"{bits:g} bits" for bits in budgets)], table)
+        **Weights of SmolLM2-135M**: KL to the original (nats per token) on {settings["heldout_windows"]} held-out windows of
+        {settings["length"]}, with all stored bytes of all layers counted; {settings["calibration_windows"]} calibration windows
+        for all methods. Of {len(next(iter(kinds.values())))} layers ours stores as one dense core of integers: {kept} bits. The
+        sizes of quantisers come in steps, see the full table. `tensornet-compress bench weights`"""
+    return note(text) + grid(["method", *(f"{bits:g} bits" for bits in budgets)], table)
 
 
 def caches() -> str:

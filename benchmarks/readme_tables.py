@@ -266,10 +266,12 @@ def tables() -> str:
     """The tables of all results that are there."""
     if str(HERE) not in sys.path:
         sys.path.insert(0, str(HERE))
-    from geometry_tables import MAKERS as GEOMETRY  # these draw on this module
+    from bench_tables import MAKERS as BENCH  # these draw on this module
+    from geometry_tables import MAKERS as GEOMETRY
     from kv_tables import MAKERS as KV
 
     makers = {
+        **BENCH,
         "weights_ranks": ranks,
         "weights_table": quality,
         "encoder_table": encoder,

@@ -74,9 +74,9 @@ class CacheSettings:
 
     @classmethod
     def full(cls, **changed: Any) -> CacheSettings:
-        """The full table: 4 documents of 1,024 tokens, a profile from 44 windows of 1,152."""
-        whole: dict[str, Any] = {"bits": FULL_BITS, "documents": 4, "context": 1024, "ahead": 128, "quick": False}
-        whole |= {"calibration_windows": 44, "calibration_length": 1152, "sensitivity_windows": 32, "draws": 2}
+        """The full table: 3 documents of 1,024 tokens, a profile from 24 windows of 1,152."""
+        whole: dict[str, Any] = {"bits": FULL_BITS, "documents": 3, "context": 1024, "ahead": 128, "quick": False}
+        whole |= {"calibration_windows": 24, "calibration_length": 1152, "sensitivity_windows": 16, "draws": 1}
         return cls(**whole | changed)
 
     def as_json(self) -> dict[str, JsonValue]:

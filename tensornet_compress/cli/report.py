@@ -11,7 +11,7 @@ import typer
 
 from tensornet_compress.cli.common import plain_errors
 from tensornet_compress.errors import MissingExtraError, TensorNetError
-from tensornet_compress.results import Result, joined, read_result, write_result
+from tensornet_compress.results import Result, joined, read_result, without_peer_layers, write_result
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 
@@ -25,6 +25,7 @@ def report_command(
     results: Annotated[list[Path], typer.Argument(help="Result files (JSON) of bench, weights, kv or search.")],
     html: Annotated[Path | None, typer.Option(help="Page to write; beside the JSON by default.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the results put together as one file.")] = None,
+    light: Annotated[bool, typer.Option("--light", help="Leave the peers' layers out of it, most of a file.")] = False,
 ) -> None:
     """Make one self-contained HTML page of a result: charts, tables and how to reproduce it.
 
@@ -33,7 +34,7 @@ def report_command(
     from tensornet_compress.reporting import write_report
 
     read = [read_result(path) for path in results]
-    whole = joined(read)
+    whole = without_peer_layers(joined(read)) if light else joined(read)
     target = html if html is not None else (json or results[0]).with_suffix(".html")
     for taken, option in ((target, "--html"), (json, "--json")):
         if taken in results:

@@ -1,6 +1,6 @@
 """Results as plain data: what benchmarks and commands measured, in one JSON schema that reports are made from."""
 
-from tensornet_compress.results.joined import joined
+from tensornet_compress.results.joined import joined, without_peer_layers
 from tensornet_compress.results.schema import (
     BitsOfLayer,
     Drawing,
@@ -25,5 +25,6 @@ __all__ = [
     "Spectrum",
     "joined",
     "read_result",
+    "without_peer_layers",
     "write_result",
 ]

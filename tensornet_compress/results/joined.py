@@ -12,11 +12,12 @@ from tensornet_compress.results.settings import widened
 def joined(results: Sequence[Result]) -> Result:
     """One result with the rows of all. Commands are joined by ``&&``; the machine is the first one's.
 
-    Where two runs have the same row, one that was measured counts before one that was skipped.
+    Where two runs have the same row, one that was measured counts before one that was skipped; that of the original, in every
+    run of one model, counts once.
 
     Raises:
         TensorNetError: no results, runs of one benchmark with settings other than methods and sizes that differ, or a row
-            that two runs measured.
+            that two runs measured with different values.
     """
     if not results:
         raise TensorNetError("give at least one result to put together")
@@ -45,6 +46,12 @@ def joined(results: Sequence[Result]) -> Result:
     )
 
 
+def without_peer_layers(result: Result) -> Result:
+    """The same without what peers did to each layer; all their values stay."""
+    rows = tuple(row if row.ours else row.model_copy(update={"layers": (), "drawings": ()}) for row in result.rows)
+    return result.model_copy(update={"rows": rows})
+
+
 def _new_measures(known: dict[str, Measure], other: Result) -> dict[str, Measure]:
     for name in known.keys() & other.measures.keys():
         if known[name] != other.measures[name]:
@@ -55,6 +62,12 @@ def _new_measures(known: dict[str, Measure], other: Result) -> dict[str, Measure
 def _measured(one: Row | None, other: Row) -> Row:
     if one is None or one.skipped is not None:
         return other
-    if other.skipped is None:
+    if other.skipped is None and not _alike(one, other):
         raise TensorNetError(f"two of the results measured {other.method} on {other.subject} at {other.budget}; leave one out")
     return one
+
+
+def _alike(one: Row, other: Row) -> bool:
+    """Whether two rows have the same values but for their times, as the original model's have in runs of different methods."""
+    values = [{name: value for name, value in row.values.items() if name != "seconds"} for row in (one, other)]
+    return values[0] == values[1]

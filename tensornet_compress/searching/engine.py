@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial, reduce
 from time import perf_counter
 from typing import Literal
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose import realise
-from tensornet_compress.decompose.linalg import require_finite
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import FibreOrder, Layout, Tensorization
 from tensornet_compress.metric import KroneckerMetric, euclidean
@@ -18,14 +18,15 @@ from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork,
 from tensornet_compress.network.network import DTYPES
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, overlap_slack, tensorize
+from tensornet_compress.searching.descent import descended, pays
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
 from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information, numbers, train_of
-from tensornet_compress.searching.limit import Limit, check_formats, check_names
+from tensornet_compress.searching.limit import Limit, check_formats, check_names, check_tensor
 from tensornet_compress.searching.reach import in_reach
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
-from tensornet_compress.searching.starts import LARGEST_ASSIGNED, fibre_starts
+from tensornet_compress.searching.starts import LARGEST_ASSIGNED, changed_orders, fibre_starts
 from tensornet_compress.searching.store import SpectrumStore
 from tensornet_compress.searching.verdict import accepted
 from tensornet_compress.searching.zero import zero_terms
@@ -87,11 +88,7 @@ def search(
         raise TensorNetError(f"time_budget must be positive, was given {time_budget}")
     check_names("orderings", orderings, KNOWN_ORDERINGS)
     check_names("topologies", topologies, FAMILIES)
-    if not isinstance(tensor, Tensor):
-        raise TensorNetError(f"search takes a torch.Tensor, was given {type(tensor).__name__}")
-    require_finite(tensor, "tensor")
-    if tensor.ndim == 0:
-        raise TensorNetError("a tensor without axes is a single number; there is nothing to search")
+    check_tensor(tensor)
     formats, started = (tuple(formats) if formats is not None else None), perf_counter()
     run = _Search(tensor, limit, metric, orderings, topologies, formats, started + time_budget * (0.5 if null else 1.0))
     control: Null | None = None
@@ -133,6 +130,7 @@ class _Search:
         self.history: list[Event] = []
         self.stores: list[SpectrumStore] = []
         self.spectra: dict[str, list[float]] = {}
+        self.placed: dict[int, tuple[Candidate, SpectrumStore, float]] = {}
         self.started, self.stopped = perf_counter(), False
 
     def interrupted(self) -> bool:
@@ -149,18 +147,14 @@ class _Search:
     def as_null(self) -> Null:
         """This run as the control of another."""
         luck = self.limit.best(self.found)
-        if luck is None:
-            luck, gain = self.limit.nearest(self.found), 1.0
-        else:
-            gain = self.gain()
+        gain = 1.0 if luck is None else self.gain()
+        luck = luck or self.limit.nearest(self.found)
         return Null(luck.nbytes, luck.error, gain, luck.family, self.entry_gain(), len(self.found), not self.stopped)
 
     def alive(self) -> bool:
         """False once the time is up."""
-        if perf_counter() < self.deadline:
-            return True
-        self.stopped = True
-        return False
+        self.stopped = self.stopped or perf_counter() >= self.deadline
+        return not self.stopped
 
     def run(self) -> None:
         """Dense forms, then native formats, then orders of modes, then orders of fibres."""
@@ -241,9 +235,7 @@ class _Search:
             self._measure("dense", spec, ordered=False)
 
     def _store(self, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> SpectrumStore:
-        ordered = self.work
-        for order in orders:
-            ordered = order.apply(ordered)
+        ordered = reduce(lambda kept, order: order.apply(kept), orders, self.work)
         error = self.limit.max_error
         precise = ordered.numel() <= _FEW if error is None else error < _COARSE
         self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=precise))
@@ -252,8 +244,20 @@ class _Search:
     def _search_modes(self, store: SpectrumStore, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> None:
         if not self.alive():
             return
-        allowed = self._allowed(store)
-        self._try(store, list(searched_shapes(store, tensorization, self.families, allowed, self.alive, orders)))
+        self._try(store, searched_shapes(store, tensorization, self.families, self._allowed(store), self.alive, orders))
+        self._descend(store)
+
+    def _descend(self, store: SpectrumStore) -> None:
+        """Where the best so far is small, so that scales of cores matter: trees near it, by careful and by bold predictions."""
+        best = self.limit.best(self.found)
+        known = None if best is None else self.placed.get(id(best.network))
+        if known is not None and known[1] is store and pays(known[0]) and "tree" in self.families:
+            shape, fmt = known[0].shape, known[0].spec.terms[0].formats[0]
+            near = [descended(shape, partial(self._price, store, fmt, slack), self.alive) for slack in (1.0, known[2])]
+            self._try(store, near)
+
+    def _price(self, store: SpectrumStore, fmt: NumberFormat, slack: float, shape: Shape) -> float:
+        return self.limit.price(self._predict(shape, store, fmt, slack))
 
     def _promising(self, store: SpectrumStore) -> bool:
         """Whether reordered fibres make a train over the digits smaller, or make digits share more, than in native order."""
@@ -284,29 +288,24 @@ class _Search:
             if not self.alive():
                 return
             store = self._store(tensorization, orders)
-            self._try(store, list(native_shapes(tensorization, self.families, orders)))
+            self._try(store, native_shapes(tensorization, self.families, orders))
             if "mode" in self.orderings and self._promising(store):
                 self._search_modes(store, tensorization, orders)
         if self.work.ndim == 2 and max(self.work.shape) <= LARGEST_ASSIGNED and self.alive():
             if (split := best_split(self.work)) is None:
                 return
             rows, columns = assigned(self.work, split, self.alive)
-            orders = tuple(
-                FibreOrder(axis=axis, permutation=tuple(order))
-                for axis, order in enumerate((rows, columns))
-                if order != list(range(len(order)))
-            )
+            orders = changed_orders((rows, columns))
             if orders:
-                tensor = self.work[rows][:, columns]
-                self._try_kronecker(tensor, orders)
+                self._try_kronecker(self.work[rows][:, columns], orders)
                 self._search_modes(self._store(tensorization, orders), tensorization, orders)
 
     def _try_native(self, store: SpectrumStore, tensorization: Tensorization, among: Sequence[Family] = FAMILIES) -> None:
         """Family by family, so that no family alone would have found more than all of them together."""
         for family in (family for family in self.families if family in among):
-            self._try(store, list(native_shapes(tensorization, (family,))))
+            self._try(store, native_shapes(tensorization, (family,)))
 
-    def _try(self, store: SpectrumStore, shapes: Sequence[Shape]) -> None:
+    def _try(self, store: SpectrumStore, shapes: Iterable[Shape]) -> None:
         """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far."""
         predicted: list[tuple[Candidate, float]] = []
         for shape in shapes:
@@ -353,6 +352,7 @@ class _Search:
         fmt = candidate.spec.terms[0].formats[0]
         for _ in range(_TRIES):
             found = self._measure(candidate.shape.family, self._spec(candidate.spec.terms[0]), candidate.shape.ordered)
+            self.placed[id(found.network)] = candidate, store, slack
             if self.limit.max_error is None or self.limit.max_error == 0.0:
                 break
             ratio = found.error / self.limit.max_error

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral, Real
 
+from torch import Tensor
+
+from tensornet_compress.decompose.linalg import require_finite
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.searching.candidates import Candidate
 from tensornet_compress.searching.entry_search import EntrySort
 from tensornet_compress.searching.result import Found
 
@@ -27,6 +31,15 @@ def check_formats(given: Sequence[str] | None) -> None:
         raise TensorNetError(f"formats takes a list of names, was given the string {given!r}; write [{given!r}]")
     if given is not None and not list(given):
         raise TensorNetError("formats is empty; give some, or None for all")
+
+
+def check_tensor(tensor: Tensor) -> None:
+    """A finite tensor with axes; raises ``TensorNetError``."""
+    if not isinstance(tensor, Tensor):
+        raise TensorNetError(f"search takes a torch.Tensor, was given {type(tensor).__name__}")
+    require_finite(tensor, "tensor")
+    if tensor.ndim == 0:
+        raise TensorNetError("a tensor without axes is a single number; there is nothing to search")
 
 
 class Limit:
@@ -94,6 +107,10 @@ class Limit:
         """What is to be small of ``one`` over that of ``other``."""
         ours, theirs = (self.cost(item.nbytes, item.error)[0] for item in (one, other))
         return ours / theirs if theirs > 0 else 1.0
+
+    def price(self, candidate: Candidate | None) -> float:
+        """The free quantity as predicted; infinite where there is no candidate."""
+        return float("inf") if candidate is None else self.cost(candidate.nbytes, candidate.error)[0]
 
     def cost(self, nbytes: int, error: float, ordered: bool = False) -> tuple[float, bool, float]:
         """What is compared: the free quantity first, then native order, then the other."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from tensornet_compress.layout import FibreOrder
@@ -34,3 +36,12 @@ def _diagonal(tensor: Tensor) -> list[tuple[FibreOrder, ...]]:
         return []
     order = diagonal_order(tensor)
     return [(FibreOrder(axis=1, permutation=tuple(order)),)] if order != list(range(len(order))) else []
+
+
+def changed_orders(orders: Sequence[Sequence[int]]) -> tuple[FibreOrder, ...]:
+    """The orders of axes that are not the native ones."""
+    return tuple(
+        FibreOrder(axis=axis, permutation=tuple(order))
+        for axis, order in enumerate(orders)
+        if list(order) != list(range(len(order)))
+    )

@@ -9,6 +9,7 @@ import torch
 
 from tensornet_compress.bench import methods  # noqa: F401
 from tensornet_compress.bench.peers.weights.grids import grid_for
+from tensornet_compress.bench.peers.weights.rtn import format_for
 from tensornet_compress.bench.peers.weights.tensorly import chain_ranks, digits, numbers
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, WeightCase, WeightMethod
@@ -131,6 +132,11 @@ def test_grids_take_most_bits_first_and_say_when_none_fits() -> None:
     ]  # fmt: skip
     with pytest.raises(Unavailable, match=r"takes 2\.25 bits per weight, asked for 1\.5"):
         grid_for(1.5, codes, 32)
+
+
+def test_whole_rows_make_room_for_one_more_bit() -> None:
+    assert [format_for(bits, 576) for bits in (6.0, 4.5, 3.0)] == ["int6g0o", "int4g64o", "int3g0o"]
+    assert format_for(6.0, 64) == "int5g32o"
 
 
 def test_transposed_layers_and_biases_are_handled() -> None:

@@ -12,7 +12,7 @@ from tensornet_compress.results import Drawing, Machine, Measure, Result, Row, r
 
 def result() -> Result:
     machine = Machine(processor="any", cores=2, threads=1, python="3.11")
-    measures = {"kl": Measure(title="KL", unit="nats", better="lower")}
+    measures = {"kl": Measure(title="KL", unit="nats", better="lower"), "seconds": Measure(title="seconds", unit="s")}
     return Result(name="a", command="c", version="0", made="2026-01-01", machine=machine, measures=measures)
 
 

@@ -161,7 +161,8 @@ def compress(case: WeightCase, bits: float) -> Compressed:
     Raises:
         Unavailable: no grid is that coarse.
     """
-    settings = GPTQ(format_for(bits), mse=True)
+    shortest = min(case.matrix(target).shape[1] for target in case.targets)
+    settings = GPTQ(format_for(bits, shortest), mse=True)
     quantise_model(case.model, case.batches, settings, targets=case.targets)
     cells, ledger, _ = read_back(case, "integers")
     return Compressed(cells, ledger, settings=asdict(settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tensornet_compress.bench.peers.weights.grids import grid_for
+from tensornet_compress.bench.peers.weights.grids import GROUPS, grid_for
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, WeightMethod, by_layer
 from tensornet_compress.network import parse_format
 from tensornet_compress.nn import Target
@@ -12,15 +12,16 @@ from tensornet_compress.nn import Target
 CODES = {bits: float(bits) for bits in range(2, 9)}
 
 
-def format_for(bits: float) -> str:
-    """The grid for a number of bits, as a format name: offsets and scales in fp16."""
-    code, group = grid_for(bits, CODES, 32)
-    return f"int{code}g{group}o"
+def format_for(bits: float, columns: int) -> str:
+    """The grid for a number of bits, as a format name: offsets and scales in fp16, of groups or of whole rows of ``columns``
+    weights (the shortest rows of a model)."""
+    code, group = grid_for(bits, CODES, 32, (*GROUPS, max(columns, max(GROUPS))))
+    return f"int{code}g{group if group in GROUPS else 0}o"
 
 
 def round_weight(case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> Approximation:
     """Minimum to maximum of each group."""
-    name = format_for(8 * nbytes / matrix.numel())
+    name = format_for(8 * nbytes / matrix.numel(), matrix.shape[1])
     fmt = parse_format(name)
     parts = fmt.encode(matrix)
     stored = {"codes": [parts["_q"]], "scales": [parts["_scale"]], "zero points": [parts["_zero"]]}

@@ -271,7 +271,8 @@ def inspect(
     table = Table("layer", "network", "bytes", "bits/weight", "error", "share", title=str(out))
     for row in ledger.layers if all_layers else ledger.by_kind():
         error = "" if row.error is None else f"{row.error:.3g}"
-        table.add_row(row.name, row.network, f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}", error, f"{row.share:.1%}")
+        network = f"{row.family}: {row.network}" if row.family and all_layers else row.network
+        table.add_row(row.name, network, f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}", error, f"{row.share:.1%}")
     out_console.print(table)
     totals = Table("part of the folder", "bytes")
     for name, value in ledger.totals().items():

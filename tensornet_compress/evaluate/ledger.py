@@ -19,6 +19,7 @@ class LedgerRow(Frozen):
 
     name: str
     network: str
+    family: str = ""
     nbytes: int
     weights: int
     error: float | None
@@ -59,7 +60,7 @@ class Ledger(Frozen):
         return [
             LedgerRow(
                 name=f"{name} x {len(rows)}",
-                network=", ".join(sorted({row.network.split(" ")[-1] for row in rows})),
+                network=", ".join(sorted({f"{row.family} {row.network.split(' ')[-1]}".strip() for row in rows})),
                 nbytes=sum(row.nbytes for row in rows),
                 weights=sum(row.weights for row in rows),
                 error=sum(row.error or 0.0 for row in rows) / len(rows) if rows[0].error is not None else None,
@@ -84,6 +85,7 @@ def folder_ledger(folder: str | Path) -> Ledger:
             LedgerRow(
                 name=name,
                 network=layer.spec.describe(),
+                family=entry.get("family") or "",
                 nbytes=nbytes,
                 weights=prod(layer.spec.shape),
                 error=entry.get("error"),

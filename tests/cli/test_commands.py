@@ -107,6 +107,8 @@ def test_inspect_adds_up_to_the_folder(saved, tmp_path):
         assert ledger["totals"]["folder"] == sum(path.stat().st_size for path in out.iterdir())
         assert sum(layer["nbytes"] for layer in ledger["layers"]) == report["targeted_nbytes"]
         assert result.output.count("_proj") == rows
+        assert result.output.count(" dense") >= rows
+        assert all(f"{error:.3g}" in result.output for error in (ledger["layers"][0]["error"],) if "--all" in options)
 
 
 BAD = {

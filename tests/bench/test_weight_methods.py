@@ -13,7 +13,7 @@ from tensornet_compress.bench.peers.weights.rtn import format_for
 from tensornet_compress.bench.peers.weights.tensorly import chain_ranks, digits, numbers
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, WeightCase, WeightMethod
-from tests.models import batches, tiny_gpt2, tiny_llama
+from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
 
 BITS = 6.0
 BLOCK = ["model.layers.1.*"]
@@ -132,6 +132,15 @@ def test_grids_take_most_bits_first_and_say_when_none_fits() -> None:
     ]  # fmt: skip
     with pytest.raises(Unavailable, match=r"takes 2\.25 bits per weight, asked for 1\.5"):
         grid_for(1.5, codes, 32)
+
+
+def test_gptq_rounds_what_lies_outside_the_blocks_and_says_so() -> None:
+    case = WeightCase(tiny_bert(), batches())
+    _ = case.kept
+    made = WEIGHT_METHODS["gptq"].compress(case, BITS)
+    case.put_back()
+    assert {cell.name for cell in made.layers} == {target.name for target in case.targets} >= {"pooler.dense"}
+    assert made.note.endswith("rounded to nearest: pooler.dense")
 
 
 def test_whole_rows_make_room_for_one_more_bit() -> None:

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from tensornet_compress.bench.peers.weights.rtn import format_for
 from tensornet_compress.bench.read_back import read_back
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
+from tensornet_compress.decompose import realise
 from tensornet_compress.metric import Batch
 from tensornet_compress.network import IntFormat, NetworkSpec, TensorNetwork, parse_format
 from tensornet_compress.nn import Target, find_targets, layer_weight, replace_module
+from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.train.blocks import BlockRunner, Hook
 
 
@@ -164,8 +166,19 @@ def compress(case: WeightCase, bits: float) -> Compressed:
     shortest = min(case.matrix(target).shape[1] for target in case.targets)
     settings = GPTQ(format_for(bits, shortest), mse=True)
     quantise_model(case.model, case.batches, settings, targets=case.targets)
+    left = _round_outside_blocks(case, settings.fmt)
     cells, ledger, _ = read_back(case, "integers")
-    return Compressed(cells, ledger, settings=asdict(settings))
+    note = f"outside the blocks, and so rounded to nearest: {', '.join(left)}" if left else ""
+    return Compressed(cells, ledger, note, asdict(settings))
+
+
+def _round_outside_blocks(case: WeightCase, fmt: str) -> list[str]:
+    """Layers that no block holds, as an encoder's pooler: the reference leaves them alone, here they take the same bytes."""
+    names = [t.name for t in case.targets if not isinstance(case.model.get_submodule(t.name), NetworkModule)]
+    for name in names:
+        weight = layer_weight(case.model.get_submodule(name)).contiguous()
+        replace_module(case.model, name, realise(weight, NetworkSpec.dense(tuple(weight.shape), parse_format(fmt))))
+    return names
 
 
 WEIGHT_METHODS.add(

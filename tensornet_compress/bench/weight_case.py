@@ -79,7 +79,8 @@ class WeightCase:
 
     @cached_property
     def kept(self) -> KeptModules:
-        """The original modules."""
+        """The original modules, taken while the model has them."""
+        self.memo["nbytes"] = sum(p.numel() * p.element_size() for p in self.model.parameters())
         return KeptModules(self.model)
 
     @cached_property
@@ -90,8 +91,8 @@ class WeightCase:
     @cached_property
     def other_nbytes(self) -> int:
         """Bytes of everything but the targets, in the model's dtype; what is tied counts once."""
-        held = {id(p) for target in self.targets for p in self.original(target).parameters()}
-        return sum(p.numel() * p.element_size() for p in self.model.parameters() if id(p) not in held)
+        held = {id(p): p for target in self.targets for p in self.original(target).parameters()}
+        return int(self.memo["nbytes"]) - sum(p.numel() * p.element_size() for p in held.values())
 
     def original(self, target: Target) -> nn.Module:
         """The dense module of a target."""

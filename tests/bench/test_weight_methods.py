@@ -143,6 +143,18 @@ def test_gptq_rounds_what_lies_outside_the_blocks_and_says_so() -> None:
     assert made.note.endswith("rounded to nearest: pooler.dense")
 
 
+@pytest.mark.parametrize("name", ["rtn", "gptq", "ours-dense"])
+def test_what_was_left_alone_is_the_same_before_and_after(name: str) -> None:
+    fresh, used = (WeightCase(tiny_bert(), batches()) for _ in range(2))
+    _ = fresh.kept, used.kept, used.targets
+    WEIGHT_METHODS[name].compress(used, BITS)
+    assert (
+        used.other_nbytes
+        == fresh.other_nbytes
+        == sum(p.numel() * 4 for n, p in fresh.model.named_parameters() if "embeddings" in n or "LayerNorm" in n)
+    )
+
+
 def test_whole_rows_make_room_for_one_more_bit() -> None:
     assert [format_for(bits, 576) for bits in (6.0, 4.5, 3.0)] == ["int6g0o", "int4g64o", "int3g0o"]
     assert format_for(6.0, 64) == "int5g32o"

@@ -159,4 +159,5 @@ def describe(row: Row) -> str:
         for name, value in row.values.items()
         if name != "seconds"
     ]
-    return f"{head}: {', '.join(shown)} ({row.values.get('seconds', 0.0):.1f} s)"
+    spent = f" ({row.values['seconds']:.1f} s)" if "seconds" in row.values else ""
+    return f"{head}: {', '.join(shown)}{spent}"

@@ -144,8 +144,8 @@ def speed() -> str:
     machine = result["machine"]
     text = f"""
         **Speed** on {machine["cores"]} cores with {machine["threads"]} threads, medians, all contenders of a subject timed in
-        turn in one run: milliseconds, and the time of ours over this one's (below one: ours is faster). Ours surveys every form of
-        every layer and measures what each is worth; that of quanto holds the compilation of its extension.
+        turn in one run: milliseconds, and the time of ours over this one's (below one: ours is faster). Ours surveys every form
+        of every layer and measures what each is worth; that of quanto holds the compilation of its extension.
         `tensornet-compress bench speed`"""
     return note(text) + grid(["what", "method", "ms", "ours / this"], rows)
 

@@ -13,10 +13,10 @@ CODES = {bits: float(bits) for bits in range(2, 9)}
 
 
 def format_for(bits: float, columns: int) -> str:
-    """The grid for a number of bits, as a format name: offsets and scales in fp16, of groups or of whole rows of ``columns``
-    weights (the shortest rows of a model)."""
+    """The grid for a number of bits, as a format name: scales and offsets in fp16 of groups, or scales and integer zero points
+    of whole rows of ``columns`` weights (the shortest rows of a model), where an offset would shift all small weights alike."""
     code, group = grid_for(bits, CODES, 32, (*GROUPS, max(columns, max(GROUPS))))
-    return f"int{code}g{group if group in GROUPS else 0}o"
+    return f"int{code}g{group}o" if group in GROUPS else f"int{code}g0z"
 
 
 def round_weight(case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> Approximation:

@@ -23,7 +23,7 @@ def _sized(rows: list[Row], value: Callable[[Row], float], size: str, shown: Cal
         for budget in budgets:
             row = next((row for row in rows if (row["method"], row["budget"]) == (method, budget)), None)
             if row is None:
-                cells.append("")
+                cells.append("not run")
             elif row.get("skipped"):
                 cells.append("cannot")
             else:

@@ -31,7 +31,7 @@ def weights() -> str:
     rows = {(r["method"], r["budget"]): r for r in result["rows"] if not r.get("skipped")}
     budgets = sorted({budget for _, budget in rows if budget is not None}, reverse=True)
     table = [
-        [title, *(f"{rows[method, bits]['values']['kl']:.3g}" if (method, bits) in rows else "" for bits in budgets)]
+        [title, *(f"{rows[method, bits]['values']['kl']:.3g}" if (method, bits) in rows else "not run" for bits in budgets)]
         for method, title in WEIGHTS.items()
     ]
     kinds = {bits: [layer["family"] for layer in rows["ours", bits]["layers"]] for bits in budgets if ("ours", bits) in rows}

@@ -23,7 +23,8 @@ def require_finite(tensor: Tensor, what: str) -> None:
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} holds {tensor.dtype}; give real floating point numbers")
     if tensor.numel() == 0:
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} is empty; there is nothing to decompose")
-    if not torch.isfinite(tensor).all():
+    # A sum of finite numbers can overflow, but one with a NaN or an infinity is never finite: one cheap pass nearly always.
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} holds {bad} NaN or infinite entries; clean it first")
 

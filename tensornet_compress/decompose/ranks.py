@@ -28,6 +28,10 @@ def ranks_for_error(spectra: Sequence[Tensor], max_squared_error: float, layout:
     def allowed(ranks: tuple[int, ...]) -> bool:
         return float(sum(float(drop[rank]) for drop, rank in zip(dropped, ranks))) <= max_squared_error
 
+    # No bond can do with less than what it needs were it the only one that drops anything.
+    least = tuple(max(1, int((drop > max_squared_error).sum())) for drop in dropped)
+    if allowed(least):
+        return least
     full = tuple(len(spectrum) for spectrum in spectra)
     ranks = _bisect(spectra, _Costs(layout, topology, None), allowed, cheapest=True) or full
     improved = True

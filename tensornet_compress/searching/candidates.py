@@ -52,6 +52,16 @@ class Candidate:
     nbytes: int
     error: float
 
+    def drawing(self) -> tuple[object, ...]:
+        """Equal for one network drawn in two ways: the digits of its cores, the wider bonds by the digits on one side, and,
+        as bonds of rank 1 may join any two cores, the predicted error."""
+        topology, (term,) = self.shape.topology, self.spec.terms
+        everything = frozenset(range(len(self.shape.tensorization.modes)))
+        sides = [frozenset(topology.side(bond)) for bond in range(len(topology.edges))]
+        cores = frozenset(frozenset(legs) for legs in topology.legs)
+        wide = {(everything - side if 0 in side else side, rank) for side, rank in zip(sides, term.ranks) if rank > 1}
+        return term.formats[0].name, cores, frozenset(wide), round(self.error, 7)
+
 
 def tensorize(shape: Sequence[int]) -> Tensorization:
     """The finest digits that candidates are made of: about 2 for small tensors, about 4 for large ones; axes of a tensor with

@@ -317,14 +317,18 @@ class _Search:
         predicted.sort(key=lambda pair: self.limit.cost(pair[0].nbytes, pair[0].error))
         most = _KEPT if self.work.numel() > _SMALL else _KEPT + 1
         made: list[TermSpec] = []
+        seen = set()
         for candidate, slack in predicted:
             if len(made) >= most or self._hopeless(candidate) or not self.alive():
                 return
-            if candidate.spec.terms[0] not in made:
-                made.append(candidate.spec.terms[0])
+            if candidate.spec.terms[0] in made:
+                continue
+            made.append(candidate.spec.terms[0])
+            if candidate.drawing() not in seen:
+                seen.add(candidate.drawing())
                 self._make(candidate, store, slack)
                 careful = self._predict(candidate.shape, store, candidate.spec.terms[0].formats[0], 1.0)
-                if careful is not None and slack != 1.0 and len(made) == 1:
+                if careful is not None and careful.spec != candidate.spec and len(made) == 1:
                     self._make(careful, store, 1.0)
 
     def _expected(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat) -> tuple[Candidate | None, float]:

@@ -20,7 +20,9 @@ _SUSPECT = 1e-10
 def rank_one_parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """``column, row`` with ``column row'`` the matrix, when that is of rank 1."""
     row = matrix[int(matrix.square().sum(1).argmax())]
-    return matrix @ (row / row.square().sum().clamp_min(1e-300)), row
+    wide = row.double()
+    # Sums over a long row in single precision would err by more than the share of energy that is looked for.
+    return (matrix.double() @ (wide / wide.square().sum().clamp_min(1e-300))).to(matrix), row
 
 
 def product_cut(tensor: Tensor) -> tuple[list[int], Tensor, Tensor] | None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensornet_compress.decompose import singular_values, svd
-from tensornet_compress.decompose.linalg import fix_signs
+from tensornet_compress.decompose.linalg import fix_signs, require_finite
 from tensornet_compress.errors import TensorNetError
 from tests.generators import SEEDS, random_tensor
 
@@ -110,6 +110,15 @@ def test_bad_numbers_are_counted_in_the_message(value, solver):
     matrix[0, :2] = value
     with pytest.raises(TensorNetError, match=r"\(3, 4\) holds 2 NaN or infinite"):
         solver(matrix)
+
+
+def test_finite_numbers_whose_sum_overflows_are_no_fault():
+    require_finite(torch.full((4, 4), 3e38), "matrix")
+
+
+def test_infinities_that_cancel_are_counted():
+    with pytest.raises(TensorNetError, match="holds 2 NaN or infinite"):
+        require_finite(torch.tensor([float("inf"), -float("inf"), 1.0]), "vector")
 
 
 def test_empty_matrices_are_named():

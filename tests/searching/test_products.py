@@ -57,6 +57,21 @@ def test_a_cut_of_rank_one_that_samples_miss_splits_the_store():
     assert store.rank({0, 2}, 1e-9) == 4
 
 
+def test_large_products_in_single_precision_are_found():
+    """Their dot products are long: summed in single precision they would err by more than what a product may be off."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(10, 10, generator=generator) for _ in range(3)]
+    tensor = torch.einsum("ab,cd,ef->acebdf", *parts).contiguous()
+    for _ in range(2):
+        found = product_cut(tensor)
+        assert found is not None
+        inside, _, row = found
+        assert len(inside) == 2
+        assert inside[1] == inside[0] + tensor.ndim // 2
+        tensor = row.reshape([10] * (tensor.ndim - 2))
+    assert product_cut(tensor) is None
+
+
 def test_rank_one_parts_give_the_matrix_back():
     matrix = torch.outer(torch.randn(5), torch.randn(7))
     column, row = rank_one_parts(matrix)

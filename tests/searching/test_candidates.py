@@ -1,0 +1,67 @@
+"""Predicted candidates: the fewest ranks that keep a limit, and networks that are drawn in two ways."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tensornet_compress as tnc
+from tensornet_compress.decompose import bond_spectra, ranks_for_error, tails
+from tensornet_compress.layout import Layout, Tensorization
+from tensornet_compress.network import Topology, parse_format
+from tensornet_compress.searching import SpectrumStore
+from tensornet_compress.searching.candidates import Candidate, Shape, for_error
+
+FP32 = parse_format("fp32")
+
+
+def drawn(tensor: torch.Tensor, topology: Topology) -> Candidate:
+    shape = Shape("tree", Tensorization.native(tuple(tensor.shape)), topology)
+    found = for_error(shape, SpectrumStore(tensor), FP32, 1e-4)
+    assert found is not None
+    return found
+
+
+@given(st.integers(0, 99), st.floats(1e-3, 0.9))
+def test_the_sum_that_is_dropped_keeps_the_limit(seed: int, error: float) -> None:
+    tensor = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    topology = Topology.train(3)
+    spectra = bond_spectra(tensor, topology)
+    allowed = error**2 * float(tensor.square().sum())
+    ranks = ranks_for_error(spectra, allowed, Layout.native((3, 4, 5)), topology)
+    dropped = [tails(spectrum) for spectrum in spectra]
+    assert sum(float(drop[rank]) for drop, rank in zip(dropped, ranks)) <= allowed
+    for bond, rank in enumerate(ranks):
+        lower = [*ranks[:bond], rank - 1, *ranks[bond + 1 :]]
+        assert rank == 1 or sum(float(drop[r]) for drop, r in zip(dropped, lower)) > allowed
+
+
+def test_exact_ranks_are_found_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(6, 2, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    tensor = torch.einsum("aib,bjc,ckd->aijkd", first, second, first)
+    topology = Topology.train([(0, 1), (2,), (3, 4)])
+    ranks = ranks_for_error(bond_spectra(tensor, topology), 1e-9, Layout.native(tuple(tensor.shape)), topology)
+    assert ranks == (6, 6)
+
+
+def test_chains_of_rank_one_in_any_order_are_one_drawing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(4, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+    tensor = torch.einsum("ab,cd,ef->abcdef", *parts)
+    one, other = (
+        drawn(tensor, Topology(legs=((0, 1), (2, 3), (4, 5)), edges=edges)) for edges in (((0, 1), (1, 2)), ((0, 1), (0, 2)))
+    )
+    assert one.drawing() == other.drawing()
+    assert one.nbytes == other.nbytes == 4 * 48
+    assert drawn(tensor, Topology.train([(0, 2), (1, 3), (4, 5)])).drawing() != one.drawing()
+
+
+def test_what_is_measured_once_is_not_measured_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(6, 6, generator=generator) for _ in range(3)]
+    tensor = torch.einsum("ab,cd,ef->acebdf", *parts)
+    result = tnc.search(tensor, max_error=1e-4, formats=("fp32",), topologies=("tree",), null=False)
+    assert [found.network.nbytes for found in result.found].count(4 * 108) == 1
+    assert result.best.nbytes == 4 * 108

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
+
+_WORDS = {1: torch.int64, 2: torch.int32, 4: torch.int16}
+"""By bits: the word that has a byte for each integer in one byte."""
 
 
 def packed_nbytes(count: int, bits: int) -> int:
@@ -44,16 +48,34 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     _check_bits(bits)
     if packed.numel() != packed_nbytes(count, bits):
         raise TensorNetError(f"{count} integers of {bits} bits take {packed_nbytes(count, bits)} bytes, found {packed.numel()}")
-    if bits == 8:
+    if bits == 8 or count == 0:
         return packed
-    if bits in (1, 2, 4):
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-        return ((packed[:, None] >> shifts) & ((1 << bits) - 1)).view(-1)[:count]
+    if bits in _WORDS:
+        words = packed.to(_WORDS[bits])
+        return _spread(words, bits, 8 // bits).view(torch.uint8)[:count]
     groups = -(-count // 8)
-    stream = torch.nn.functional.pad(packed, (0, groups * bits - packed.numel())).view(groups, bits).long()
-    words = (stream << (8 * torch.arange(bits, device=packed.device))).sum(1, keepdim=True)
-    values = (words >> (bits * torch.arange(8, device=packed.device))) & ((1 << bits) - 1)
-    return values.to(torch.uint8).view(-1)[:count]
+    stream = F.pad(packed, (0, groups * bits - packed.numel())).view(groups, bits)
+    words = F.pad(stream, (0, 8 - bits)).view(torch.int64)
+    return _spread(words, bits, 8).view(torch.uint8).view(-1)[:count]
+
+
+def _spread(words: Tensor, bits: int, values: int) -> Tensor:
+    """Words whose lowest bits hold ``values`` integers of ``bits`` bits -> the same with a byte for each.
+
+    The upper half of the integers moves up to the upper half of the word, then the same in each half: a few passes over whole
+    words, in place of one for each integer.
+    """
+    while values > 1:
+        values //= 2
+        low = ((1 << values * bits) - 1) * sum(1 << 16 * values * place for place in range(words.itemsize // (2 * values)))
+        high = low << 8 * values
+        moved = (words << values * (8 - bits)).bitwise_and_(_signed(high, words))
+        words = (words & _signed(low, words)).bitwise_or_(moved)
+    return words
+
+
+def _signed(mask: int, words: Tensor) -> int:
+    return mask - (1 << 8 * words.itemsize) if mask >> (8 * words.itemsize - 1) else mask
 
 
 def _check_bits(bits: int) -> None:

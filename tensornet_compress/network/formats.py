@@ -146,8 +146,12 @@ class IntFormat(Frozen):
             zero = parts["_zero"].to(dtype)
         codes = unpack_bits(parts["_q"], self.bits, rows * run).to(dtype)
         if run % width == 0:
-            return torch.addcmul(zero[..., None], codes.view(rows, groups, width), scale[..., None]).view(shape)
-        return torch.addcmul(self.spread(zero, run), codes.view(rows, run), self.spread(scale, run)).view(shape)
+            codes, scale, zero = codes.view(rows, groups, width), scale[..., None], zero[..., None]
+        else:
+            codes, scale, zero = codes.view(rows, run), self.spread(scale, run), self.spread(zero, run)
+        if torch.is_grad_enabled() and (scale.requires_grad or zero.requires_grad):
+            return (codes * scale + zero).view(shape)
+        return codes.mul_(scale).add_(zero).view(shape)
 
     def decode_rows(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Slices ``rows`` (int64, (k,)) of the first axis, decoded: shape (k, *shape[1:]).

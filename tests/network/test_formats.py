@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.network import FloatFormat, IntFormat, format_nbytes, parse_format
+from tensornet_compress.network.bitpack import pack_bits, unpack_bits
 from tensornet_compress.network.formats import FLOAT_DTYPES, grouped_view
 from tests.generators import FORMATS, INT_FORMATS, SEEDS, random_tensor
 
@@ -193,3 +194,31 @@ def test_numbers_beyond_half_precision_never_become_infinite_or_worse_than_zero(
     decoded = fmt.decode(fmt.encode(core), (4, 64), torch.float32)
     assert torch.isfinite(decoded).all()
     assert float((decoded - core).norm()) <= 1.1 * float(core.norm())
+
+
+@pytest.mark.parametrize("name", ["int4g8z", "int3g8o", "int8g8"])
+def test_numbers_do_not_depend_on_whether_scales_are_trained(name):
+    fmt, core = parse_format(name), random_tensor((6, 20))
+    parts = fmt.encode(core)
+    stored = {part: value.clone() for part, value in parts.items()}
+    plain = fmt.decode(parts, (6, 20), torch.float32)
+    scale = parts["_scale"].float().requires_grad_()
+    trained = fmt.decode(parts | {"_scale": scale}, (6, 20), torch.float32)
+    assert torch.equal(trained, plain)
+    assert all(torch.equal(parts[part], value) for part, value in stored.items())
+    trained.square().sum().backward()
+    assert scale.grad is not None
+    step = 1e-3 * torch.ones_like(scale).double()
+    double = {part: value.double() if value.is_floating_point() else value for part, value in parts.items()}
+    higher, lower = (
+        fmt.decode(double | {"_scale": scale.detach().double() + sign * step}, (6, 20), torch.float64).square().sum()
+        for sign in (1, -1)
+    )
+    assert float(scale.grad.sum()) == pytest.approx(float((higher - lower) / 2e-3), rel=1e-3)
+
+
+@given(st.integers(1, 8), st.integers(1, 300), SEEDS)
+def test_packed_slices_of_larger_buffers_are_read(bits, count, seed):
+    values = torch.randint(0, 1 << bits, (count,), generator=torch.Generator().manual_seed(seed))
+    buffer = torch.cat([torch.zeros(3, dtype=torch.uint8), pack_bits(values, bits), torch.ones(5, dtype=torch.uint8)])
+    assert torch.equal(unpack_bits(buffer[3:-5], bits, count).long(), values)

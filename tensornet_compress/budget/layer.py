@@ -57,8 +57,8 @@ class LayerStatistics:
 
     @cached_property
     def feedback(self) -> ErrorFeedback | None:
-        """Error feedback along the inputs."""
-        return column_feedback(self.metric)
+        """Error feedback along the inputs, without the improvement of codes, which only what is kept is worth."""
+        return column_feedback(self.metric, rounds=0)
 
     def rounded(self, fmt: NumberFormat) -> TensorNetwork:
         """The weight as one core in a number format."""

@@ -14,14 +14,22 @@ from tensornet_compress.layout import Layout, choose_radices
 from tensornet_compress.network import FloatFormat, IntFormat, NumberFormat, PivotFormat, Topology, parse_format
 
 DENSE_FORMATS = (
+    "int2g0z",
+    "int2g128z",
     "int2g64z",
     "int2g32o",
+    "int3g0z",
+    "int3g128z",
     "int3g64z",
     "int3g32o",
+    "int4g128z",
     "int4g64z",
     "int4g32o",
     "int5g64z",
     "int6g64z",
+    "int7g64z",
+    "int8g0",
+    "int8g128",
     "int8g64",
     "bf16",
     "fp32",

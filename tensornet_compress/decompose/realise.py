@@ -14,7 +14,7 @@ from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.decompose.pivots import refit_rows, stable_pivots
-from tensornet_compress.decompose.quantise import ErrorFeedback
+from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
 from tensornet_compress.decompose.tree import decompose_tree
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
@@ -96,11 +96,11 @@ def _dense_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, feedba
     return {part_name(0, 0, part): value for part, value in parts.items()}
 
 
-def column_feedback(metric: KroneckerMetric) -> ErrorFeedback | None:
+def column_feedback(metric: KroneckerMetric, rounds: int = ROUNDS) -> ErrorFeedback | None:
     """Error feedback for cores along the columns of the metric; None when these are Euclidean or diagonal."""
     if metric.columns is None or metric.columns.ndim == 1:
         return None
-    return ErrorFeedback(metric.columns)
+    return ErrorFeedback(metric.columns, rounds=rounds)
 
 
 def _matrix_parts(

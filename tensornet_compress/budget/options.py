@@ -14,14 +14,14 @@ from tensornet_compress.layout import Layout, choose_radices
 from tensornet_compress.network import FloatFormat, IntFormat, NumberFormat, PivotFormat, Topology, parse_format
 
 DENSE_FORMATS = (
-    "int2g0z",
-    "int2g128z",
+    "int2g0o",
+    "int2g256o",
+    "int2g128o",
     "int2g64z",
-    "int2g32o",
-    "int3g0z",
+    "int3g0o",
+    "int3g256z",
     "int3g128z",
     "int3g64z",
-    "int3g32o",
     "int4g128z",
     "int4g64z",
     "int4g32o",

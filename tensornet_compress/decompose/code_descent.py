@@ -89,30 +89,33 @@ class _Descent:
             self._move(start, end, moved)
 
     def improve_scales(self) -> None:
-        """Every scale in turn, and every offset, rounded to what is stored."""
+        """Every scale in turn, jointly with its offset where there is one, rounded to what is stored."""
         for group in range(len(self.scale)):
             start, end = group * self.width, min((group + 1) * self.width, self.run)
+            own, slope = self.moment[start:end, start:end], self.slope[start:end]
             directions = self.codes[start:end] - self.points[group]
-            best = self._best(self.scale[group], directions, start, end)
-            bounded = best.clamp(self.scale[group] / _MOST_CHANGE, self.scale[group] * _MOST_CHANGE)
-            self._replace(self.scale, group, bounded, directions, start, end)
+            seen = own @ directions
+            gain, curvature = (slope * directions).sum(0), (seen * directions).sum(0)
             if self.has_offsets:
-                ones = torch.ones_like(directions)
-                self._replace(self.offsets, group, self._best(self.offsets[group], ones, start, end), ones, start, end)
+                # Two unknowns: the offset is eliminated from the equation of the scale.
+                shared, total, flat = seen.sum(0), own.sum(), slope.sum(0)
+                gain, curvature = gain - shared * flat / total, curvature - shared.square() / total
+            scale = self.scale[group]
+            change = torch.where(curvature > 1e-6 * seen.mul(directions).sum(0), gain / curvature, 0.0)
+            new = self._as_stored((scale + change).clamp(scale / _MOST_CHANGE, scale * _MOST_CHANGE), scale)
+            moved = (new - scale) * directions
+            if self.has_offsets:
+                offset = self.offsets[group]
+                lifted = self._as_stored(offset + (flat - (new - scale) * shared) / total, offset)
+                moved += lifted - offset
+                self.offsets[group] = lifted
+            self.scale[group] = new
+            self._move(start, end, moved)
 
-    def _best(self, now: Tensor, directions: Tensor, start: int, end: int) -> Tensor:
-        """The value of least error for factors ``now`` (rows,) of ``directions`` (group, rows)."""
-        gain = (self.slope[start:end] * directions).sum(0)
-        curvature = ((self.moment[start:end, start:end] @ directions) * directions).sum(0)
-        return torch.where(curvature > 0, now + gain / curvature, now)
-
-    def _replace(self, held: Tensor, group: int, best: Tensor, directions: Tensor, start: int, end: int) -> None:
-        stored = best.to(FLOAT_DTYPES[self.fmt.scale_dtype]).to(best.dtype)
-        fits = torch.isfinite(stored) & ((stored > 0) | (held is self.offsets))
-        stored = torch.where(fits, stored, held[group])
-        moved = (stored - held[group]) * directions
-        held[group] = stored
-        self._move(start, end, moved)
+    def _as_stored(self, wanted: Tensor, now: Tensor) -> Tensor:
+        """Rounded to the dtype of scales; what that cannot hold, or makes zero of, stays as it is."""
+        stored = wanted.to(FLOAT_DTYPES[self.fmt.scale_dtype]).to(wanted.dtype)
+        return torch.where(torch.isfinite(stored) & ((stored != 0) | (now == 0)), stored, now)
 
     def _move(self, start: int, end: int, moved: Tensor) -> None:
         """Decoded columns have moved."""

@@ -22,7 +22,7 @@ ROUNDS = 2
 # what feedback adds to a number may leave a grid that is fixed for a long group.
 _CLIPPING_INFLATION = {2: 1.3, 3: 1.05}
 _LONG_INFLATION = 0.05
-_SHORT = 64
+_SHORT, _FEW_BITS = 64, 2
 # Squared distance to the grid, over that of numbers anywhere between its points, which single precision may leave.
 _ON_GRID = 1e-8
 
@@ -66,7 +66,7 @@ class ErrorFeedback:
         steps = fmt.spread(scale, run).double().square() / 12
         pivots = torch.empty_like(self.pivots)
         pivots[self.order] = self.pivots
-        longer = max(0.0, log2(fmt.width(run) / _SHORT))
+        longer = max(0.0, log2(fmt.width(run) / _SHORT)) if fmt.bits > _FEW_BITS else 0.0
         inflation = _CLIPPING_INFLATION.get(fmt.bits, 1.0) * (1 + _LONG_INFLATION * longer)
         rounded = fmt.quantise(matrix, scale, zero) * fmt.spread(scale, run) + fmt.spread(zero, run)
         on_grid = (matrix - rounded).double().square().sum(1) <= _ON_GRID * steps.sum(1)

@@ -53,7 +53,7 @@ def test_predicted_errors_are_near_measured_ones(seed, name):
 def test_without_correlation_feedback_is_round_to_nearest_on_its_grid():
     weight = random_tensor((5, 64), 3, torch.float32)
     fmt = parse_format("int4g32")
-    feedback = ErrorFeedback(torch.eye(64, dtype=torch.float64))
+    feedback = ErrorFeedback(torch.eye(64, dtype=torch.float64), rounds=0)
     scale, zero = fmt.fit_grid(weight, torch.ones(64))
     parts = feedback.encode(weight, fmt)
     wanted = fmt.assemble(fmt.quantise(weight, scale, zero), scale, zero)
@@ -134,3 +134,19 @@ def test_integer_trains_are_refitted_after_each_core(seed):
     errors = [float((weight - network.to_dense()).norm()) for network in (refitted, once)]
     assert refitted.nbytes == once.nbytes
     assert errors[0] <= errors[1] * 1.001
+
+
+@given(SEEDS, st.sampled_from(["int4g32o", "int4g32z", "int8g32"]))
+def test_rows_of_a_checkpoint_that_was_quantised_before_cost_nothing(seed, name):
+    fmt, moment = parse_format(name), correlated_moment(96, seed)
+    weight = random_tensor((8, 96), seed, torch.float32)
+    weight[:, ::32], weight[:, 1::32] = 4.0, -4.0  # Every group holds both ends of its grid, so that the grid is found again.
+    weight = fmt.decode(fmt.encode(weight), (8, 96), torch.float32)
+    feedback = ErrorFeedback(moment)
+    if not torch.equal(fmt.decode(feedback.encode(weight, fmt), (8, 96), torch.float32), weight):
+        return  # The search over clipping has found another grid.
+    assert torch.equal(feedback.predicted_error(weight, fmt), torch.zeros(8, dtype=torch.float64))
+    weight[3] += 0.3 * random_tensor((96,), seed, torch.float32)
+    predicted = feedback.predicted_error(weight, fmt)
+    assert predicted[3] > 0
+    assert float(predicted.sum()) == float(predicted[3])

@@ -38,13 +38,16 @@ def weights() -> str:
     kinds = {bits: [layer["family"] for layer in rows["ours", bits]["layers"]] for bits in budgets if ("ours", bits) in rows}
     kept = ", ".join(f"{families.count('dense')} at {bits:g}" for bits, families in kinds.items())
     settings = result["settings"]["weights"]
-    whole = [bits for bits in budgets if ("ours", bits) in rows and rows["ours", bits]["values"]["kl"] < LOSSLESS]
-    found = min((rows["ours", bits]["values"]["bits_per_weight"] for bits in whole), default=0.0)
+    exact = {
+        bits: sum(layer["error"] < LOSSLESS for layer in rows["ours", bits]["layers"])
+        for bits in budgets
+        if ("ours", bits) in rows
+    }
+    on_grid = ", ".join(f"{count} at {bits:g}" for bits, count in exact.items() if count)
     warning = (
-        f"""The bundled weights come from a 4-bit file: at {" and ".join(f"{bits:g}" for bits in whole)} bits ours finds
-        their grid and stores them without loss in {found:.2f} bits, which says nothing about other models; judge these sizes
-        by MiniLM in docs/results.md."""
-        if whole
+        f"""The bundled weights come from a 4-bit file. Ours finds its grid, which stores a layer without loss in 5 bits:
+        {on_grid} bits. That says nothing about other models; judge these sizes by MiniLM in docs/results.md."""
+        if on_grid
         else ""
     )
     text = f"""

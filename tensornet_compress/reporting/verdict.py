@@ -47,12 +47,20 @@ class Duel:
         return "ours" if self._better(ours, peer) else "peer"
 
     @property
-    def _values(self) -> tuple[float, float]:
-        """Of ours and the peer; a divergence is no less than what the original shows against itself by rounding alone."""
+    def lossless(self) -> bool:
+        """Whether the winner diverges by no more than the original does from itself by rounding."""
+        return self.winner != "even" and min(self._values) <= self._floor
+
+    @property
+    def _floor(self) -> float:
         original = self.group.original
         divergence = original is not None and any(word in self.by for word in _DIVERGENCES)
-        floor = abs(original.values.get(self.by, 0.0)) if original is not None and divergence else float("-inf")
-        return max(self.ours.values[self.by], floor), max(self.peer.values[self.by], floor)
+        return abs(original.values.get(self.by, 0.0)) if original is not None and divergence else float("-inf")
+
+    @property
+    def _values(self) -> tuple[float, float]:
+        """Of ours and the peer; a divergence is no less than what the original shows against itself by rounding alone."""
+        return max(self.ours.values[self.by], self._floor), max(self.peer.values[self.by], self._floor)
 
     def _better(self, one: float, other: float) -> bool:
         measure = self.group.measures[self.by]

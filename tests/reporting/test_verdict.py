@@ -110,4 +110,6 @@ def test_divergences_below_what_the_original_shows_against_itself_are_even() -> 
     (duel,) = duels(only(result(dense, row("ours", 2000, 1e-8, True), row("p", 2000, 6e-7))))
     assert (duel.winner, duel.factor) == ("even", 1.0)
     (duel,) = duels(only(result(dense, row("ours", 2000, 1e-8, True), row("p", 2000, 8e-6))))
-    assert (duel.winner, round(duel.factor)) == ("ours", 10)
+    assert (duel.winner, round(duel.factor), duel.lossless) == ("ours", 10, True)
+    (duel,) = duels(only(result(dense, row("ours", 2000, 9e-7, True), row("p", 2000, 8e-6))))
+    assert (duel.winner, duel.lossless) == ("ours", False)

@@ -62,7 +62,15 @@ def _cells(duel: Duel) -> tuple[Cell, ...]:
     measure = duel.group.measures[duel.by]
     winner, tone = _WINNER[duel.winner]
     factor = max(duel.factor, 1 / duel.factor if duel.factor else float("inf"))
-    by = "" if winner == "even" else f"by {times(factor)} ×" if factor != float("inf") else ""
+    by = (
+        "loses nothing"
+        if duel.lossless
+        else ""
+        if winner == "even"
+        else f"by {times(factor)} ×"
+        if factor != float("inf")
+        else ""
+    )
     sides = (
         Cell(
             without_unit(row.values[duel.by], measure),

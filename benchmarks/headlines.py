@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench_tables import on_bundled_grid
 from readme_tables import grid, load, mean, note
 
 CACHES = (
@@ -23,7 +24,6 @@ WEIGHTS = {
     "svd-llm": "SVD-LLM, bf16 factors",
     "tensorly-tt": "tensor trains (tensorly), bf16",
 }
-LOSSLESS = 1e-5
 
 
 def weights() -> str:
@@ -38,23 +38,12 @@ def weights() -> str:
     kinds = {bits: [layer["family"] for layer in rows["ours", bits]["layers"]] for bits in budgets if ("ours", bits) in rows}
     kept = ", ".join(f"{families.count('dense')} at {bits:g}" for bits, families in kinds.items())
     settings = result["settings"]["weights"]
-    exact = {
-        bits: sum(layer["error"] < LOSSLESS for layer in rows["ours", bits]["layers"])
-        for bits in budgets
-        if ("ours", bits) in rows
-    }
-    on_grid = ", ".join(f"{count} at {bits:g}" for bits, count in exact.items() if count)
-    warning = (
-        f"""The bundled weights come from a 4-bit file. Ours finds its grid, which stores a layer without loss in 5 bits:
-        {on_grid} bits. That says nothing about other models; judge these sizes by MiniLM in docs/results.md."""
-        if on_grid
-        else ""
-    )
     text = f"""
         **Weights of SmolLM2-135M**: KL to the original (nats per token) on {settings["heldout_windows"]} held-out windows of
         {settings["length"]}, with all stored bytes of all layers counted; {settings["calibration_windows"]} calibration windows
         for all methods. Of {len(next(iter(kinds.values())))} layers ours stores as one dense core of integers: {kept} bits. The
-        sizes of quantisers come in steps, see the full table. {warning} `tensornet-compress bench weights`"""
+        sizes of quantisers come in steps, see the full table. {on_bundled_grid(result["rows"])}
+        `tensornet-compress bench weights`"""
     return note(text) + grid(["method", *(f"{bits:g} bits" for bits in budgets)], table)
 
 

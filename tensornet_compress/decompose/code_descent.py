@@ -1,8 +1,7 @@
 """Integer codes and their scales improved in turns, in a metric.
 
 Each code moves to the best one while all others stay (cyclic coordinate descent, QuantEase 2309.01885), then each scale (and
-offset) to its least-squares value for the codes. Measured on layers of SmolLM2-135M after error feedback: two rounds take 6 to
-19 % off the squared error on the calibration text and 2 to 16 % on other text, at 2 to 4 bits.
+offset) to its least-squares value for the codes. The error falls on text that the moment was not measured on too, though less.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Candidate:
     nbytes: int
     error: float
 
-    def drawing(self) -> tuple[object, ...]:
+    def signature(self) -> tuple[object, ...]:
         """Equal for one network drawn in two ways: the digits of its cores, the wider bonds by the digits on one side, and,
         as bonds of rank 1 may join any two cores, the predicted error."""
         topology, (term,) = self.shape.topology, self.spec.terms

@@ -38,7 +38,6 @@ DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "in
 CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 _KEPT = 3
 _TRIES = 4
-_WRONG = 1.3
 _SMALL = 1 << 16
 _SHARED = 1.02
 _COARSE = 0.03
@@ -317,15 +316,15 @@ class _Search:
         predicted.sort(key=lambda pair: self.limit.cost(pair[0].nbytes, pair[0].error))
         most = _KEPT if self.work.numel() > _SMALL else _KEPT + 1
         made: list[TermSpec] = []
-        seen = set()
+        signatures = set()
         for candidate, slack in predicted:
-            if len(made) >= most or self._hopeless(candidate) or not self.alive():
+            if len(made) >= most or self.limit.hopeless(candidate, self.found) or not self.alive():
                 return
             if candidate.spec.terms[0] in made:
                 continue
             made.append(candidate.spec.terms[0])
-            if candidate.drawing() not in seen:
-                seen.add(candidate.drawing())
+            if candidate.signature() not in signatures:
+                signatures.add(candidate.signature())
                 self._make(candidate, store, slack)
                 careful = self._predict(candidate.shape, store, candidate.spec.terms[0].formats[0], 1.0)
                 if careful is not None and careful.spec != candidate.spec and len(made) == 1:
@@ -338,12 +337,6 @@ class _Search:
         if candidate is None or slack == 1.0:
             return candidate, slack
         return self._predict(candidate.shape, store, fmt, slack) or candidate, slack
-
-    def _hopeless(self, candidate: Candidate) -> bool:
-        """Whether the best so far is smaller (or nearer) by more than predictions are wrong by."""
-        kept = [found for found in self.found if self.limit.keeps(found)]
-        costs = [self.limit.cost(found.nbytes, found.error)[0] for found in kept]
-        return bool(costs) and self.limit.cost(candidate.nbytes, candidate.error)[0] > _WRONG * min(costs)
 
     def _predict(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat, slack: float) -> Candidate | None:
         if self.limit.max_error is not None:

@@ -14,6 +14,7 @@ from tensornet_compress.searching.entry_search import EntrySort
 from tensornet_compress.searching.result import Found
 
 _PRECISION = 1e-6
+_WRONG = 1.3
 
 
 def check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -76,6 +77,12 @@ class Limit:
         """The best that is within the limit; ties go to native order."""
         kept = [item for item in items if self.keeps(item)]
         return min(kept, key=lambda item: self.cost(item.nbytes, item.error, item.ordered), default=None)
+
+    def hopeless(self, candidate: Candidate, items: Sequence[Found]) -> bool:
+        """Whether the best of ``items`` is smaller (or nearer) than the candidate by more than predictions are wrong by."""
+        best = self.best(items)
+        known = None if best is None else self.cost(best.nbytes, best.error)[0]
+        return known is not None and self.cost(candidate.nbytes, candidate.error)[0] > _WRONG * known
 
     def required(self, items: Sequence[Found]) -> Found:
         """``best``; raises ``TensorNetError`` where nothing is within the limit."""

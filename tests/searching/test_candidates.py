@@ -46,16 +46,16 @@ def test_exact_ranks_are_found_at_once() -> None:
     assert ranks == (6, 6)
 
 
-def test_chains_of_rank_one_in_any_order_are_one_drawing() -> None:
+def test_chains_of_rank_one_in_any_order_have_one_signature() -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(4, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
     tensor = torch.einsum("ab,cd,ef->abcdef", *parts)
     one, other = (
         drawn(tensor, Topology(legs=((0, 1), (2, 3), (4, 5)), edges=edges)) for edges in (((0, 1), (1, 2)), ((0, 1), (0, 2)))
     )
-    assert one.drawing() == other.drawing()
+    assert one.signature() == other.signature()
     assert one.nbytes == other.nbytes == 4 * 48
-    assert drawn(tensor, Topology.train([(0, 2), (1, 3), (4, 5)])).drawing() != one.drawing()
+    assert drawn(tensor, Topology.train([(0, 2), (1, 3), (4, 5)])).signature() != one.signature()
 
 
 def test_what_is_measured_once_is_not_measured_again() -> None:

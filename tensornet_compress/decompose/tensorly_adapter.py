@@ -15,7 +15,7 @@ from tensorly.decomposition import tensor_train
 from tensorly.tenalg.svd import svd_interface
 from torch import Tensor
 
-from tensornet_compress.decompose.linalg import fix_signs, svd
+from tensornet_compress.decompose.linalg import fix_signs, truncated
 
 
 @contextmanager
@@ -47,9 +47,9 @@ def tensorly_left_alone() -> Iterator[None]:
 
 
 def _own_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    U, S, Vh = svd(matrix)
+    U, S, Vh = truncated(matrix, n_eigenvecs)
     U, Vh = fix_signs(U, Vh)
-    return U[:, :n_eigenvecs], S[:n_eigenvecs], Vh[:n_eigenvecs]
+    return U, S, Vh
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from tensornet_compress.metric.by_blocks import block_passes, statistics_by_bloc
 from tensornet_compress.metric.collect import collect_statistics
 from tensornet_compress.metric.elementwise import ElementwiseMetric
 from tensornet_compress.metric.kinds import GRADIENT_KINDS, METRIC_KINDS, MetricKind, metric_kind
-from tensornet_compress.metric.metric import KroneckerMetric, Metric, euclidean, input_second_moment
+from tensornet_compress.metric.metric import KroneckerMetric, Metric, euclidean, input_second_moment, squared_norm
 from tensornet_compress.metric.moments import Batch, InputMoment, collect_input_moments, has_input_moment, model_inputs
 from tensornet_compress.metric.outputs import kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
@@ -31,5 +31,6 @@ __all__ = [
     "metric_kind",
     "model_inputs",
     "sampled_loss",
+    "squared_norm",
     "statistics_by_block",
 ]

@@ -39,6 +39,11 @@ class Metric(Protocol):
         ...
 
 
+def squared_norm(tensor: Tensor) -> float:
+    """The sum of the squares of all entries in double precision, without a copy of the tensor."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
 class KroneckerMetric:
     """``norm2(E) = tr(R E C E')`` with ``rows`` R and ``columns`` C each None (identity), a diagonal (k,) or SPD (k, k).
 
@@ -56,6 +61,8 @@ class KroneckerMetric:
 
     def norm2(self, error: Tensor) -> float:
         """Squared norm of an (m, n) error."""
+        if self.rows is None and self.columns is None:
+            return squared_norm(error)
         return float((self.apply(error).double() * error.double()).sum())
 
     def left_whiten(self, matrix: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class _Search:
         self.metric, self.given_metric = metric or euclidean(), metric
         self.dense_formats, self.note = in_reach(self.work, [parse_format(name) for name in formats or DENSE_FORMATS])
         self.formats, _ = in_reach(self.work, [parse_format(name) for name in formats or CORE_FORMATS])
-        self.norm = self.metric.norm2(self._matrix(self.work))
+        self.norm, self.zero = self.metric.norm2(self._matrix(self.work)), not self.work.any()
         self.found: list[Found] = []
         self.entry_sorts: list[EntrySort] = []
         self.history: list[Event] = []
@@ -158,9 +158,9 @@ class _Search:
     def run(self) -> None:
         """Dense forms, then native formats, then orders of modes, then orders of fibres."""
         self._dense()
-        for family, term in zero_terms(self.work, self.families, self.formats):
+        for family, term in zero_terms(self.work, self.families, self.formats) if self.zero else ():
             self._measure(family, self._spec(term), ordered=False)
-        if self.work.numel() < 4 or not self.work.any():
+        if self.work.numel() < 4 or self.zero:
             return
         tensorization = tensorize(tuple(self.work.shape))
         store = self._store(tensorization, ())

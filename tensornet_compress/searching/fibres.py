@@ -13,6 +13,7 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from tensornet_compress.layout import FibreOrder
+from tensornet_compress.searching.smooth import smooth_fibres
 
 _NEIGHBOURS = 8
 _PASSES = 60
@@ -128,7 +129,8 @@ def seriations(tensor: Tensor, axis: int) -> dict[str, FibreOrder]:
     if nearest.mean() > _NEAR * distances.mean():
         return {}
     spectral = spectral_fibres(distances)
-    found = {"spectral": spectral, "path": path_fibres(distances, spectral)}
+    path = path_fibres(distances, spectral)
+    found = {"spectral": spectral, "path": path, "smooth": smooth_fibres(distances, path)}
     native = list(range(tensor.shape[axis]))
     return {
         name: FibreOrder(axis=axis, permutation=tuple(order))

@@ -151,6 +151,21 @@ def caterpillar(order: Sequence[int]) -> Nested:
     return (left, right)
 
 
+def side_by_side(parts: Sequence[tuple[Sequence[int], Topology]]) -> Topology:
+    """The network of an outer product: those of its factors, with their modes in the whole, on a chain of further bonds."""
+    legs: list[tuple[int, ...]] = []
+    edges: list[tuple[int, int]] = []
+    before: int | None = None
+    for modes, topology in parts:
+        first = len(legs)
+        legs += [tuple(modes[position] for position in core) for core in topology.legs]
+        edges += [(first + a, first + b) for a, b in topology.edges]
+        if before is not None:
+            edges.append((before, first))
+        before = first
+    return Topology(legs=tuple(legs), edges=tuple(sorted(edges)))
+
+
 def exchanges(topology: Topology, bond: int) -> list[Topology]:
     """The trees in which one neighbour of each end of ``bond`` has changed sides."""
     a, b = topology.edges[bond]

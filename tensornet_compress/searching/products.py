@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose.spectra import unfolding
+from tensornet_compress.metric import squared_norm
 
 PURE = 1e-13
 """A cut is of rank 1 when all but this share of the energy is in its first value: below what single precision resolves."""
@@ -19,10 +20,10 @@ _SUSPECT = 1e-10
 
 def rank_one_parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """``column, row`` with ``column row'`` the matrix, when that is of rank 1."""
-    row = matrix[int(matrix.square().sum(1).argmax())]
-    wide = row.double()
-    # Sums over a long row in single precision would err by more than the share of energy that is looked for.
-    return (matrix.double() @ (wide / wide.square().sum().clamp_min(1e-300))).to(matrix), row
+    row = matrix[int(torch.linalg.vector_norm(matrix, dim=1).argmax())]
+    place = int(row.abs().argmax())
+    # Of an outer product one column is exact but for rounding, which sums over long rows in single precision are not.
+    return matrix[:, place] / row[place], row
 
 
 def product_cut(tensor: Tensor) -> tuple[list[int], Tensor, Tensor] | None:
@@ -34,8 +35,8 @@ def product_cut(tensor: Tensor) -> tuple[list[int], Tensor, Tensor] | None:
     for inside in _suspects(tensor):
         matrix = unfolding(tensor, inside)
         column, row = rank_one_parts(matrix)
-        left = float((matrix - torch.outer(column, row)).double().square().sum())
-        if 0 < left + 1e-300 <= PURE * float(matrix.double().square().sum()):
+        left = squared_norm(torch.outer(column, row).sub_(matrix))
+        if 0 < left + 1e-300 <= PURE * squared_norm(matrix):
             return inside, column, row
     return None
 

@@ -20,6 +20,7 @@ from tensornet_compress.searching.graphs import (
     mutual_information,
     numbers,
     reconnected,
+    side_by_side,
     spectral_order,
     train_of,
 )
@@ -97,12 +98,29 @@ def searched_shapes(
         pairs = _tied_pairs(shared)
         yield shape("ttm", Topology.train([pairs[i] for i in spectral_order(_between(shared, pairs))]))
     if "tree" in families:
-        tree = Topology.tree(agglomerated(store, alive))
-        yield shape("tree", reconnected(store, tree, allowed, alive))
-        yield shape("tree", reconnected(store, Topology.tree(_halved(order)), allowed, alive))
-        loose = disentangled(store, Topology.tree(caterpillar(range(count))), alive)
-        yield shape("tree", loose)
-        yield shape("tree", reconnected(store, loose, allowed, alive))
+        for tree in _trees(store, allowed, alive):
+            yield shape("tree", tree)
+
+
+def _trees(store: SpectrumStore, allowed: float, alive: Alive) -> Iterator[Topology]:
+    """Trees by what modes share, each improved by exchanges; of an outer product trees of its factors, joined."""
+    factors = store.factors()
+    if factors:
+        scales = [part.energy / max(store.energy, 1e-300) for _, part in factors]
+        found = [list(_trees(part, allowed * scale, alive)) for (_, part), scale in zip(factors, scales)]
+        for number in range(max(map(len, found))):
+            yield side_by_side([(modes, trees[min(number, len(trees) - 1)]) for (modes, _), trees in zip(factors, found)])
+        return
+    count = len(store.dims)
+    if count < 3:
+        yield Topology.tree(tuple(range(count)))
+        return
+    yield reconnected(store, Topology.tree(agglomerated(store, alive)), allowed, alive)
+    order = spectral_order(mutual_information(store, alive))
+    yield reconnected(store, Topology.tree(_halved(order)), allowed, alive)
+    loose = disentangled(store, Topology.tree(caterpillar(range(count))), alive)
+    yield loose
+    yield reconnected(store, loose, allowed, alive)
 
 
 def _cuts(tensorization: Tensorization, order: Sequence[int]) -> list[tuple[int, ...]]:

@@ -23,7 +23,7 @@ def fibre_starts(tensor: Tensor, alive: Alive) -> list[tuple[FibreOrder, ...]]:
         if _SHORTEST <= size <= _LARGEST_FIBRES and tensor.ndim > 1 and alive():
             by_axis[axis] = seriations(tensor, axis)
     found = _diagonal(tensor)
-    for name in ("path", "spectral"):
+    for name in ("path", "smooth", "spectral"):
         orders = tuple(named[name] for named in by_axis.values() if name in named)
         if orders and orders not in found:
             found.append(orders)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose.spectra import tails, unfolding
+from tensornet_compress.metric import squared_norm
 from tensornet_compress.searching.products import PURE, product_cut, rank_one_parts
 
 EXACT_SIDE = 1024
@@ -36,18 +37,26 @@ class SpectrumStore:
         self._largest = LARGEST_SIDE if modes.numel() <= _MANY else min(EXACT_SIDE, LARGEST_SIDE)
         self.modes = modes if modes.dtype == torch.float64 else modes.float()
         self.dims = tuple(modes.shape)
-        self.energy = float(self.modes.double().square().sum())
+        self.energy = squared_norm(self.modes)
         self._known: dict[frozenset[int], Tensor] = {}
         self._tails: dict[frozenset[int], Tensor] = {}
         self._falling: dict[frozenset[int], np.ndarray] = {}
         self._entropies: dict[frozenset[int], float] = {}
-        self._factors: list[tuple[tuple[int, ...], Tensor]] = [(tuple(range(modes.ndim)), self.modes)]
+        self._parts: list[tuple[tuple[int, ...], SpectrumStore]] = []
         self._all = frozenset(range(modes.ndim))
         self._sought = False
 
     def __len__(self) -> int:
         """Number of unfoldings computed so far."""
-        return len(self._known)
+        return len(self._known) + sum(len(part) for _, part in self._parts)
+
+    def factors(self) -> list[tuple[tuple[int, ...], SpectrumStore]]:
+        """The smaller tensors that this one is seen to be an outer product of: their modes here, and their stores."""
+        found: list[tuple[tuple[int, ...], SpectrumStore]] = []
+        for modes, part in self._parts:
+            inner = [(tuple(modes[place] for place in places), factor) for places, factor in part.factors()]
+            found += inner or [(modes, part)]
+        return found
 
     def key(self, left: Iterable[int]) -> frozenset[int]:
         """One name for a bipartition: the side without mode 0."""
@@ -87,6 +96,11 @@ class SpectrumStore:
         if not key or len(key) == len(self.dims) or self.energy == 0.0:
             return 0.0
         if key not in self._entropies:
+            self._seek_product()
+            if self._parts:
+                inside = ((part, [place for place, mode in enumerate(modes) if mode in key]) for modes, part in self._parts)
+                self._entropies[key] = sum(part.entropy(places) for part, places in inside)
+                return self._entropies[key]
             weights = self.spectrum(key).square()
             weights = weights / weights.sum().clamp_min(1e-300)
             self._entropies[key] = float(-(weights * weights.clamp_min(1e-300).log2()).sum())
@@ -98,53 +112,42 @@ class SpectrumStore:
         return min(rows, prod(self.dims) // max(rows, 1))
 
     def _compute(self, key: frozenset[int]) -> Tensor:
-        """The product of the spectra of all factors that ``key`` cuts."""
-        if not self._sought:
-            self._seek_products()
-        found = torch.tensor([self.energy**0.5], dtype=torch.float64)
-        whole = len(self._factors) == 1
-        for modes, tensor in list(self._factors):
+        """Of an outer product the product of the spectra of all factors that ``key`` cuts."""
+        self._seek_product()
+        if not self._parts:
+            return self._cut(sorted(key))
+        product = torch.tensor([self.energy**0.5], dtype=torch.float64)
+        for modes, part in self._parts:
             inside = [place for place, mode in enumerate(modes) if mode in key]
             if 0 < len(inside) < len(modes):
-                values = self._cut(modes, tensor, inside)
-                if whole:
-                    return values
-                found = torch.outer(found, values / values.square().sum().sqrt().clamp_min(1e-300)).flatten()
-        return found.sort(descending=True).values
+                product = torch.outer(product, part.spectrum(inside) / max(part.energy, 1e-300) ** 0.5).flatten()
+        return product.sort(descending=True).values
 
-    def _cut(self, modes: tuple[int, ...], tensor: Tensor, inside: list[int]) -> Tensor:
-        """Spectrum of one factor; splits it where it is of rank 1."""
-        matrix = unfolding(tensor, inside)
+    def _seek_product(self) -> None:
+        """Once: split the tensor where sampled entries show an outer product, before any of its unfoldings is computed."""
+        found = None if self._sought else product_cut(self.modes)
+        self._sought = True
+        if found is not None:
+            self._split(*found)
+
+    def _cut(self, inside: list[int]) -> Tensor:
+        """Spectrum of one unfolding; where that is of rank 1 the tensor is split."""
+        matrix = unfolding(self.modes, inside)
         short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
         if len(short) > self._largest:
             return self._sketched(short)
         wide = short.double() if len(short) <= self._exact else short
         squares = torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0)
         if 0 < float(squares[0]) * PURE >= float(squares[1:].sum()) and len(squares) > 1:
-            self._split(modes, inside, *rank_one_parts(matrix))
+            self._split(inside, *rank_one_parts(matrix))
         return squares.sqrt()
 
-    def _seek_products(self) -> None:
-        """Split the tensor wherever sampled entries show an outer product."""
-        self._sought = True
-        waiting = list(self._factors)
-        while waiting:
-            modes, tensor = waiting.pop()
-            found = product_cut(tensor)
-            if found is not None:
-                waiting += self._split(modes, *found)
-
-    def _split(
-        self, modes: tuple[int, ...], inside: list[int], column: Tensor, row: Tensor
-    ) -> list[tuple[tuple[int, ...], Tensor]]:
-        """Replace a factor, an outer product, by its two parts, which it returns."""
-        rest = [place for place in range(len(modes)) if place not in inside]
-        parts = []
-        for places, part in ((inside, column), (rest, row)):
-            owned = tuple(modes[place] for place in places)
-            parts.append((owned, part.reshape([self.dims[mode] for mode in owned])))
-        self._factors = [factor for factor in self._factors if factor[0] != modes] + parts
-        return parts
+    def _split(self, inside: list[int], column: Tensor, row: Tensor) -> None:
+        """Go on with the two parts of an outer product."""
+        rest = [mode for mode in range(len(self.dims)) if mode not in inside]
+        for modes, part in ((inside, column), (rest, row)):
+            store = SpectrumStore(part.reshape([self.dims[mode] for mode in modes]), precise=self._exact > 0)
+            self._parts.append((tuple(modes), store))
 
     def _sketched(self, matrix: Tensor) -> Tensor:
         sample = self._sample(matrix, min(_SKETCH, len(matrix)))
@@ -161,7 +164,7 @@ class SpectrumStore:
     def captured(self, left: Iterable[int]) -> float:
         """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""
         key = self.key(left)
-        if key in self._known or self.side(key) <= EXACT_SIDE or len(self._factors) > 1:
+        if key in self._known or self.side(key) <= EXACT_SIDE or self._parts:
             return float(self.spectrum(key)[:_GLANCE].square().sum()) / max(self.energy, 1e-300)
         matrix = unfolding(self.modes, sorted(key))
         basis = torch.linalg.qr(self._sample(matrix, _GLANCE))[0]

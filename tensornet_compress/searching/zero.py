@@ -12,9 +12,7 @@ from tensornet_compress.searching.shapes import Family, native_shapes
 
 
 def zero_terms(tensor: Tensor, families: Sequence[Family], formats: Sequence[NumberFormat]) -> Iterator[tuple[str, TermSpec]]:
-    """Every native form of the whole axes with rank 1, in every format; none unless all entries are zero."""
-    if tensor.any():
-        return
+    """Every native form of the whole axes with rank 1, in every format."""
     for form in native_shapes(Tensorization.native(tuple(tensor.shape)), families):
         layout, topology = form.laid_out()
         for fmt in formats:

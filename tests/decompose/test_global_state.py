@@ -49,7 +49,7 @@ def test_the_backend_is_put_back_after_an_error(tensorly, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise RuntimeError("stop")
 
-    monkeypatch.setattr("tensornet_compress.decompose.tensorly_adapter.svd", refuse)
+    monkeypatch.setattr("tensornet_compress.decompose.tensorly_adapter.truncated", refuse)
     with pytest.raises(RuntimeError, match="stop"):
         train()
     assert tensorly.get_backend() == "numpy"

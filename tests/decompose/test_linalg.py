@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensornet_compress.decompose import singular_values, svd
-from tensornet_compress.decompose.linalg import fix_signs, require_finite
+from tensornet_compress.decompose import linalg, singular_values, svd
+from tensornet_compress.decompose.linalg import fix_signs, require_finite, truncated
 from tensornet_compress.errors import TensorNetError
 from tests.generators import SEEDS, random_tensor
 
@@ -38,6 +38,39 @@ def test_the_thin_svd_of_any_shape(shape, seed):
 def test_rank_deficient_matrices(shape, seed, rank):
     matrix = low_rank(shape, rank, seed) if rank else torch.zeros(shape, dtype=torch.float64)
     check_svd(matrix, *svd(matrix), tolerance=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("shape", "rank"), [((200, 90), 5), ((90, 200), 3), ((128, 128), 1)])
+def test_truncation_of_a_matrix_of_low_rank_needs_no_whole_svd(shape, rank, dtype, monkeypatch):
+    matrix = low_rank(shape, rank, dtype=dtype)
+    decomposed = []
+    monkeypatch.setattr(linalg, "_solve", lambda core, solve=linalg._solve: decomposed.append(min(core.shape)) or solve(core))
+    U, S, Vh = truncated(matrix, rank)
+    assert max(decomposed) <= rank + 8
+    assert float(((U * S) @ Vh - matrix).norm()) <= 10 * torch.finfo(dtype).eps * float(matrix.norm())
+    wanted = np.linalg.svd(matrix.double().numpy(), compute_uv=False)[:rank]
+    assert np.allclose(S, wanted, rtol=20 * torch.finfo(dtype).eps)
+    assert torch.allclose(U.T @ U, torch.eye(rank, dtype=dtype), atol=20 * torch.finfo(dtype).eps)
+    assert all(torch.equal(a, b) for a, b in zip(truncated(matrix, rank), (U, S, Vh))), "the same bytes each time"
+
+
+@given(st.integers(1, 5), st.floats(1e-5, 1.0), SEEDS)
+def test_truncation_of_other_matrices_is_that_of_the_whole_svd(rank, noise, seed):
+    shape = (72, 80)
+    matrix = low_rank(shape, rank, seed) + noise * random_tensor(shape, seed + 2)
+    U, S, Vh = truncated(matrix, rank)
+    wanted = np.linalg.svd(matrix.numpy(), compute_uv=False)
+    assert np.allclose(S, wanted[:rank], rtol=1e-10)
+    left = float(((U * S) @ Vh - matrix).norm())
+    assert left == pytest.approx(float((wanted[rank:] ** 2).sum() ** 0.5), rel=1e-8)
+
+
+def test_truncation_refuses_what_is_not_finite():
+    matrix = torch.ones(100, 100)
+    matrix[3, 4] = float("nan")
+    with pytest.raises(TensorNetError, match="1 NaN or infinite"):
+        truncated(matrix, 2)
 
 
 class NoConvergence:

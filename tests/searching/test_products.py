@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tensornet_compress.layout import Tensorization
+from tensornet_compress.network import Topology
 from tensornet_compress.searching import SpectrumStore
+from tensornet_compress.searching.graphs import mutual_information, side_by_side
 from tensornet_compress.searching.products import product_cut, rank_one_parts
+from tensornet_compress.searching.shapes import searched_shapes
 
 
 def product(order: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -76,3 +82,40 @@ def test_rank_one_parts_give_the_matrix_back():
     matrix = torch.outer(torch.randn(5), torch.randn(7))
     column, row = rank_one_parts(matrix)
     assert torch.allclose(torch.outer(column, row), matrix, atol=1e-6)
+
+
+@given(st.permutations(range(6)), st.integers(0, 5))
+def test_a_tree_of_a_product_is_made_of_those_of_its_factors(order, seed):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        torch.randn(4, 5, generator=generator),
+        torch.randn(3, 4, 2, generator=generator),
+        torch.randn(3, generator=generator),
+    ]
+    tensor = torch.einsum("ab,cde,f->abcdef", *parts).permute(order).contiguous()
+    store = SpectrumStore(tensor)
+    mutual_information(store)
+    groups = {frozenset(order[mode] for mode in modes) for modes, _ in store.factors()}
+    assert groups == {frozenset({0, 1}), frozenset({2, 3, 4}), frozenset({5})}
+    shapes = searched_shapes(store, Tensorization.native(tuple(tensor.shape)), ("tree",), 1e-10, lambda: True)
+    for shape in shapes:
+        topology = shape.topology
+        between = [bond for bond in range(len(topology.edges)) if store.rank(topology.side(bond), 1e-10 * store.energy) == 1]
+        assert len(between) == 2
+        sides = {frozenset(order[mode] for mode in topology.side(bond)) for bond in between}
+        assert all(any(side & group == group or not side & group for side in sides) for group in groups)
+
+
+def test_entropies_of_a_product_are_sums():
+    tensor = product((3, 0, 4, 2, 1))
+    store, whole = SpectrumStore(tensor), SpectrumStore(tensor)
+    whole._sought = True
+    for left in ({0}, {1, 3}, {0, 2}, {0, 1, 4}):
+        assert store.entropy(left) == pytest.approx(whole.entropy(left), abs=1e-9)
+    assert len(store.factors()) == 2
+
+
+def test_joined_networks_keep_their_cores_and_bonds():
+    joined = side_by_side([((2, 0), Topology.tree((0, 1))), ((1,), Topology.one_core(1)), ((3, 4, 5), Topology.train(3))])
+    assert joined.legs == ((2,), (0,), (1,), (3,), (4,), (5,))
+    assert joined.edges == ((0, 1), (0, 2), (2, 3), (3, 4), (4, 5))

@@ -133,7 +133,7 @@ def smooth(sizes: list[int], budget: float, done: Callable[[list[dict[str, Any]]
                 "plain_nbytes": plain_result.best.nbytes,
                 "scrambled_nbytes": result.best.nbytes,
                 "order_nbytes": priced,
-                "least_order_nbytes": least_order_nbytes(plain, ERROR),
+                "least_order_nbytes": float(least_order_nbytes(plain, ERROR)),
                 "ratio": result.best.nbytes / plain_result.best.nbytes,
                 "ratio_without_price": (result.best.nbytes - priced) / plain_result.best.nbytes,
                 "without_ordering_nbytes": result.unordered.nbytes,

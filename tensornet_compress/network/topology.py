@@ -122,8 +122,7 @@ class Topology(Frozen):
 
     def bonds_of(self, core: int) -> tuple[int, ...]:
         """Numbers of the bonds of a core, by ascending neighbour."""
-        touching = [(a + b - core, bond) for bond, (a, b) in enumerate(self.edges) if core in (a, b)]
-        return tuple(bond for _, bond in sorted(touching))
+        return _bonds(len(self.legs), self.edges)[core]
 
     def core_labels(self, core: int) -> tuple[str, ...]:
         """Labels of a core's axes: bonds to lower cores, legs, bonds to higher cores (``p3``: position 3, ``b1``: bond 1)."""
@@ -146,6 +145,16 @@ def _connected(topology: Topology) -> bool:
         old, new = part[a], part[b]
         part = [new if label == old else label for label in part]
     return len(set(part)) == 1
+
+
+@lru_cache(maxsize=4096)
+def _bonds(cores: int, edges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, ...], ...]:
+    """Numbers of the bonds of every core, by ascending neighbour."""
+    touching: list[list[tuple[int, int]]] = [[] for _ in range(cores)]
+    for bond, (a, b) in enumerate(edges):
+        touching[a].append((b, bond))
+        touching[b].append((a, bond))
+    return tuple(tuple(bond for _, bond in sorted(bonds)) for bonds in touching)
 
 
 @lru_cache(maxsize=4096)

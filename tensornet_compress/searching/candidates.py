@@ -9,7 +9,6 @@ from math import log
 from torch import Tensor
 
 from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
-from tensornet_compress.decompose.spectra import tails
 from tensornet_compress.decompose.to_network import feasible_ranks
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import FibreOrder, Layout, Tensorization, choose_radices
@@ -148,7 +147,7 @@ def _candidate(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks: Seq
     layout, placed = shape.laid_out()
     term = TermSpec(layout=layout, topology=placed, ranks=tuple(ranks), formats=(fmt,) * len(placed.legs))
     spec = NetworkSpec.model_validate({"shape": layout.shape, "dtype": "float32", "terms": (term,)})
-    spectra = _spectra(store, shape.topology)
-    dropped = sum(float(tails(spectrum)[rank]) for spectrum, rank in zip(spectra, ranks)) / max(store.energy, 1e-300)
+    sides = [shape.topology.side(bond) for bond in range(len(ranks))]
+    dropped = sum(float(store.tails(side)[rank]) for side, rank in zip(sides, ranks)) / max(store.energy, 1e-300)
     error = (dropped + rounding_error(fmt) * len(placed.legs)) ** 0.5
     return Candidate(shape, spec, spec.nbytes, error)

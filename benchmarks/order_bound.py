@@ -1,4 +1,4 @@
-"""Least bytes that any code must spend on the orders of a shuffled table.
+"""Least bytes that any code of shuffled tables takes on average, even one that knows the table in order.
 
 A decoded table within an error of two shuffled ones makes these at most twice that error apart, so that one code word can stand
 for no more orders than lie that near to each other, and the average code takes at least ``log2 n!`` bits less the logarithm of
@@ -21,8 +21,10 @@ _SCALINGS = 40
 
 
 def least_order_nbytes(tensor: Tensor, error: float) -> float:
-    """Bytes, on average over all orders of all axes, that a code of the shuffled tensor needs beyond one of the tensor in order
-    when both are decoded within the relative ``error``."""
+    """Bytes that a code within the relative ``error`` (above 0) takes at least, on average over all orders of all axes, when
+    nothing but the orders is to be told."""
+    if not error > 0:
+        raise ValueError(f"the bound is for errors above 0, was given {error}")
     table = tensor.double().cpu().numpy()
     most = (2 * error) ** 2 * float((table**2).sum())
     return max(

@@ -184,9 +184,9 @@ def search_orders() -> str:
     text = f"""
         **Search, fibre orders** put right: sums of eight Kronecker products partly scrambled, and smooth data with the fibres
         of all axes shuffled. Orders cost log2(n!) bits an axis, which is more than some smooth tables hold. Least for orders:
-        what any code of the shuffled table must spend on them at this error (a bound by counting the orders that one code
-        word can stand for); the last column adds it to the bytes in order. On Gaussian noise and shuffled weights an order was
-        accepted in {accepted} of {runs} searches.
+        what a code takes on average at this error even if it knows the table in order (a bound by counting the orders that one
+        code word can stand for); the last column, for comparison, adds it to the bytes in order. On Gaussian noise and
+        shuffled weights an order was accepted in {accepted} of {runs} searches.
         `python benchmarks/search_orders.py`"""
     return note(text) + planted + "\n" + smooth
 

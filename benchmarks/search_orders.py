@@ -5,8 +5,8 @@
 Kronecker: sums of 8 Kronecker products with 10 or 30 % of rows and columns out of place; recovered means that every fibre is
 back. Smooth: fields, images and autoregressive tables with all rows and columns shuffled (and all times, of fields in 32 times
 and two dimensions), bytes at 1 % error against those of the unscrambled table, with and without the price of the orders, and
-the least bytes that any code must spend on these (``order_bound.py``). Null: i.i.d. Gaussian entries and shuffled weights;
-accepted means that an order was used. Parts that are not run keep what the JSON has.
+the least bytes that any code takes on average to tell them (``order_bound.py``). Null: i.i.d. Gaussian entries and shuffled
+weights; accepted means that an order was used. Parts that are not run keep what the JSON has.
 """
 
 from __future__ import annotations

@@ -81,13 +81,19 @@ def _projected(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | Non
     basis = torch.linalg.qr(sample[:, :count])[0]
     probes = sample[:, count:]
     # Most matrices are told by a few combinations that the basis was not made of.
-    if not (probes - basis @ (basis.T @ probes)).norm() <= 3 * lost * probes.norm():
+    if not _vanishes(probes - basis @ (basis.T @ probes), 3 * lost, probes):
         return None
     core = basis.T @ matrix
-    if not (matrix - basis @ core).norm() <= lost * matrix.norm():
+    if not _vanishes(matrix - basis @ core, lost, matrix):
         return None
     U, S, Vh = svd(core)
     return (basis @ U)[:, :rank], S[:rank], Vh[:rank]
+
+
+def _vanishes(rest: Tensor, share: float, whole: Tensor) -> bool:
+    """Whether ``rest`` has at most this share of the norm of ``whole``; False where that is zero or infinite."""
+    left, norm = (float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in (rest, whole))
+    return 0 < norm < float("inf") and left <= share * norm
 
 
 def _solve(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

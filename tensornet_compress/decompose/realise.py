@@ -123,7 +123,8 @@ def _matrix_parts(
     weighted = metric_columns(metric, rounded)
     gram = weighted @ rounded.T
     level = float(gram.diagonal().mean())
-    gram = gram + 1e-9 * level * torch.eye(rank, dtype=gram.dtype)
+    # Beside each row's own square, so that rows far smaller than others are fitted as well as these.
+    gram = gram + torch.diag(1e-9 * gram.diagonal().clamp_min(1e-20 * level))
     if level > 0:
         left = torch.linalg.solve(gram, weighted @ matrix.double().T).T.to(matrix.dtype)
     if isinstance(left_format, FloatFormat) or level <= 0:

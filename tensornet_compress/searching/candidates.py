@@ -12,7 +12,7 @@ from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
 from tensornet_compress.decompose.to_network import feasible_ranks
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import FibreOrder, Layout, Tensorization, choose_radices
-from tensornet_compress.network import IntFormat, NetworkSpec, NumberFormat, TermSpec, Topology
+from tensornet_compress.network import IntFormat, NetworkSpec, NumberFormat, TermSpec, Topology, format_nbytes
 from tensornet_compress.searching.graphs import merged
 from tensornet_compress.searching.store import SpectrumStore
 
@@ -20,6 +20,8 @@ _FINE_NUMBERS = 1 << 14
 _MANY_AXES = 5
 _PADDED = 0.1
 _MOST_SLACK = 1.4
+RanksOf = Callable[[Topology], tuple[list[int], bool]]
+"""Ranks of a topology, and whether these keep the limit."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,15 @@ def rounding_error(fmt: NumberFormat) -> float:
 def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: float, slack: float = 1.0) -> Candidate | None:
     """The candidate of fewest bytes whose predicted error is at most ``max_error`` (times ``slack``, when a measurement has
     shown predictions to be too careful or too bold); ``None`` where rounding alone exceeds it."""
+    if (slack * max_error) ** 2 <= 2 * rounding_error(fmt):
+        return None
 
-    def ranks(topology: Topology) -> list[int] | None:
+    def ranks(topology: Topology) -> tuple[list[int], bool]:
         allowed = (slack * max_error) ** 2 - rounding_error(fmt) * len(topology.legs)
-        if allowed <= 0:
-            return None
         layout, placed = replace(shape, topology=topology).laid_out()
-        wanted = ranks_for_error(_spectra(store, topology), allowed * store.energy, layout, placed)
-        return feasible_ranks(wanted, layout, placed)
+        # Rounding of fewer cores may leave room where that of all of them does not.
+        squared = (allowed if allowed > 0 else (slack * max_error) ** 2) * store.energy
+        return feasible_ranks(ranks_for_error(_spectra(store, topology), squared, layout, placed), layout, placed), allowed > 0
 
     return _settled(shape, store, fmt, ranks)
 
@@ -110,33 +113,38 @@ def overlap_slack(candidate: Candidate) -> float:
 def for_bytes(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_bytes: int) -> Candidate | None:
     """The candidate of least predicted error within ``max_bytes``; ``None`` where none fits."""
 
-    def ranks(topology: Topology) -> list[int] | None:
+    def ranks(topology: Topology) -> tuple[list[int], bool]:
         layout, placed = replace(shape, topology=topology).laid_out()
         try:
             wanted = ranks_for_bytes(_spectra(store, topology), max_bytes, layout, placed, fmt)
         except TensorNetError:
-            return None
-        return feasible_ranks(wanted, layout, placed)
+            # Fewer cores have fewer scales.
+            return [1] * len(topology.edges), False
+        return feasible_ranks(wanted, layout, placed), True
 
     return _settled(shape, store, fmt, ranks)
 
 
-def _settled(
-    shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks_of: Callable[[Topology], list[int] | None]
-) -> Candidate | None:
+def _settled(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks_of: RanksOf) -> Candidate | None:
     """Choose ranks, merge cores that need no bond, and choose again with what that leaves; ``None`` when that is one core,
-    which is the dense tensor and competes as such."""
+    which is the dense tensor and competes as such, or when ``ranks_of`` says that the ranks do not keep the limit."""
     topology = shape.topology
     while True:
-        ranks = ranks_of(topology)
-        if ranks is None:
-            return None
-        simpler = merged(topology, store.dims, ranks)
+        ranks, kept = ranks_of(topology)
+        simpler = merged(topology, store.dims, ranks, _overhead(fmt))
         if len(simpler.legs) == 1:
             return None
         if simpler == topology:
-            return _candidate(replace(shape, topology=topology), store, fmt, ranks)
+            return _candidate(replace(shape, topology=topology), store, fmt, ranks) if kept else None
         topology = simpler
+
+
+def _overhead(fmt: NumberFormat) -> float:
+    """What the scale and zero point of one group of integers take, in numbers."""
+    if not isinstance(fmt, IntFormat):
+        return 0.0
+    packed = 1  # Bytes of one number.
+    return 8 / fmt.bits * (format_nbytes(fmt, (1,)) - packed)
 
 
 def _spectra(store: SpectrumStore, topology: Topology) -> list[Tensor]:

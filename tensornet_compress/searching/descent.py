@@ -11,6 +11,7 @@ from itertools import combinations
 
 from tensornet_compress.network import IntFormat, Topology
 from tensornet_compress.searching.candidates import Candidate, Shape
+from tensornet_compress.searching.graphs import native
 
 _LARGEST_NBYTES = 2048
 
@@ -23,14 +24,14 @@ def pays(candidate: Candidate) -> bool:
 
 def descended(shape: Shape, cost: Callable[[Shape], float], alive: Callable[[], bool]) -> Shape:
     """A tree none of whose neighbours costs less; ``cost`` may be infinite. Deterministic: the first cheaper one is taken."""
-    best, least = replace(shape, family="tree", ordered=True), cost(shape)
+    best, least = replace(shape, family="tree"), cost(shape)
     seen = {best.topology}
     changed = True
     while changed:
         changed = False
         for topology in neighbours(best.topology):
             if not alive():
-                return best
+                return _marked(best)
             if topology in seen:
                 continue
             seen.add(topology)
@@ -39,7 +40,11 @@ def descended(shape: Shape, cost: Callable[[Shape], float], alive: Callable[[], 
             if price < least:
                 best, least, changed = tried, price, True
                 break
-    return best
+    return _marked(best)
+
+
+def _marked(shape: Shape) -> Shape:
+    return replace(shape, ordered=bool(shape.fibre_orders) or not native(shape.topology))
 
 
 def neighbours(topology: Topology) -> Iterator[Topology]:

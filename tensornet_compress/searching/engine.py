@@ -23,6 +23,7 @@ from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, en
 from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information, numbers, train_of
 from tensornet_compress.searching.limit import Limit, check_formats, check_names, check_tensor
+from tensornet_compress.searching.products import PURE
 from tensornet_compress.searching.reach import in_reach
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
@@ -237,7 +238,9 @@ class _Search:
         ordered = reduce(lambda kept, order: order.apply(kept), orders, self.work)
         error = self.limit.max_error
         precise = ordered.numel() <= _FEW if error is None else error < _COARSE
-        self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=precise))
+        # What is allowed to be dropped must not be taken for rounding.
+        pure = PURE if error is None else min(PURE, max((0.5 * error) ** 2, 1e-30))
+        self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=precise, pure=pure))
         return self.stores[-1]
 
     def _search_modes(self, store: SpectrumStore, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> None:

@@ -71,12 +71,13 @@ def _fiedler(weights: np.ndarray) -> np.ndarray:
     return np.asarray(vectors[:, int(values.argmax())])
 
 
-def path_fibres(distances: np.ndarray, start: Sequence[int]) -> list[int]:
-    """A short path through all fibres: the shorter of ``start`` and the greedy path, improved by reversals (2-opt)."""
+def path_fibres(distances: np.ndarray, start: Sequence[int], alive: Alive = lambda: True) -> list[int]:
+    """A short path through all fibres: the shorter of ``start`` and the greedy path, improved by reversals (2-opt) while
+    ``alive``."""
     lengths = np.sqrt(distances)
     candidates = [np.asarray(start), _greedy_path(lengths)]
     order = min(candidates, key=lambda path: float(lengths[path[:-1], path[1:]].sum()))
-    return _without_crossings(lengths, order).tolist()
+    return _without_crossings(lengths, order, alive).tolist()
 
 
 def _greedy_path(lengths: np.ndarray) -> np.ndarray:
@@ -90,7 +91,7 @@ def _greedy_path(lengths: np.ndarray) -> np.ndarray:
     return np.asarray(path)
 
 
-def _without_crossings(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+def _without_crossings(lengths: np.ndarray, order: np.ndarray, alive: Alive) -> np.ndarray:
     """2-opt of an open path: from each place in turn the best reversal, until a pass over all places changes nothing. A fibre
     at no distance from all others stands for the start and for the end."""
     count = len(order)
@@ -98,6 +99,8 @@ def _without_crossings(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
     order = np.concatenate([[count], order, [count]])
     least = 1e-9 * max(float(lengths[order[:-1], order[1:]].sum()), 1e-300)
     for _ in range(_PASSES):
+        if not alive():
+            break
         changed = False
         for i in range(count - 1):
             # Reversing places i+1 .. j replaces the steps (i, i+1) and (j, j+1) by (i, j) and (i+1, j+1).
@@ -121,16 +124,16 @@ def _without_crossings(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
     return order[1:-1]
 
 
-def seriations(tensor: Tensor, axis: int) -> dict[str, FibreOrder]:
+def seriations(tensor: Tensor, axis: int, alive: Alive = lambda: True) -> dict[str, FibreOrder]:
     """Orders of one axis worth trying, by name; those equal to the native order or its reverse are left out. None where even
-    the nearest fibres are hardly nearer than any: there is nothing to put side by side."""
+    the nearest fibres are hardly nearer than any: there is nothing to put side by side; fewer once not ``alive``."""
     distances = squared_distances(tensor, axis)
     nearest = np.partition(distances, 1, 1)[:, 1]
     if nearest.mean() > _NEAR * distances.mean():
         return {}
     spectral = spectral_fibres(distances)
-    path = path_fibres(distances, spectral)
-    found = {"spectral": spectral, "path": path, "smooth": smooth_fibres(distances, path)}
+    path = path_fibres(distances, spectral, alive)
+    found = {"spectral": spectral, "path": path, "smooth": smooth_fibres(distances, path, alive)}
     native = list(range(tensor.shape[axis]))
     return {
         name: FibreOrder(axis=axis, permutation=tuple(order))

@@ -166,6 +166,19 @@ def side_by_side(parts: Sequence[tuple[Sequence[int], Topology]]) -> Topology:
     return Topology(legs=tuple(legs), edges=tuple(sorted(edges)))
 
 
+def native(topology: Topology) -> bool:
+    """Whether a tree can be drawn with its modes in native order: every core holds, and every bond cuts off, neighbours."""
+    count = topology.positions
+    if not all(_neighbours(sorted(legs)) for legs in topology.legs):
+        return False
+    sides = (topology.side(bond) for bond in range(len(topology.edges)))
+    return all(_neighbours(side) or _neighbours([mode for mode in range(count) if mode not in side]) for side in sides)
+
+
+def _neighbours(modes: Sequence[int]) -> bool:
+    return not modes or modes[-1] - modes[0] == len(modes) - 1
+
+
 def exchanges(topology: Topology, bond: int) -> list[Topology]:
     """The trees in which one neighbour of each end of ``bond`` has changed sides."""
     a, b = topology.edges[bond]
@@ -182,15 +195,16 @@ def exchanges(topology: Topology, bond: int) -> list[Topology]:
     return found
 
 
-def merged(topology: Topology, dims: Sequence[int], ranks: Sequence[int]) -> Topology:
-    """Neighbouring cores are contracted while that stores no more numbers at these ranks: a bond of full rank is of no use."""
+def merged(topology: Topology, dims: Sequence[int], ranks: Sequence[int], overhead: float = 0.0) -> Topology:
+    """Neighbouring cores are contracted while that stores no more numbers at these ranks: a bond of full rank is of no use.
+    ``overhead``: what a core takes besides its numbers, in numbers (the scale of a small integer core)."""
     current, widths = topology, dict(zip(topology.edges, ranks))
     while current.edges:
-        best: tuple[int, int] | None = None
+        best: tuple[float, int] | None = None
         for place, edge in enumerate(current.edges):
             joint = _numbers_of(current, dims, widths, edge[0]) * _numbers_of(current, dims, widths, edge[1])
             joint //= widths[edge] ** 2
-            saved = sum(_numbers_of(current, dims, widths, core) for core in edge) - joint
+            saved = sum(_numbers_of(current, dims, widths, core) for core in edge) + overhead - joint
             if saved >= 0 and (best is None or saved > best[0]):
                 best = saved, place
         if best is None:

@@ -26,8 +26,9 @@ def rank_one_parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return matrix[:, place] / row[place], row
 
 
-def product_cut(tensor: Tensor) -> tuple[list[int], Tensor, Tensor] | None:
-    """Modes whose cut from all others is of rank 1, with the two parts as vectors; ``None`` where the samples show no such cut.
+def product_cut(tensor: Tensor, pure: float = PURE) -> tuple[list[int], Tensor, Tensor] | None:
+    """Modes whose cut from all others is of rank 1 but for a share ``pure`` of the energy, with the two parts as vectors;
+    ``None`` where the samples show no such cut.
 
     Looks at all cuts of up to 8 modes, and at single modes and pairs of more. Entries are sampled with a fixed seed; a tensor
     that is zero almost everywhere shows nothing.
@@ -36,7 +37,7 @@ def product_cut(tensor: Tensor) -> tuple[list[int], Tensor, Tensor] | None:
         matrix = unfolding(tensor, inside)
         column, row = rank_one_parts(matrix)
         left = squared_norm(torch.outer(column, row).sub_(matrix))
-        if 0 < left + 1e-300 <= PURE * squared_norm(matrix):
+        if 0 < left + 1e-300 <= pure * squared_norm(matrix):
             return inside, column, row
     return None
 

@@ -18,6 +18,7 @@ from tensornet_compress.searching.graphs import (
     disentangled,
     improved_order,
     mutual_information,
+    native,
     numbers,
     reconnected,
     side_by_side,
@@ -76,9 +77,7 @@ def searched_shapes(
         return
 
     def shape(family: str, topology: Topology) -> Shape:
-        # A cut between leading digits and the rest leaves everything in native order.
-        prefix = family == "cut" and any(sorted(legs) == list(range(len(legs))) for legs in topology.legs)
-        return Shape(family, tensorization, topology, orders, ordered=bool(orders) or not prefix)
+        return Shape(family, tensorization, topology, orders, ordered=bool(orders) or not _is_native(family, topology))
 
     shared = mutual_information(store, alive)
     order = spectral_order(shared)
@@ -102,9 +101,19 @@ def searched_shapes(
             yield shape("tree", tree)
 
 
+def _is_native(family: str, topology: Topology) -> bool:
+    """Whether a searched topology leaves the digits in native order, so that it is no ordering."""
+    if family == "tree":
+        return native(topology)
+    if family == "cut":
+        return any(sorted(legs) == list(range(len(legs))) for legs in topology.legs)
+    order = [mode for legs in topology.legs for mode in legs]
+    return order in (sorted(order), sorted(order, reverse=True))
+
+
 def _trees(store: SpectrumStore, allowed: float, alive: Alive) -> Iterator[Topology]:
     """Trees by what modes share, each improved by exchanges; of an outer product trees of its factors, joined."""
-    factors = store.factors()
+    factors = sorted(store.factors(), key=lambda factor: factor[0])
     if factors:
         scales = [part.energy / max(store.energy, 1e-300) for _, part in factors]
         found = [list(_trees(part, allowed * scale, alive)) for (_, part), scale in zip(factors, scales)]

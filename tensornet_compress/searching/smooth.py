@@ -3,7 +3,7 @@ them, and only the direction of the steps tells the two apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,20 +18,22 @@ def kinks(distances: np.ndarray, order: Sequence[int] | np.ndarray) -> float:
     return float(_kink(distances, path[:-2], path[1:-1], path[2:]).sum())
 
 
-def smooth_fibres(distances: np.ndarray, path: Sequence[int]) -> list[int]:
+def smooth_fibres(distances: np.ndarray, path: Sequence[int], alive: Callable[[], bool] = lambda: True) -> list[int]:
     """Of ``path`` and of orders that grow from some of its steps, the one with the least ``kinks``.
 
     An order grows at both ends, each time by the fibre that lies nearest to where the last step leads; then reversals of
-    parts take out kinks that are left (of up to 1,024 fibres).
+    parts take out kinks that are left (of up to 1,024 fibres). ``alive``: False once the time is up.
     """
     count = len(distances)
     if count < 4:
         return list(path)
     starts = np.unique(np.linspace(0, count - 2, _STARTS).astype(int))
-    grown = [_grown(distances, path[start], path[start + 1]) for start in starts]
+    grown = [_grown(distances, path[start], path[start + 1]) for start in starts if alive()]
+    if not grown:
+        return list(path)
     best = min(grown, key=lambda order: kinks(distances, order))
     if count <= _LARGEST_MENDED:
-        best = _mended(distances, best)
+        best = _mended(distances, best, alive)
     return best.tolist() if kinks(distances, best) < kinks(distances, path) else list(path)
 
 
@@ -64,7 +66,7 @@ def _grown(distances: np.ndarray, first: int, second: int) -> np.ndarray:
     return np.asarray(ends[0][::-1] + ends[1])
 
 
-def _mended(distances: np.ndarray, order: np.ndarray) -> np.ndarray:
+def _mended(distances: np.ndarray, order: np.ndarray, alive: Callable[[], bool]) -> np.ndarray:
     """From each place in turn the reversal that takes out most, until a pass over all places changes nothing. Two fibres at no
     distance from any other stand before the first and two after the last."""
     count = len(order)
@@ -76,6 +78,8 @@ def _mended(distances: np.ndarray, order: np.ndarray) -> np.ndarray:
 
     least = 1e-9 * max(kinks(padded, order[2:-2]), 1e-300)
     for _ in range(_PASSES):
+        if not alive():
+            break
         changed = False
         for i in range(1, count):
             # Places i+1 .. j are reversed, for every j from i+2 to the last fibre.

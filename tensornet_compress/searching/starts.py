@@ -21,7 +21,7 @@ def fibre_starts(tensor: Tensor, alive: Alive) -> list[tuple[FibreOrder, ...]]:
     by_axis: dict[int, dict[str, FibreOrder]] = {}
     for axis, size in enumerate(tensor.shape):
         if _SHORTEST <= size <= _LARGEST_FIBRES and tensor.ndim > 1 and alive():
-            by_axis[axis] = seriations(tensor, axis)
+            by_axis[axis] = seriations(tensor, axis, alive)
     found = _diagonal(tensor)
     for name in ("path", "smooth", "spectral"):
         orders = tuple(named[name] for named in by_axis.values() if name in named)

@@ -28,11 +28,12 @@ class SpectrumStore:
     is false (3e-4); sides up to 4,608 of tensors of at most 2^20 entries a float32 one. All others are estimated from a
     randomised sketch of 256 values: the energy beyond these is known exactly, and assumed to fall linearly.
 
-    Where a cut turns out to be of rank 1 the tensor is an outer product of two smaller ones: from then on only these are cut,
-    and spectra of the whole are products of theirs.
+    Where a cut turns out to be of rank 1, but for a share ``pure`` of the energy, the tensor is an outer product of two smaller
+    ones: from then on only these are cut, and spectra of the whole are products of theirs.
     """
 
-    def __init__(self, modes: Tensor, precise: bool = True):
+    def __init__(self, modes: Tensor, precise: bool = True, pure: float = PURE):
+        self._pure = pure
         self._exact = EXACT_SIDE if precise else 0
         self._largest = LARGEST_SIDE if modes.numel() <= _MANY else min(EXACT_SIDE, LARGEST_SIDE)
         self.modes = modes if modes.dtype == torch.float64 else modes.float()
@@ -125,7 +126,7 @@ class SpectrumStore:
 
     def _seek_product(self) -> None:
         """Once: split the tensor where sampled entries show an outer product, before any of its unfoldings is computed."""
-        found = None if self._sought else product_cut(self.modes)
+        found = None if self._sought else product_cut(self.modes, self._pure)
         self._sought = True
         if found is not None:
             self._split(*found)
@@ -138,7 +139,7 @@ class SpectrumStore:
             return self._sketched(short)
         wide = short.double() if len(short) <= self._exact else short
         squares = torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0)
-        if 0 < float(squares[0]) * PURE >= float(squares[1:].sum()) and len(squares) > 1:
+        if 0 < float(squares[0]) * self._pure >= float(squares[1:].sum()) and len(squares) > 1:
             self._split(inside, *rank_one_parts(matrix))
         return squares.sqrt()
 
@@ -146,7 +147,8 @@ class SpectrumStore:
         """Go on with the two parts of an outer product."""
         rest = [mode for mode in range(len(self.dims)) if mode not in inside]
         for modes, part in ((inside, column), (rest, row)):
-            store = SpectrumStore(part.reshape([self.dims[mode] for mode in modes]), precise=self._exact > 0)
+            shaped = part.reshape([self.dims[mode] for mode in modes])
+            store = SpectrumStore(shaped, precise=self._exact > 0, pure=self._pure)
             self._parts.append((tuple(modes), store))
 
     def _sketched(self, matrix: Tensor) -> Tensor:

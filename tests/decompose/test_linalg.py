@@ -66,6 +66,15 @@ def test_truncation_of_other_matrices_is_that_of_the_whole_svd(rank, noise, seed
     assert left == pytest.approx(float((wanted[rank:] ** 2).sum() ** 0.5), rel=1e-8)
 
 
+@pytest.mark.parametrize("scale", [1e18, 1e-25, 1e-30, 0.0])
+def test_truncation_at_any_scale(scale):
+    matrix = random_tensor((200, 150), 3, torch.float32) * scale
+    U, S, Vh = truncated(matrix, 10)
+    left = (matrix.double() - (U.double() * S.double()) @ Vh.double()).norm()
+    wanted = torch.linalg.svdvals(matrix.double())[10:].square().sum().sqrt()
+    assert float(left) == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_truncation_refuses_what_is_not_finite():
     matrix = torch.ones(100, 100)
     matrix[3, 4] = float("nan")

@@ -114,3 +114,13 @@ def test_few_ranks_are_those_of_all(shape):
 def test_a_weight_with_nan_is_refused():
     with pytest.raises(TensorNetError, match=r"\(2, 2\) holds 4 NaN"):
         matrix_spectrum(torch.full((2, 2), float("nan")), euclidean())
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-5, 3e-7])
+def test_singular_values_far_below_the_first_are_kept(small):
+    """Cores are in single precision, each rounded beside its own size."""
+    left, right = (torch.linalg.qr(random_tensor((size, 2), size)).Q for size in (30, 40))
+    matrix = left @ torch.diag(torch.tensor([1.0, small], dtype=torch.float64)) @ right.T
+    network = tnc.to_network(matrix, topology=tnc.Topology.two_cores(2, left=(0,)), max_error=small / 5)
+    assert float((network.to_dense() - matrix).norm() / matrix.norm()) <= small / 5
+    assert max(core.shape[-1] for core in network.cores(0)[:1]) == 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tensornet_compress.layout import Tensorization
 from tensornet_compress.network import Topology
 from tensornet_compress.searching import SpectrumStore
-from tensornet_compress.searching.graphs import mutual_information, side_by_side
+from tensornet_compress.searching.graphs import mutual_information, native, side_by_side
 from tensornet_compress.searching.products import product_cut, rank_one_parts
 from tensornet_compress.searching.shapes import searched_shapes
 
@@ -119,3 +119,19 @@ def test_joined_networks_keep_their_cores_and_bonds():
     joined = side_by_side([((2, 0), Topology.tree((0, 1))), ((1,), Topology.one_core(1)), ((3, 4, 5), Topology.train(3))])
     assert joined.legs == ((2,), (0,), (1,), (3,), (4,), (5,))
     assert joined.edges == ((0, 1), (0, 2), (2, 3), (3, 4), (4, 5))
+
+
+@pytest.mark.parametrize(
+    ("topology", "expected"),
+    [
+        (Topology.balanced_tree(range(6)), True),
+        (Topology.tree((((0, 1), 2), (3, (4, 5)))), True),
+        (Topology.tree((0, ((1, 2), 3))), True),
+        (Topology.tree(((0, 2), (1, 3))), False),
+        (Topology.balanced_tree([5, 4, 3, 2, 1, 0]), True),
+        (Topology.two_cores(4, [0, 3]), False),
+        (Topology.two_cores(4, [0, 1]), True),
+    ],
+)
+def test_trees_in_native_order_are_known_as_such(topology, expected):
+    assert native(topology) == expected

@@ -282,3 +282,44 @@ def test_shuffled_fibres_of_a_field_in_three_dimensions_are_put_back() -> None:
     assert result.choice.ordered
     assert result.best.nbytes - orders < 1.1 * plain.best.nbytes
     assert result.best.nbytes < 0.8 * result.unordered.nbytes
+
+
+def vectors(*sizes: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=generator) for size in sizes]
+
+
+@pytest.mark.parametrize("max_bytes", [33, 36, 45, 60])
+def test_a_product_of_vectors_fits_into_few_bytes(max_bytes: int) -> None:
+    tensor = torch.einsum("i,j,k->ijk", *vectors(16, 16, 16))
+    result = tnc.search(tensor, max_bytes=max_bytes)
+    assert result.best.nbytes <= max_bytes
+    assert result.error < 0.2
+    assert result.error == pytest.approx(float((result.best.to_dense() - tensor).norm() / tensor.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("sizes", "max_error", "native"), [((60, 50, 40), 0.05, 122), ((60, 50, 40), 0.2, 84)])
+def test_what_native_order_gives_is_no_ordering(sizes: tuple[int, ...], max_error: float, native: int) -> None:
+    """``native``: bytes of the train over the whole axes in the coarsest integers that keep the error."""
+    result = tnc.search(torch.einsum("i,j,k->ijk", *vectors(*sizes)), max_error=max_error)
+    assert result.best.nbytes <= native
+    assert result.gain == 1.0
+    assert not result.choice.ordered
+
+
+@pytest.mark.parametrize("small", [2.2e-7, 1.1e-6])
+def test_what_is_smaller_than_single_precision_resolves_is_kept_where_the_limit_asks(small: float) -> None:
+    a, b, c, d = (vector.double() for vector in vectors(60, 90, 60, 90))
+    tensor = torch.outer(a, b) + small * torch.outer(c, d)
+    result = tnc.search(tensor, max_error=1e-7, null=False)
+    assert result.best.nbytes <= 2 * 4 * (60 + 90)
+    assert result.error <= 1e-7
+
+
+def test_seriation_stops_with_the_time() -> None:
+    from tensornet_compress.searching.fibres import seriations
+
+    x = torch.linspace(0, 1, 60)[:, None]
+    shuffled = torch.sin(5 * x * torch.linspace(1, 2, 30))[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
+    found = seriations(shuffled, 0, lambda: False)
+    assert all(sorted(order.permutation) == list(range(60)) for order in found.values())

@@ -12,7 +12,7 @@ from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
     from tensornet_compress.budget import Budget
-    from tensornet_compress.checkpoint import load, load_plan, save
+    from tensornet_compress.checkpoint import load, load_network, load_plan, save, save_network
     from tensornet_compress.compression import apply_plan, compress
     from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
@@ -40,12 +40,14 @@ _HOMES = {
     "compress": "compression",
     "decoded": "nn",
     "load": "checkpoint",
+    "load_network": "checkpoint",
     "load_plan": "checkpoint",
     "materialize": "nn",
     "parse_format": "network",
     "realise": "decompose",
     "round_cores": "decompose",
     "save": "checkpoint",
+    "save_network": "checkpoint",
     "search": "searching",
     "to_network": "decompose",
 }
@@ -68,12 +70,14 @@ __all__ = [
     "compress",
     "decoded",
     "load",
+    "load_network",
     "load_plan",
     "materialize",
     "parse_format",
     "realise",
     "round_cores",
     "save",
+    "save_network",
     "search",
     "to_network",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tensornet_compress.nn import NetworkModule
 from tensornet_compress.plan import LayerPlan, Plan
 from tests.cache_reader import Cache, Profile
 from tests.documents import ROOT, blocks
-from tests.file_reader import read_model, read_safetensors
+from tests.file_reader import read_model, read_safetensors, term_dense
 from tests.kv.tiny_models import tiny, tiny_profile
 from tests.models import batches, tiny_llama
 
@@ -68,6 +69,18 @@ def test_any_network_is_read_from_the_folder(tmp_path: Path) -> None:
         assert isinstance(module, NetworkModule)
         np.testing.assert_allclose(weights[name], module.dense_weight(torch.float32).detach().numpy(), atol=2e-6)
         np.testing.assert_array_equal(tensors[f"{name}.bias"], module.bias.detach().numpy())
+
+
+def test_a_single_network_is_read_from_its_file(tmp_path: Path) -> None:
+    for name, spec in several_networks().items():
+        network = tnc.realise(torch.randn(12, 20), spec)
+        nbytes = tnc.save_network(network, tmp_path / name)
+        metadata, tensors = read_safetensors(tmp_path / name)
+        raw = load_file(tmp_path / name)
+        assert sum(tensor.nbytes for tensor in raw.values()) == network.nbytes < nbytes
+        stated = json.loads(metadata["tensornet_compress.network"])
+        decoded = sum(term_dense(tensors, "network", t, term) for t, term in enumerate(stated["terms"]))
+        np.testing.assert_allclose(decoded, network.to_dense().numpy(), atol=2e-6)
 
 
 def test_a_compressed_model_is_read_from_the_folder(tmp_path: Path) -> None:

@@ -14,30 +14,37 @@ from tensornet_compress.plan import Plan
 
 def without_permutations(plan: Plan) -> Plan:
     """The plan with stored permutations left out."""
-    return _map_orders(plan, lambda _name, _number, _term, order: order.model_copy(update={"permutation": ()}))
+    return _map_specs(plan, lambda _name, spec: spec_without_permutations(spec))
 
 
 def with_permutations(plan: Plan, read: Callable[[str], Tensor]) -> Plan:
     """The plan with permutations unpacked from tensors; ``read`` gives a tensor by its full name."""
+    return _map_specs(plan, lambda name, spec: spec_with_permutations(spec, lambda order: read(f"{name}.{order}")))
 
-    def unpack(layer: str, number: int, term: TermSpec, order: FibreOrder) -> FibreOrder:
-        packed = read(f"{layer}.{order_name(number, order.axis)}")
+
+def spec_without_permutations(spec: NetworkSpec) -> NetworkSpec:
+    """The spec with stored permutations left out."""
+    return _map_orders(spec, lambda _number, _term, order: order.model_copy(update={"permutation": ()}))
+
+
+def spec_with_permutations(spec: NetworkSpec, read: Callable[[str], Tensor]) -> NetworkSpec:
+    """The spec with permutations unpacked from tensors; ``read`` gives a tensor by its name in the network."""
+
+    def unpack(number: int, term: TermSpec, order: FibreOrder) -> FibreOrder:
+        packed = read(order_name(number, order.axis))
         return order.model_copy(update={"permutation": unpack_permutation(packed, term.layout.shape[order.axis])})
 
-    return _map_orders(plan, unpack)
+    return _map_orders(spec, unpack)
 
 
-def _map_orders(plan: Plan, change: Callable[[str, int, TermSpec, FibreOrder], FibreOrder]) -> Plan:
-    layers = {}
-    for name, layer in plan.layers.items():
-        terms = []
-        for number, term in enumerate(layer.spec.terms):
-            orders = tuple(o if o.absorbed else change(name, number, term, o) for o in term.layout.fibre_orders)
-            terms.append(_with_orders(term, orders))
-        spec: NetworkSpec = layer.spec.model_copy(update={"terms": tuple(terms)})
-        layers[name] = layer.model_copy(update={"spec": spec})
+def _map_specs(plan: Plan, change: Callable[[str, NetworkSpec], NetworkSpec]) -> Plan:
+    layers = {name: layer.model_copy(update={"spec": change(name, layer.spec)}) for name, layer in plan.layers.items()}
     return plan.model_copy(update={"layers": layers})
 
 
-def _with_orders(term: TermSpec, orders: tuple[FibreOrder, ...]) -> TermSpec:
-    return term.model_copy(update={"layout": term.layout.model_copy(update={"fibre_orders": orders})})
+def _map_orders(spec: NetworkSpec, change: Callable[[int, TermSpec, FibreOrder], FibreOrder]) -> NetworkSpec:
+    terms = []
+    for number, term in enumerate(spec.terms):
+        orders = tuple(o if o.absorbed else change(number, term, o) for o in term.layout.fibre_orders)
+        terms.append(term.model_copy(update={"layout": term.layout.model_copy(update={"fibre_orders": orders})}))
+    return spec.model_copy(update={"terms": tuple(terms)})

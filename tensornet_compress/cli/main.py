@@ -40,6 +40,7 @@ app = typer.Typer(
     help="Compress neural networks as tensor networks, and count every byte.",
 )
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
+_METRICS = ("auto", "euclidean", "diagonal", "input", "row-fisher", "kronecker")
 Dtype = Annotated[str, typer.Option(help="Dtype to load a plain model in: auto, float32, bfloat16 or float16.")]
 Length = Annotated[int, typer.Option(help="Tokens per window.", min=2)]
 KvBits = Annotated[float | None, typer.Option(help="Also compress the KV cache to this many payload bits per element.")]
@@ -79,7 +80,7 @@ def weights(
     format: Annotated[list[str] | None, typer.Option(help="Number formats allowed, e.g. bf16, int4g64z (repeatable).")] = None,  # noqa: A002
     allocator: Annotated[str, typer.Option(help="sensitivity, energy or uniform.")] = "sensitivity",
     metric: Annotated[
-        str, typer.Option(help="auto (least held-out divergence), euclidean, row-fisher, input, kronecker.")
+        str, typer.Option(help="auto (least held-out divergence), euclidean, diagonal, input, row-fisher or kronecker.")
     ] = "input",
     refine: Annotated[bool, typer.Option("--refine", help="Fit behind the compressed prefix, then block by block.")] = False,
     isvt: Annotated[bool, typer.Option("--isvt", help="Lower ranks (bf16) by iterative singular value thresholding.")] = False,
@@ -106,7 +107,6 @@ def weights(
     from tensornet_compress.cli.common import DTYPES
     from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
     from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, model_kind, resolve_model
-    from tensornet_compress.metric import metric_kind
     from tensornet_compress.reporting.from_weights import weights_result
 
     budget = given_budget(bits_per_weight, ratio, size)
@@ -114,18 +114,16 @@ def weights(
         raise TensorNetError(f"{str(out)!r} exists; choose another folder, or pass --overwrite")
     if dtype not in DTYPES:
         raise TensorNetError(f"unknown dtype {dtype!r}; choose from {sorted(DTYPES)}")
-    if isvt and (method not in ("auto", "svd") or format or refine or metric == "auto"):
+    if metric not in _METRICS:
+        raise TensorNetError(f"unknown metric {metric!r}; choose one of {', '.join(_METRICS)}")
+    others = method != "auto" or format or allocator != "sensitivity" or search is not None or by_block
+    if isvt and (others or refine or metric == "auto"):
         raise TensorNetError(
-            "--isvt makes two bf16 cores of each layer; leave out --method, --format, --refine and --metric auto"
+            "--isvt lowers ranks of two bf16 cores of each layer by itself; leave out --method, --format, --allocator, "
+            "--search, --by-block, --refine and --metric auto"
         )
-    if metric != "auto":
-        metric_kind(metric)
     if (Path(model) / MANIFEST).is_file():
         raise TensorNetError(f"{model!r} is compressed already; give the original model")
-    if isvt and (method != "auto" or format or allocator != "sensitivity" or search is not None or by_block):
-        raise TensorNetError(
-            "--isvt lowers ranks of bf16 cores by itself; leave out --method, --format, --allocator, --search and --by-block"
-        )
     tokenizer = load_any_tokenizer(model)
     headless = encoder or model_kind(model) == "encoder"
     loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype])

@@ -45,6 +45,8 @@ def search_command(
         raise TensorNetError(f"--plot {str(plot)!r} must end in one of {', '.join(_PICTURES)}")
     if html is not None and html.is_dir():
         raise TensorNetError(f"--html {str(html)!r} is a folder; give a file name")
+    if html is not None and html.suffix not in (".html", ".htm"):
+        raise TensorNetError(f"--html {str(html)!r} must end in .html")
     tensor = read_tensor(file)
     result = search(
         tensor,

@@ -67,7 +67,8 @@ def search(
     bytes included, by 1 % more than the same search does on the same entries shuffled.
 
     Args:
-        tensor: real, any shape and floating dtype.
+        tensor: real, any shape and floating dtype. Errors are of numbers decoded in at least single precision; ``to_dense`` of
+            a half precision tensor rounds them once more.
         max_error: relative error in the metric, 0 or more. max_bytes: stored bytes. Exactly one of them.
         metric: of a matrix (first axis, all others); Euclidean by default. It measures and fits; predictions are Euclidean.
         orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed) and, only

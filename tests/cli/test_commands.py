@@ -196,7 +196,10 @@ def test_stages_are_reported(llama_folder, text, tmp_path, options, stages):
     assert tnc.load(tmp_path / "out").config.vocab_size == 64
 
 
-@pytest.mark.parametrize("options", [["--isvt", "--method", "tt"], ["--metric", "hessian"], ["--isvt", "--refine"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--isvt", "--method", "tt"], ["--metric", "hessian"], ["--metric", "elementwise"], ["--isvt", "--refine"]],
+)
 def test_stages_that_exclude_each_other_are_refused(llama_folder, text, tmp_path, options):
     result = call(
         "weights", llama_folder, tmp_path / "out", *options, "--bits-per-weight", 9, "--calibration", text, "--samples", 8,

@@ -72,6 +72,7 @@ def test_a_picture_of_an_unknown_kind_or_a_folder_for_json_is_refused(folder):
         (["eye.npy", "--plot", str(folder / "p.xyz")], "must end in"),
         (["eye.npy", "--json", str(folder)], "is a folder"),
         (["eye.npy", "--html", str(folder)], "is a folder"),
+        (["eye.npy", "--html", str(folder / "p.txt")], "must end in .html"),
         (["text.npy"], "give real numbers"),
     ]
     for (name, *options), message in cases:

@@ -13,7 +13,7 @@ from tensornet_compress.decompose.to_network import feasible_ranks
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import FibreOrder, Layout, Tensorization, choose_radices
 from tensornet_compress.network import IntFormat, NetworkSpec, NumberFormat, TermSpec, Topology, format_nbytes
-from tensornet_compress.searching.graphs import merged
+from tensornet_compress.searching.graphs import merged, native, with_one_core_less
 from tensornet_compress.searching.store import SpectrumStore
 
 _FINE_NUMBERS = 1 << 14
@@ -126,17 +126,19 @@ def for_bytes(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_bytes: 
 
 
 def _settled(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks_of: RanksOf) -> Candidate | None:
-    """Choose ranks, merge cores that need no bond, and choose again with what that leaves; ``None`` when that is one core,
-    which is the dense tensor and competes as such, or when ``ranks_of`` says that the ranks do not keep the limit."""
+    """Choose ranks, merge cores that need no bond, and choose again with what that leaves; where that does not keep the limit,
+    with one core less. ``None`` when it comes to one core, which is the dense tensor and competes as such."""
     topology = shape.topology
-    while True:
+    while len(topology.legs) > 1:
         ranks, kept = ranks_of(topology)
         simpler = merged(topology, store.dims, ranks, _overhead(fmt))
-        if len(simpler.legs) == 1:
-            return None
         if simpler == topology:
-            return _candidate(replace(shape, topology=topology), store, fmt, ranks) if kept else None
+            if kept:
+                ordered = shape.ordered and (bool(shape.fibre_orders) or not native(topology))
+                return _candidate(replace(shape, topology=topology, ordered=ordered), store, fmt, ranks)
+            simpler = with_one_core_less(topology, store.dims, ranks)
         topology = simpler
+    return None
 
 
 def _overhead(fmt: NumberFormat) -> float:

@@ -171,8 +171,8 @@ class _Search:
             # Needed below anyway; first, because it finds outer products, whose other spectra then cost nothing.
             mutual_information(store, self.alive)
         self._try_native(store, tensorization)
-        if tensorization.padding:
-            whole = Tensorization.native(tuple(self.work.shape))
+        whole = Tensorization.native(tuple(self.work.shape))
+        if tensorization.padding or (whole != tensorization and self.work.ndim > 2):
             self._try_native(self._store(whole, ()), whole)
         if "mode" in self.orderings:
             self._try_kronecker(self.work, ())

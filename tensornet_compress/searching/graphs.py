@@ -167,10 +167,14 @@ def side_by_side(parts: Sequence[tuple[Sequence[int], Topology]]) -> Topology:
 
 
 def native(topology: Topology) -> bool:
-    """Whether a tree can be drawn with its modes in native order: every core holds, and every bond cuts off, neighbours."""
-    count = topology.positions
+    """Whether a network can be drawn with its modes in native order: every core holds neighbours, a train is in their order,
+    and every bond of a tree cuts off neighbours."""
     if not all(_neighbours(sorted(legs)) for legs in topology.legs):
         return False
+    if topology.is_chain:
+        first = [min(legs) for legs in topology.legs]
+        return first in (sorted(first), sorted(first, reverse=True))
+    count = topology.positions
     sides = (topology.side(bond) for bond in range(len(topology.edges)))
     return all(_neighbours(side) or _neighbours([mode for mode in range(count) if mode not in side]) for side in sides)
 
@@ -200,17 +204,27 @@ def merged(topology: Topology, dims: Sequence[int], ranks: Sequence[int], overhe
     ``overhead``: what a core takes besides its numbers, in numbers (the scale of a small integer core)."""
     current, widths = topology, dict(zip(topology.edges, ranks))
     while current.edges:
-        best: tuple[float, int] | None = None
-        for place, edge in enumerate(current.edges):
-            joint = _numbers_of(current, dims, widths, edge[0]) * _numbers_of(current, dims, widths, edge[1])
-            joint //= widths[edge] ** 2
-            saved = sum(_numbers_of(current, dims, widths, core) for core in edge) + overhead - joint
-            if saved >= 0 and (best is None or saved > best[0]):
-                best = saved, place
-        if best is None:
-            return current
-        current, widths = _contracted(current, widths, current.edges[best[1]])
+        saved, edge = _most_saved(current, dims, widths)
+        if saved + overhead < 0:
+            break
+        current, widths = _contracted(current, widths, edge)
     return current
+
+
+def with_one_core_less(topology: Topology, dims: Sequence[int], ranks: Sequence[int]) -> Topology:
+    """Those two neighbouring cores are contracted which that makes least larger."""
+    widths = dict(zip(topology.edges, ranks))
+    return _contracted(topology, widths, _most_saved(topology, dims, widths)[1])[0]
+
+
+def _most_saved(topology: Topology, dims: Sequence[int], widths: dict[tuple[int, int], int]) -> tuple[int, tuple[int, int]]:
+    """The bond whose two cores are most numbers smaller when contracted (the first of equals), and how many that are."""
+    saved = []
+    for edge in topology.edges:
+        parts = [_numbers_of(topology, dims, widths, core) for core in edge]
+        saved.append(sum(parts) - prod(parts) // widths[edge] ** 2)
+    place = saved.index(max(saved))
+    return saved[place], topology.edges[place]
 
 
 def _numbers_of(topology: Topology, dims: Sequence[int], widths: dict[tuple[int, int], int], core: int) -> int:

@@ -77,7 +77,7 @@ def searched_shapes(
         return
 
     def shape(family: str, topology: Topology) -> Shape:
-        return Shape(family, tensorization, topology, orders, ordered=bool(orders) or not _is_native(family, topology))
+        return Shape(family, tensorization, topology, orders, ordered=bool(orders) or not native(topology))
 
     shared = mutual_information(store, alive)
     order = spectral_order(shared)
@@ -99,16 +99,6 @@ def searched_shapes(
     if "tree" in families:
         for tree in _trees(store, allowed, alive):
             yield shape("tree", tree)
-
-
-def _is_native(family: str, topology: Topology) -> bool:
-    """Whether a searched topology leaves the digits in native order, so that it is no ordering."""
-    if family == "tree":
-        return native(topology)
-    if family == "cut":
-        return any(sorted(legs) == list(range(len(legs))) for legs in topology.legs)
-    order = [mode for legs in topology.legs for mode in legs]
-    return order in (sorted(order), sorted(order, reverse=True))
 
 
 def _trees(store: SpectrumStore, allowed: float, alive: Alive) -> Iterator[Topology]:

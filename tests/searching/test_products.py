@@ -131,6 +131,9 @@ def test_joined_networks_keep_their_cores_and_bonds():
         (Topology.balanced_tree([5, 4, 3, 2, 1, 0]), True),
         (Topology.two_cores(4, [0, 3]), False),
         (Topology.two_cores(4, [0, 1]), True),
+        (Topology.train([(3, 2), (0, 1)]), True),
+        (Topology.train([(2,), (3,), (0,), (1,)]), False),
+        (Topology.train([(0, 3), (1, 2)]), False),
     ],
 )
 def test_trees_in_native_order_are_known_as_such(topology, expected):

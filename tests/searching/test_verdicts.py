@@ -69,7 +69,8 @@ def test_a_control_that_keeps_nothing_does_not_end_the_search() -> None:
 
 
 def test_a_cut_in_native_order_is_no_ordering() -> None:
-    result = tnc.search(torch.sin(torch.linspace(0, 9, 997)), max_error=0.01)
+    result = tnc.search(torch.sin(torch.linspace(0, 9, 997)), max_error=0.01, topologies=("cut",))
+    assert result.choice.family == "cut"
     assert not result.choice.ordered
 
 

@@ -150,7 +150,7 @@ def _counted(rows: list[dict[str, Any]]) -> str:
     for statement, paper in PAPER.items():
         held, of = (int(part) for part in counted(rows)[statement].split(" of "))
         if of:
-            here = [verdicts[statement] for verdicts in by_model]
+            here = [verdicts[statement].replace("0 of 0", "not run") for verdicts in by_model]
             table.append([statement, "yes" if paper else "no difference", *here, _verdict(held, of, paper)])
     return grid(["statement", "paper", *models, "the paper's claim here"], table)
 

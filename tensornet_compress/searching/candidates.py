@@ -53,6 +53,10 @@ class Candidate:
     nbytes: int
     error: float
 
+    def joins(self, other: Candidate) -> bool:
+        """Whether this has cores of ``other`` joined, so that it is another network, which competes by itself."""
+        return len(self.shape.topology.legs) < len(other.shape.topology.legs)
+
     def signature(self) -> tuple[object, ...]:
         """Equal for one network drawn in two ways: the digits of its cores, the wider bonds by the digits on one side, and,
         as bonds of rank 1 may join any two cores, the predicted error."""

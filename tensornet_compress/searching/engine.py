@@ -229,8 +229,7 @@ class _Search:
         )
 
     def _dense(self) -> None:
-        shape = tuple(self.work.shape)
-        layout, topology = Layout.native(shape), Topology.one_core(len(shape))
+        layout, topology = Layout.native(tuple(self.work.shape)), Topology.one_core(self.work.ndim)
         for fmt in self.dense_formats:
             spec = self._spec(TermSpec(layout=layout, topology=topology, ranks=(), formats=(fmt,)))
             self._measure("dense", spec, ordered=False)
@@ -309,7 +308,8 @@ class _Search:
             self._try(store, native_shapes(tensorization, (family,)))
 
     def _try(self, store: SpectrumStore, shapes: Iterable[Shape]) -> None:
-        """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far."""
+        """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far, and as
+        many more as miss the limit when measured."""
         predicted: list[tuple[Candidate, float]] = []
         for shape in shapes:
             for fmt in self.formats:
@@ -320,16 +320,16 @@ class _Search:
         predicted.sort(key=lambda pair: self.limit.cost(pair[0].nbytes, pair[0].error))
         most = _KEPT if self.work.numel() > _SMALL else _KEPT + 1
         made: list[TermSpec] = []
-        signatures = set()
+        signatures, missed = set(), 0
         for candidate, slack in predicted:
-            if len(made) >= most or self.limit.hopeless(candidate, self.found) or not self.alive():
+            if len(made) - missed >= most or self.limit.hopeless(candidate, self.found) or not self.alive():
                 return
             if candidate.spec.terms[0] in made:
                 continue
             made.append(candidate.spec.terms[0])
             if candidate.signature() not in signatures:
                 signatures.add(candidate.signature())
-                self._make(candidate, store, slack)
+                missed += not self._make(candidate, store, slack) and missed < most
                 careful = self._predict(candidate.shape, store, candidate.spec.terms[0].formats[0], 1.0)
                 if careful is not None and careful.spec != candidate.spec and len(made) == 1:
                     self._make(careful, store, 1.0)
@@ -347,10 +347,10 @@ class _Search:
             return for_error(shape, store, fmt, self.limit.max_error, slack)
         return for_bytes(shape, store, fmt, self.limit.max_bytes or 0)
 
-    def _make(self, candidate: Candidate, store: SpectrumStore, slack: float) -> None:
-        """Decompose and measure; where the error was predicted too high or too low, once more with other ranks."""
+    def _make(self, candidate: Candidate, store: SpectrumStore, slack: float) -> bool:
+        """Decompose and measure; where the error was predicted too high or too low, once more with other ranks. Whether any of
+        these keeps the limit."""
         kept: Found | None = None
-        fmt = candidate.spec.terms[0].formats[0]
         for _ in range(_TRIES):
             found = self._measure(candidate.shape.family, self._spec(candidate.spec.terms[0]), candidate.shape.ordered)
             self.placed[id(found.network)] = candidate, store, slack
@@ -364,8 +364,8 @@ class _Search:
                 if ratio > _LOOSE:
                     break
             slack *= min(4.0, 0.985 / ratio) if ratio > 0 else 4.0
-            following = self._predict(candidate.shape, store, fmt, slack)
-            if following is None or following.spec == candidate.spec or not self.alive():
+            following = self._predict(candidate.shape, store, candidate.spec.terms[0].formats[0], slack)
+            if following is None or following.spec == candidate.spec or not self.alive() or following.joins(candidate):
                 break
             candidate = following
         if store.dims and "native" not in self.spectra:
@@ -374,6 +374,7 @@ class _Search:
         if self.found and self.choice() is self.found[-1] and term.ranks:
             widest = max(range(len(term.ranks)), key=term.ranks.__getitem__)
             self.spectra["best"] = store.leading(topology.side(widest))
+        return kept is not None or self.limit.keeps(found)
 
     def _measure(self, family: str, spec: NetworkSpec, ordered: bool) -> Found:
         network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1)

@@ -206,6 +206,7 @@ def schedule_rows(subject: Subject, seed: int, keeps: list[float], rows: Rows) -
         return
     statistics = collect_statistics(subject.model, subject.collected, subject.names, ["kronecker"])
     metrics = {name: statistics[name].metric("kronecker") for name in subject.names}
+    del statistics
     options: dict[str, Any] = {"fmt": "fp32", "ignore": IGNORED[subject.name], "metric": metrics, "loss": subject.loss}
     for keep, label in waiting:
         started = process_time()

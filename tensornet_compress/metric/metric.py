@@ -18,6 +18,7 @@ All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. A 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -67,15 +68,17 @@ class KroneckerMetric:
 
     def left_whiten(self, matrix: Tensor) -> Tensor:
         """``L' W`` with ``R = L L'``."""
-        return matrix if self.rows is None else _left(self._row_root, matrix)
+        return matrix if self._row_powers is None else self._row_powers.root(matrix)
 
     def left_unwhiten(self, matrix: Tensor) -> Tensor:
         """``L'^-1 Z``: the inverse of ``left_whiten``."""
-        return matrix if self.rows is None else _left(self._row_inverse_root, matrix)
+        return matrix if self._row_powers is None else self._row_powers.inverse_root(matrix)
 
     def precondition(self, gradient: Tensor) -> Tensor:
         """``R^-1 G C^-1`` for a gradient G (m, n): the direction of steepest descent in the metric."""
-        return _left(self._row_inverse, _left(self._column_inverse, gradient.T).T)
+        if self._column_powers is not None:
+            gradient = self._column_powers.inverse(gradient.T).T
+        return gradient if self._row_powers is None else self._row_powers.inverse(gradient)
 
     def gram(self, matrix: Tensor) -> Tensor:
         """``L' W C W' L``, float64 (m, m): its eigenvalues are the squared singular values of the whitened matrix."""
@@ -83,20 +86,12 @@ class KroneckerMetric:
         return whitened @ _left(self.columns, whitened.T)
 
     @cached_property
-    def _row_root(self) -> Tensor | None:
-        return None if self.rows is None else _power(self.rows, 0.5)
+    def _row_powers(self) -> _Powers | None:
+        return None if self.rows is None else _Powers.of(self.rows)
 
     @cached_property
-    def _row_inverse_root(self) -> Tensor | None:
-        return None if self.rows is None else _power(self.rows, -0.5)
-
-    @cached_property
-    def _row_inverse(self) -> Tensor | None:
-        return None if self.rows is None else _power(self.rows, -1.0)
-
-    @cached_property
-    def _column_inverse(self) -> Tensor | None:
-        return None if self.columns is None else _power(self.columns, -1.0)
+    def _column_powers(self) -> _Powers | None:
+        return None if self.columns is None else _Powers.of(self.columns)
 
     def importance(self) -> Tensor | None:
         """Diagonal of the column factor (n,), the weight of each input in an error; None when Euclidean."""
@@ -136,9 +131,36 @@ def _left(factor: Tensor | None, matrix: Tensor) -> Tensor:
     return factor[:, None] * matrix if factor.ndim == 1 else factor @ matrix
 
 
-def _power(factor: Tensor, exponent: float) -> Tensor:
-    wide = factor.double()
-    if wide.ndim == 1:
-        return wide.clamp_min(float(wide.max()) * 1e-12) ** exponent
-    values, vectors = torch.linalg.eigh(wide)
-    return (vectors * values.clamp_min(float(values[-1]) * 1e-12) ** exponent) @ vectors.T
+@dataclass(frozen=True)
+class _Powers:
+    """Powers of a diagonal or SPD factor ``V diag(values) V'`` in float64, from one eigendecomposition and one stored matrix."""
+
+    values: Tensor
+    vectors: Tensor | None
+
+    @classmethod
+    def of(cls, factor: Tensor) -> _Powers:
+        wide = factor.double()
+        values, vectors = (wide, None) if wide.ndim == 1 else torch.linalg.eigh(wide)
+        return cls(values.clamp_min(float(values.max()) * 1e-12), vectors)
+
+    def root(self, matrix: Tensor) -> Tensor:
+        """``L' M`` with ``factor = L L'``."""
+        return self._scaled(self._inwards(matrix), 0.5)
+
+    def inverse_root(self, matrix: Tensor) -> Tensor:
+        """``L'^-1 M``."""
+        return self._outwards(self._scaled(matrix, -0.5))
+
+    def inverse(self, matrix: Tensor) -> Tensor:
+        """``factor^-1 M``."""
+        return self._outwards(self._scaled(self._inwards(matrix), -1.0))
+
+    def _inwards(self, matrix: Tensor) -> Tensor:
+        return matrix if self.vectors is None else self.vectors.to(matrix.dtype).T @ matrix
+
+    def _outwards(self, matrix: Tensor) -> Tensor:
+        return matrix if self.vectors is None else self.vectors.to(matrix.dtype) @ matrix
+
+    def _scaled(self, matrix: Tensor, exponent: float) -> Tensor:
+        return (self.values**exponent).to(matrix.dtype)[:, None] * matrix

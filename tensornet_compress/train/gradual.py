@@ -80,11 +80,10 @@ def reduce_gradually(
 
     def lower(stage: int) -> Choice:
         weights = problem.weights()
-        still = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         with limited_threads():
             choice, reduced = proximal_step(
                 weights,
-                still,
+                None,
                 metrics,
                 costs,
                 schedule.allowed(stage, largest, allowed),

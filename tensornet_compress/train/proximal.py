@@ -17,7 +17,7 @@ Matrices = Mapping[str, Tensor]
 
 def proximal_step(
     weights: Matrices,
-    gradients: Matrices,
+    gradients: Matrices | None,
     metrics: Mapping[str, KroneckerMetric],
     costs: Mapping[str, Cost],
     allowed: int,
@@ -28,9 +28,9 @@ def proximal_step(
     """A gradient step in the metric and a threshold with the multiplier that meets ``allowed`` bytes (times ``price_share``).
 
     From a stationary point with ``step`` 1 it is the closed-form truncation in the metric: KFAC-SVD, or SVD-LLM when only
-    inputs are weighted.
+    inputs are weighted; ``gradients`` None stands for gradients that are zero.
     """
-    moved = gradient_step(weights, gradients, metrics, step)
+    moved = weights if gradients is None else gradient_step(weights, gradients, metrics, step)
     spectra = {name: matrix_spectrum(matrix, metrics[name]) for name, matrix in moved.items()}
     choice = meet_budget(spectra, costs, allowed, step, threshold)
     if price_share < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from tensornet_compress.checkpoint.orders import spec_with_permutations, spec_without_permutations
 from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.files import whole_file
 from tensornet_compress.network import NetworkSpec, TensorNetwork, expected_tensors
 
 _KEY = "tensornet_compress.network"
@@ -19,18 +19,10 @@ _NAME = "network"
 
 def save_network(network: TensorNetwork, path: str | Path) -> int:
     """Write a network to one file, whole or not at all; returns the bytes of the file (``network.nbytes`` and its header)."""
-    path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"{str(path)!r} is a folder; give a file name")
     tensors = {f"{_NAME}.{name}": part.detach().cpu().contiguous() for name, part in network.stored_tensors().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, temporary, {_KEY: spec_without_permutations(network.spec).to_json()})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path.stat().st_size
+    with whole_file(path) as file:
+        save_file(tensors, file, {_KEY: spec_without_permutations(network.spec).to_json()})
+    return Path(path).stat().st_size
 
 
 def load_network(path: str | Path) -> TensorNetwork:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from tensornet_compress.checkpoint import MANIFEST, load, read_manifest
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files import whole_file
 from tensornet_compress.inputs import kind_of, load_causal_lm, load_tokenizer, model_kind, vocabulary_size
 
 _PIPED_WIDTH = 160
@@ -48,15 +47,8 @@ def write_json(path: Path | None, content: Any) -> None:
     """Write JSON to a temporary name, then rename; nothing for ``None``."""
     if path is None:
         return
-    if path.is_dir():
-        raise TensorNetError(f"--json {str(path)!r} is a folder; give a file name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_any(folder: str, dtype: str = "auto") -> Any:

@@ -12,6 +12,7 @@ from tensornet_compress.cli.common import plain_errors, write_json
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.cli.report import invocation, leave_page
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files import whole_file
 from tensornet_compress.inputs.tensors import read_tensor
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -62,8 +63,8 @@ def search_command(
     )
     typer.echo(str(result))
     if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        result.plot().savefig(plot)
+        with whole_file(plot) as picture:
+            result.plot().savefig(picture, format=plot.suffix[1:])
     front = [{"family": f.family, "nbytes": f.nbytes, "error": f.error, "ordered": f.ordered} for f in result.pareto]
     content: dict[str, Any] = {
         "file": file,

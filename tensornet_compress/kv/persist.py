@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.files import whole_file
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.kv.blocks import Block, Sequence
 from tensornet_compress.kv.cache import CompressedCache
@@ -87,14 +87,9 @@ def save_cache(cache: CompressedCache, path: str | Path) -> int:
         raise TensorNetError(f"a {type(cache).__name__} cannot be saved")
     if cache.positions is not None:
         tensors["positions"] = cache.positions
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, {_KEY: record.to_json()})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path.stat().st_size
+    with whole_file(path) as file:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, file, {_KEY: record.to_json()})
+    return Path(path).stat().st_size
 
 
 def load_cache(path: str | Path, model: nn.Module, profile: Profile | None = None) -> CompressedCache:

@@ -133,7 +133,7 @@ def _left(factor: Tensor | None, matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Powers:
-    """Powers of a diagonal or SPD factor ``V diag(values) V'`` in float64, from one eigendecomposition and one stored matrix."""
+    """Powers of a diagonal or SPD factor ``V diag(values) V'`` in float64: one eigendecomposition, one stored matrix."""
 
     values: Tensor
     vectors: Tensor | None

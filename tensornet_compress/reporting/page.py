@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tensornet_compress.errors import MissingExtraError, TensorNetError
+from tensornet_compress.errors import MissingExtraError
+from tensornet_compress.files import whole_file
 from tensornet_compress.results import Result
 
 if TYPE_CHECKING:
@@ -26,17 +26,9 @@ def write_report(result: Result, path: str | os.PathLike[str]) -> Path:
         TensorNetError: ``path`` is a folder.
         MissingExtraError: Jinja2 or matplotlib is missing.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise TensorNetError(f"{str(path)!r} is a folder; give a file name for the report")
-    text = render(result)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, target)
-    return target
+    with whole_file(path) as file:
+        file.write_text(render(result), encoding="utf-8", newline="\n")
+    return Path(path)
 
 
 def render(result: Result) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files import whole_file
 from tensornet_compress.frozen import Frozen
 
 Task = Literal["weights", "kv", "search", "speed"]
@@ -174,13 +174,6 @@ def read_result(path: str | os.PathLike[str]) -> Result:
 
 def write_result(result: Result, path: str | os.PathLike[str]) -> Path:
     """Write ``result`` to ``path`` under a temporary name, then rename."""
-    target = Path(path)
-    if target.is_dir():
-        raise TensorNetError(f"{str(path)!r} is a folder; give a file name for the result")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(result.to_json(indent=1) + "\n")
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, target)
-    return target
+    with whole_file(path) as file:
+        file.write_text(result.to_json(indent=1) + "\n", encoding="utf-8")
+    return Path(path)

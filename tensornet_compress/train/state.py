@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError
+from tensornet_compress.files import whole_file
 
 
 def save_state(file: Path, settings: Mapping[str, Any], log: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write under a temporary name, then rename: a file of that name is always whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.part")
     plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, temporary, {"settings": json.dumps(settings, sort_keys=True), "log": json.dumps(log)})
-    os.replace(temporary, file)
+    with whole_file(file) as temporary:
+        save_file(plain, temporary, {"settings": json.dumps(settings, sort_keys=True), "log": json.dumps(log)})
 
 
 def load_state(file: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
 
 import tensornet_compress as tnc
-from tensornet_compress.errors import CheckpointError
+from tensornet_compress.errors import CheckpointError, TensorNetError
 from tests.generators import SEEDS, random_tensor, specs
 
 
@@ -54,7 +54,7 @@ def test_truncated_files_are_refused(saved: Path, share: float) -> None:
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
         tnc.load_network(tmp_path / "nothing.safetensors")
-    with pytest.raises(CheckpointError, match="folder"):
+    with pytest.raises(TensorNetError, match="folder"):
         tnc.save_network(tnc.to_network(torch.ones(4, 4), max_error=0.1), tmp_path)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 from itertools import permutations
 from math import factorial, log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,11 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_can_be_imported(name: str) -> None:
     importlib.import_module(name)
+
+
+@pytest.mark.parametrize("result", sorted((ROOT / "benchmarks" / "results").rglob("*.json")), ids=lambda path: path.name)
+def test_results_name_no_folder_of_the_machine_that_made_them(result: Path) -> None:
+    assert re.findall(r"/(?:tmp|root|home|work|Users|var|mnt)/[^\s\"]*", result.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("seed", range(4))

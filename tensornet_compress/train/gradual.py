@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.budget import Budget
+from tensornet_compress.compression import PLAN_ATTRIBUTE
 from tensornet_compress.compression.sizes import Sizes
 from tensornet_compress.decompose import realise
 from tensornet_compress.errors import TensorNetError
@@ -17,12 +18,13 @@ from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.metric.collect import Loss
 from tensornet_compress.modes import evaluating
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
+from tensornet_compress.plan import LayerPlan, layer_plan
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.problem import MeanLoss, Problem
 from tensornet_compress.train.proximal import proximal_step
 from tensornet_compress.train.schedule import Schedule
-from tensornet_compress.train.setup import float_format, layer_cost, layer_metrics, rank_spec
+from tensornet_compress.train.setup import float_format, layer_cost, layer_metrics, rank_spec, reduced_plan
 from tensornet_compress.train.threshold import Choice, Threshold
 
 
@@ -55,7 +57,7 @@ def reduce_gradually(
     """Train all parameters for ``steps`` minibatch steps of Adam, and threshold the targeted weights in between.
 
     The thresholds of ``schedule`` are spread evenly, the last one after the last step; ``one-shot`` truncates only then. Layers
-    then become two-core networks in place, ready for ``heal``. Other arguments as for ``isvt``.
+    then become two-core networks in place, ready for ``heal`` and ``tnc.save``. Other arguments as for ``isvt``.
 
     Raises:
         BudgetError: the budget cannot be met.
@@ -103,10 +105,14 @@ def reduce_gradually(
             choice = lower(stage)
     for parameter in model.parameters():
         parameter.grad = None
+    layers: dict[str, LayerPlan] = {}
     for target in chosen:
-        weight = layer_weight(model.get_submodule(target.name)).contiguous()
+        module = model.get_submodule(target.name)
+        weight = layer_weight(module).contiguous()
         spec = rank_spec(weight, choice.ranks[target.name], number_format)
+        layers[target.name] = layer_plan(target, module, spec)
         replace_module(model, target.name, realise(weight, spec, metrics[target.name]), target.tied)
+    setattr(model, PLAN_ATTRIBUTE, reduced_plan(layers, metric, batches))
     return GradualReport(losses=tuple(losses), nbytes=tuple(sizes), allowed=allowed, ranks=choice.ranks)
 
 

@@ -30,14 +30,14 @@ from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.metric.collect import Loss
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
-from tensornet_compress.plan import LayerPlan, Plan, layer_plan
+from tensornet_compress.plan import LayerPlan, layer_plan
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.problem import MeanLoss, Problem
 from tensornet_compress.train.proximal import curvature, gradient_step, model_change, proximal_step
 from tensornet_compress.train.schedule import Schedule
-from tensornet_compress.train.setup import float_format, layer_cost, layer_metrics, rank_spec
-from tensornet_compress.train.state import load_state, save_state
+from tensornet_compress.train.setup import float_format, layer_cost, layer_metrics, rank_spec, reduced_plan
+from tensornet_compress.train.state import content_hash, load_state, save_state
 from tensornet_compress.train.threshold import Cost, Threshold
 
 _SLACK = 1e-6
@@ -45,8 +45,8 @@ _BACKTRACKS = 30
 
 
 class IsvtStep(Frozen):
-    """One accepted step. ``objective`` is ``loss + multiplier * nbytes`` before and after, under this step's multiplier;
-    ``rose`` tells that it did not fall."""
+    """One accepted step. ``objective`` is ``loss + multiplier * nbytes`` before (behind the corrections of this step, which are
+    of full rank) and after, under this step's multiplier; ``rose`` tells that it did not fall."""
 
     loss: float
     multiplier: float
@@ -103,7 +103,7 @@ def isvt(
     ignore: Sequence[str] = (),
     backtrack: bool = True,
     precision: torch.dtype | None = None,
-    state: Path | None = None,
+    state: str | Path | None = None,
     progress: Progress | None = None,
 ) -> IsvtReport:
     """Lower the ranks of the targeted layers to ``budget`` while lowering the loss; layers become two-core networks in place.
@@ -121,7 +121,8 @@ def isvt(
         fmt: number format of the cores, floating point.
         backtrack: halve the step until the loss lies under its quadratic bound. Without it a rising objective ends the
             iteration and is reported.
-        state: a safetensors file in which every step is kept; if it exists, the iteration goes on from there.
+        state: a safetensors file in which every step is kept; if it exists, the iteration goes on from there. It only fits
+            the same weights, batches, metric and settings.
 
     The iterate with the least loss among those that meet the budget is kept, and can be saved with ``tnc.save``.
 
@@ -143,8 +144,15 @@ def isvt(
     dense = problem.weights()
     costs = {name: layer_cost(weight, number_format) for name, weight in dense.items()}
     iteration = _Iteration(problem, metrics, costs, allowed, schedule, threshold, backtrack)
-    settings = {"allowed": allowed, "threshold": threshold, "schedule": schedule.model_dump(), "names": names, "step": step}
-    current = _State(dense) if state is None else _resumed(state, settings, dense)
+    file = None if state is None else Path(state)
+    settings: dict[str, Any] = {}
+    current = _State(dense)
+    if file is not None:
+        settings = {"allowed": allowed, "threshold": threshold, "schedule": schedule.model_dump(), "names": names, "step": step}
+        settings |= {"fmt": fmt, "backtrack": backtrack, "precision": str(precision), "dense": content_hash(dense)}
+        settings |= {"metric": content_hash({name: (m.rows, m.columns) for name, m in metrics.items()})}
+        settings |= {"batches": content_hash(list(batches)), "loss": getattr(loss, "__qualname__", str(type(loss)))}
+        current = _resumed(file, settings, dense)
     if not current.steps:
         with limited_threads():
             current.size = step if step is not None else 1 / max(curvature(problem, metrics), 1e-30)
@@ -153,8 +161,8 @@ def isvt(
         with (progress or SilentProgress()).stage("isvt", schedule.count) as advance:
             while len(current.steps) < schedule.count and not iteration.too_large(current):
                 iteration.advance(current)
-                if state is not None:
-                    _save(state, settings, current)
+                if file is not None:
+                    _save(file, settings, current)
                 advance()
     except BaseException:
         problem.assign(dense)
@@ -162,6 +170,7 @@ def isvt(
     if not current.best_ranks:
         problem.assign(dense)
         raise TensorNetError("no iterate met the budget with a finite loss; give a smaller step, or let it backtrack")
+    problem.assign(dense)
     layers: dict[str, LayerPlan] = {}
     for target in chosen:
         module = model.get_submodule(target.name)
@@ -169,7 +178,7 @@ def isvt(
         weight = current.best_weights[target.name].reshape(network_spec.shape)
         layers[target.name] = layer_plan(target, module, network_spec)
         replace_module(model, target.name, realise(weight, network_spec, metrics[target.name]), target.tied)
-    setattr(model, PLAN_ATTRIBUTE, Plan(metric=metric if isinstance(metric, str) else "input", layers=layers))
+    setattr(model, PLAN_ATTRIBUTE, reduced_plan(layers, metric, batches))
     return _report(current, initial, allowed, costs, iteration.too_large(current))
 
 
@@ -197,7 +206,9 @@ class _Iteration:
         for _ in range(self.schedule.corrections):
             state.weights, state.size = self._correct(state.weights, state.size)
         loss, gradients = self.problem.gradients()
-        ranks = state.history[-1] if state.history else dict.fromkeys(self.costs, None)
+        # Corrections are not truncated: what they start a step from is of full rank.
+        full = not state.history or self.schedule.corrections > 0
+        ranks = dict.fromkeys(self.costs, None) if full else state.history[-1]
         allowed = self.schedule.allowed(number, self.largest, self.allowed)
         share = self.schedule.price_share(number)
         size = state.size

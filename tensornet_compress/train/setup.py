@@ -13,6 +13,7 @@ from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric, MetricKind, collect_statistics, metric_kind
 from tensornet_compress.metric.collect import Loss
 from tensornet_compress.network import FloatFormat, NetworkSpec, TermSpec, Topology, format_nbytes, parse_format
+from tensornet_compress.plan import LayerPlan, Plan, calibration_fingerprint
 from tensornet_compress.train.threshold import Cost
 
 
@@ -70,3 +71,11 @@ def rank_spec(weight: Tensor, rank: int | None, fmt: FloatFormat) -> NetworkSpec
     topology = Topology.two_cores(len(shape), (0,))
     term = TermSpec(layout=Layout.native(shape), topology=topology, ranks=(rank,), formats=(fmt, fmt))
     return NetworkSpec.model_validate({"shape": shape, "dtype": dtype, "terms": (term,)})
+
+
+def reduced_plan(layers: dict[str, LayerPlan], metric: str | Mapping[str, KroneckerMetric], batches: Sequence[Any]) -> Plan:
+    """The plan of a model whose ranks were lowered: ``apply_plan`` truncates the dense weights to these ranks in the metric,
+    without what the iteration trained. Metrics that cannot be made again from token batches are not part of it."""
+    if not isinstance(metric, str) or metric == "euclidean" or not all(isinstance(b, Tensor | Mapping) for b in batches):
+        return Plan(metric="euclidean", layers=layers)
+    return Plan(calibration=calibration_fingerprint(batches), metric=metric, layers=layers)

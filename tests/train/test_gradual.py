@@ -35,6 +35,15 @@ def test_bytes_follow_the_schedule(kind, threshold):
     assert healed.best <= healed.initial
 
 
+def test_a_reduced_model_can_be_saved(tmp_path):
+    model, data = tiny_llama(layers=1), batches(3)
+    schedule = Schedule(steps=2)
+    reduce_gradually(model, data, tnc.Budget(bits_per_weight=9.0), loss=next_token_loss, schedule=schedule, steps=4)
+    tnc.save(model, tmp_path / "reduced")
+    again = tnc.load(tmp_path / "reduced")
+    assert torch.equal(again(data[0]).logits, model(data[0]).logits)
+
+
 def test_the_loss_falls_while_ranks_are_lowered():
     model, data = tiny_llama(layers=1), batches(2)
     report = reduce_gradually(

@@ -266,6 +266,66 @@ def test_a_stopped_iteration_goes_on_where_it_was(tmp_path):
         isvt(tiny_llama(layers=1), data, budget, schedule=Schedule(steps=6), step=0.3, state=file)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fmt": "fp32"}, "other settings"),
+        ({"metric": "euclidean"}, "other settings"),
+        ({"model": tiny_llama(layers=1, seed=5)}, "other settings"),
+        ({"batches": batches(2, seed=9)}, "other settings"),
+        ({"damage": True}, "damaged"),
+    ],
+)
+def test_a_state_only_fits_what_it_was_made_with(tmp_path, change, message):
+    file, schedule, budget = tmp_path / "state.safetensors", Schedule(steps=2), tnc.Budget(bits_per_weight=9.0)
+    isvt(tiny_llama(layers=1), batches(2), budget, metric="input", schedule=schedule, step=0.3, state=str(file))
+    if change.pop("damage", False):
+        content = bytearray(file.read_bytes())
+        content[-50:] = bytes(50)
+        file.write_bytes(content)
+    arguments = {"model": tiny_llama(layers=1), "batches": batches(2), "metric": "input"} | change
+    model, data = arguments.pop("model"), arguments.pop("batches")
+    with pytest.raises(CheckpointError, match=message):
+        isvt(model, data, budget, schedule=schedule, step=0.3, state=file, **arguments)
+
+
+@pytest.mark.parametrize("backtrack", [False, True])
+def test_corrections_do_not_count_as_a_rising_objective(backtrack):
+    model, data, moment = least_squares_problem()
+    report = isvt(
+        model,
+        data,
+        tnc.Budget(bits_per_weight=20.0),
+        metric="euclidean",
+        step=0.45 / float(torch.linalg.eigvalsh(moment)[-1]),
+        loss=least_squares,
+        fmt="fp32",
+        backtrack=backtrack,
+        schedule=Schedule(steps=8, corrections=1),
+    )
+    assert len(report.steps) == 8
+    assert not any(step.rose for step in report.steps)
+    assert report.best < report.steps[0].loss
+
+
+def test_the_modules_that_were_replaced_keep_their_dense_weights():
+    model = tiny_llama(layers=1)
+    module = model.model.layers[0].mlp.up_proj
+    before = module.weight.detach().clone()
+    isvt(model, batches(2), tnc.Budget(bits_per_weight=8.0), metric="input", schedule=Schedule(steps=2), step=0.3)
+    assert isinstance(model.model.layers[0].mlp.up_proj, TNLinear)
+    assert torch.equal(module.weight, before)
+
+
+@pytest.mark.parametrize("metric", ["kronecker", "euclidean"])
+def test_the_plan_truncates_the_dense_model_to_the_same_ranks(metric):
+    model, data, budget = tiny_llama(layers=1), batches(2), tnc.Budget(bits_per_weight=8.0)
+    isvt(model, data, budget, metric=metric, schedule=Schedule(kind="one-shot"), step=1e-9)
+    again = tnc.apply_plan(tiny_llama(layers=1), model.tensornet_plan, None if metric == "euclidean" else data, workers=1)
+    ids = data[0]
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0.05, atol=0.02)
+
+
 def test_convolutions_are_thresholded_as_matrices():
     model, images = tiny_convnet(), torch.randn(16, 3, 9, 9)
     report = isvt(

@@ -279,6 +279,7 @@ def test_a_stopped_iteration_goes_on_where_it_was(tmp_path):
 def test_a_state_only_fits_what_it_was_made_with(tmp_path, change, message):
     file, schedule, budget = tmp_path / "state.safetensors", Schedule(steps=2), tnc.Budget(bits_per_weight=9.0)
     isvt(tiny_llama(layers=1), batches(2), budget, metric="input", schedule=schedule, step=0.3, state=str(file))
+    change = dict(change)
     if change.pop("damage", False):
         content = bytearray(file.read_bytes())
         content[-50:] = bytes(50)

@@ -42,6 +42,7 @@ class GradientStatistics:
         self.tokens = 0
         self._absolute: Tensor | None = None
         self._rows: list[Tensor] = []
+        self._columns = 0
         self._entries: Tensor | None = None
         self._lengths: list[float] = []
 
@@ -70,6 +71,7 @@ class GradientStatistics:
             self._lengths.append(sqrt(float(squares.sum())))
             if "row-fisher" in self.kinds:
                 self._rows.append(squares.sum(1))
+                self._columns = squares.shape[1]
             if "elementwise" in self.kinds:
                 # The quantile of what was seen so far: all gradients together would not fit in memory.
                 squares = squares * self._shortening(self._lengths)[-1]
@@ -97,7 +99,8 @@ class GradientStatistics:
         per_token = self.examples / max(self.tokens, 1)
         if kind == "row-fisher":
             rows, level = _normalised(self._row_fisher())
-            return KroneckerMetric(rows=rows, rate=0.5 * level * per_token)
+            # Rows are sums over the columns, whose mean weighs each entry of an error.
+            return KroneckerMetric(rows=rows, rate=0.5 * level * per_token / self._columns)
         entries, level = _normalised(self._entry_fisher())
         return ElementwiseMetric(entries, rate=0.5 * level * per_token)
 

@@ -99,13 +99,14 @@ def test_divergence_rate_predicts_the_loss_of_small_errors():
         labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(1))[:, 0]
         return F.cross_entropy(logits, labels, reduction="sum")
 
-    statistics = collect_statistics(model, [x], ["0"], ["elementwise", "kronecker"], loss=sampled)["0"]
+    kinds = ["elementwise", "kronecker", "row-fisher"]
+    statistics = collect_statistics(model, [x], ["0"], kinds, loss=sampled)["0"]
     change = 0.02 * torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
     before = model(x).detach().log_softmax(-1)
     with torch.no_grad():
         model[0].weight += change
         divergence = float((before.exp() * (before - model(x).log_softmax(-1))).sum(-1).mean())
-    for kind in ("elementwise", "kronecker"):
+    for kind in kinds:
         metric = statistics.metric(kind)
         assert metric.rate * metric.norm2(change) == pytest.approx(divergence, rel=0.5), kind
 

@@ -58,7 +58,7 @@ def statistics_by_block(
         found = collect_statistics(
             model, batches, group, wanted, loss=objective, precision=precision, advance=advance, seed=seed, strict=False
         )
-        reached = reached or not gradients or any(statistics.reached for statistics in found.values())
+        reached = reached or not gradients or any(statistics.examples for statistics in found.values())
         return found
 
     if outside or not blocks:

@@ -93,7 +93,10 @@ class GradientStatistics:
         if kind == "input":
             return input_second_moment(self.input.mean)
         if not self.reached:
-            raise TensorNetError("a layer received no gradient during calibration; its output does not reach the loss")
+            raise TensorNetError(
+                f"a layer received no gradient but zeros in {self.examples} calibration examples, so it has no {kind} metric; "
+                "its output does not reach the loss: choose the input metric for it, or ignore it"
+            )
         if kind == "kronecker":
             return KroneckerMetric(shrunk(self.gradient.mean, SHRINK_GRADIENT), shrunk(self.input.mean, SHRINK_INPUT), rate=0.5)
         per_token = self.examples / max(self.tokens, 1)
@@ -106,8 +109,9 @@ class GradientStatistics:
 
     @property
     def reached(self) -> bool:
-        """Whether any gradient came back to the layer."""
-        return self.examples > 0
+        """Whether any gradient but zeros came back to the layer, at a position that counts."""
+        factor = self.gradient.sum
+        return any(length > 0 for length in self._lengths) or (factor is not None and float(factor.trace()) > 0)
 
     def _diagonal(self) -> Tensor:
         if self._absolute is None or not float(self._absolute.sum()) > 0:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric.kinds import GRADIENT_KINDS, metric_kind
 from tensornet_compress.metric.moments import has_input_moment, input_vectors, model_inputs
-from tensornet_compress.metric.outputs import kept_output, sampled_loss
+from tensornet_compress.metric.outputs import graph_start, kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
 from tensornet_compress.modes import frozen
 
@@ -43,10 +43,10 @@ def collect_statistics(
         loss: ``loss(model, batch)``, summed over examples, each example's part depending on that example alone. By default
             minus the log-likelihood of labels drawn from the model itself (the true Fisher information).
         precision: dtype of matrix products under autocast.
-        strict: refuse a loss that no named layer reaches; without it such layers have no gradients (see ``reached``).
+        strict: refuse a loss that depends on no named layer; without it such layers have no gradients (see ``reached``).
 
     Raises:
-        TensorNetError: an unknown metric or layer, no batches, or a loss that no named layer reaches.
+        TensorNetError: an unknown metric or layer, no batches, or a loss that depends on no named layer.
     """
     wanted = [metric_kind(kind) for kind in kinds]
     modules = dict(model.named_modules())
@@ -118,7 +118,7 @@ class _Collector:
             if not self.gradients:
                 return None
             # The first layer on the way starts the graph: no parameter and no input asks for a gradient.
-            started = output if output.requires_grad else output.detach().requires_grad_()
+            started = output if output.requires_grad else graph_start(output)
             started.register_hook(lambda gradient: _add_examples(statistics, module, vectors, gradient, mask))
             return started
 

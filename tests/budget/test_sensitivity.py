@@ -1,12 +1,13 @@
 import pytest
 import torch
+from torch import nn
 
 import tensornet_compress as tnc
 from tensornet_compress.budget import first_tokens, measure_sensitivity, output_divergence
 from tensornet_compress.budget.fisher import fisher_sensitivity
 from tensornet_compress.errors import TensorNetError
 from tests.generators import random_tensor
-from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
+from tests.models import VOCABULARY, batches, tiny_bert, tiny_gpt2, tiny_llama
 
 MEASURES = [measure_sensitivity, fisher_sensitivity]
 
@@ -171,3 +172,27 @@ def test_short_texts_behind_long_padding_calibrate_a_model(options):
     given = [padded(ids, [16, 9], 300, "left") for ids in batches(2)]
     report = tnc.compress(tiny_llama(layers=1), tnc.Budget(bits_per_weight=10), given, method="svd", workers=1, **options)
     assert all(layer.sensitivity > 0 for layer in report.layers)
+
+
+def test_models_that_change_their_embeddings_in_place_have_the_same_sensitivities():
+    class Positions(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            torch.manual_seed(0)
+            self.in_place, self.embed = in_place, nn.Embedding(VOCABULARY, 8)
+            self.positions, self.map = nn.Parameter(torch.randn(16, 8)), nn.Linear(8, 6)
+
+        def forward(self, input_ids):
+            x = self.embed(input_ids)
+            if self.in_place:
+                x += self.positions
+            else:
+                x = x + self.positions
+            return self.map(x)
+
+    plain, in_place = (
+        fisher_sensitivity(model, batches(2), probes_of(model, ["map", "embed"]))
+        for model in (Positions(False), Positions(True))
+    )
+    assert plain == in_place
+    assert min(plain.values()) > 0

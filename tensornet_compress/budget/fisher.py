@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import Batch, kept_output, model_inputs, sampled_loss
+from tensornet_compress.metric import Batch, graph_start, kept_output, model_inputs, sampled_loss
 from tensornet_compress.modes import frozen
 from tensornet_compress.nn import module_kind
 
@@ -68,7 +68,9 @@ def fisher_sensitivity(
 def frozen_evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without parameter gradients; embeddings start the graph instead."""
     handles = [
-        module.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_(torch.is_grad_enabled()))
+        module.register_forward_hook(
+            lambda _module, _inputs, output: graph_start(output) if torch.is_grad_enabled() else output
+        )
         for module in model.modules()
         if isinstance(module, nn.Embedding)
     ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import Batch, kept_output, model_inputs
 from tensornet_compress.metric.blocks import block_list, replaced_forwards
 from tensornet_compress.modes import evaluating
@@ -23,19 +24,48 @@ def output_divergence(reference: Tensor, output: Tensor, logits: bool) -> float:
 
 
 def first_tokens(batches: Sequence[Batch], tokens: int, longest: int) -> list[Batch]:
-    """The first sequences of the first batches, up to about ``tokens`` tokens, each cut to at most ``longest``."""
+    """The first sequences of the first batches, up to about ``tokens`` tokens, each cut to at most ``longest``.
+
+    Padding before the text counts as nothing: columns that start no text yet in any row are left out first, then rows whose
+    text begins behind the cut. Padding behind the text counts with it.
+
+    Raises:
+        TensorNetError: no batch holds a token.
+    """
     kept: list[Batch] = []
     left = tokens
     for batch in batches:
         ids = batch if isinstance(batch, Tensor) else batch["input_ids"]
-        length = min(ids.shape[1], max(left, 1), longest)
-        rows = max(1, min(len(ids), left // length))
-        cut = (slice(rows), slice(length))
-        kept.append(ids[cut] if isinstance(batch, Tensor) else {name: value[cut] for name, value in batch.items()})
-        left -= rows * length
+        real = _real_tokens(batch, ids)
+        if not real.any():
+            continue
+        start = int(real.any(0).int().argmax())
+        window = slice(start, start + min(max(left, 1), longest))
+        real = real[:, window]
+        filled = real.any(1).nonzero()[:, 0]
+        # Positions from the first real one of each row on.
+        sizes = real.shape[1] - real[filled].int().argmax(1)
+        count = max(1, int((sizes.cumsum(0) <= left).sum()))
+        rows = filled[:count]
+        kept.append(
+            ids[rows.to(ids.device), window]
+            if isinstance(batch, Tensor)
+            else {name: value[rows.to(value.device), window] for name, value in batch.items()}
+        )
+        left -= int(sizes[:count].sum())
         if left <= 0:
             break
+    if not kept:
+        raise TensorNetError(
+            f"none of the {len(batches)} calibration batches holds a token that is not padding; check their attention_mask"
+        )
     return kept
+
+
+def _real_tokens(batch: Batch, ids: Tensor) -> Tensor:
+    """Which of the ids (rows, length) are not padding, boolean, on the CPU."""
+    mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
+    return torch.ones(ids.shape, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.bool().cpu()
 
 
 def measure_sensitivity(

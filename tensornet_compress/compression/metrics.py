@@ -46,7 +46,7 @@ def calibrated_metrics(
     metrics: dict[str, KroneckerMetric] = {}
     if own:
         names = [target.name for target in own]
-        collected = collect_statistics(model, batches, names, {wanted, "input"}, advance=advance)
+        collected = collect_statistics(model, batches, names, {wanted, "input"}, tied=_tied(own), advance=advance)
         metrics = {name: _metric(statistics, wanted) for name, statistics in collected.items()}
     if others:
         metrics |= _input_metrics(model, batches, others, advance if not own else lambda: None)
@@ -76,7 +76,7 @@ def stored_metrics(
 
     if own:
         names = [target.name for target in own]
-        for part in statistics_by_block(model, batches, names, {wanted, "input"}, advance=advance):
+        for part in statistics_by_block(model, batches, names, {wanted, "input"}, tied=_tied(own), advance=advance):
             for name in list(part):
                 store(name, _metric(part.pop(name), wanted))
     if others:
@@ -100,6 +100,10 @@ def _closed_form(kind: str) -> MetricKind:
 def _with_and_without_inputs(model: nn.Module, chosen: Sequence[Target]) -> tuple[list[Target], list[Target]]:
     own = [target for target in chosen if has_input_moment(model.get_submodule(target.name))]
     return own, [target for target in chosen if target not in own]
+
+
+def _tied(chosen: Sequence[Target]) -> dict[str, tuple[str, ...]]:
+    return {target.name: target.tied for target in chosen}
 
 
 def _metric(statistics: GradientStatistics, kind: MetricKind) -> KroneckerMetric:

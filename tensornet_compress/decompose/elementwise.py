@@ -11,6 +11,8 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import ElementwiseMetric
 
 _CHUNK_NUMBERS = 1 << 24
+# Below it a ridge relative to the level would leave the range of double precision.
+_NO_WEIGHT = 1e-290
 
 
 def weighted_cores(
@@ -50,7 +52,9 @@ def _solve_rows(matrix: Tensor, weights: Tensor, basis: Tensor) -> Tensor:
     for start in range(0, len(matrix), step):
         weighted = weights[start : start + step, None, :] * basis
         gram = weighted @ basis.T
-        level = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)
+        level = gram.diagonal(dim1=1, dim2=2).mean(1)
+        # A row without weight costs nothing whatever it holds: the ridge alone makes it zero.
+        level = torch.where(level > _NO_WEIGHT, level, 1.0)
         gram = gram + 1e-10 * level[:, None, None] * torch.eye(rank, dtype=gram.dtype, device=gram.device)
         solved.append(torch.linalg.solve(gram, (weighted @ matrix[start : start + step, :, None])[..., 0]))
     return torch.cat(solved)

@@ -18,7 +18,7 @@ from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
 from tensornet_compress.decompose.tree import decompose_tree
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.network import FloatFormat, NetworkSpec, PivotFormat, TensorNetwork, TermSpec
+from tensornet_compress.network import FloatFormat, IntFormat, NetworkSpec, NumberFormat, PivotFormat, TensorNetwork, TermSpec
 from tensornet_compress.network.network import part_name
 
 _ITERATIONS = 3
@@ -88,7 +88,7 @@ def _dense_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, feedba
     laid_out = term.layout.apply(tensor)
     arranged = laid_out.permute(term.topology.legs[0]).contiguous()
     fmt = term.formats[0]
-    feedback = feedback or column_feedback(metric)
+    feedback = feedback or _rounding_feedback(metric, fmt)
     if feedback is not None and term.layout.is_native and arranged.ndim == 2:
         parts = feedback.encode(arranged, fmt)
     else:
@@ -101,6 +101,11 @@ def column_feedback(metric: KroneckerMetric, rounds: int = ROUNDS) -> ErrorFeedb
     if metric.columns is None or metric.columns.ndim == 1:
         return None
     return ErrorFeedback(metric.columns, rounds=rounds)
+
+
+def _rounding_feedback(metric: KroneckerMetric, fmt: NumberFormat) -> ErrorFeedback | None:
+    """``column_feedback`` where the format takes it: other numbers are rounded to nearest, and need no factors."""
+    return column_feedback(metric) if isinstance(fmt, IntFormat) else None
 
 
 def _matrix_parts(
@@ -151,7 +156,7 @@ def _right_parts(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Stored parts of the right core, and what they decode to, float64 (rank, n)."""
     shape, fmt = term.core_shape(1), term.formats[1]
-    feedback = feedback or column_feedback(metric)
+    feedback = feedback or _rounding_feedback(metric, fmt)
     parts = feedback.encode(right, fmt) if feedback is not None and len(shape) == 2 else fmt.encode(right.reshape(shape))
     return parts, fmt.decode(parts, shape, torch.float32).reshape(term.ranks[0], -1).double()
 

@@ -6,7 +6,7 @@ from tensornet_compress.metric.elementwise import ElementwiseMetric
 from tensornet_compress.metric.kinds import GRADIENT_KINDS, METRIC_KINDS, MetricKind, metric_kind
 from tensornet_compress.metric.metric import KroneckerMetric, Metric, euclidean, input_second_moment, squared_norm
 from tensornet_compress.metric.moments import Batch, InputMoment, collect_input_moments, has_input_moment, model_inputs
-from tensornet_compress.metric.outputs import kept_output, sampled_loss
+from tensornet_compress.metric.outputs import graph_start, kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
 from tensornet_compress.metric.stored import StoredMetric
 
@@ -25,6 +25,7 @@ __all__ = [
     "collect_input_moments",
     "collect_statistics",
     "euclidean",
+    "graph_start",
     "has_input_moment",
     "input_second_moment",
     "kept_output",

@@ -6,7 +6,7 @@ once in all, as in one pass; with them every block has a backward pass of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,6 +31,7 @@ def statistics_by_block(
     names: Collection[str],
     kinds: Collection[str],
     *,
+    tied: Mapping[str, Sequence[str]] | None = None,
     loss: Loss | None = None,
     precision: torch.dtype | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -56,9 +57,18 @@ def statistics_by_block(
     def collect(group: Sequence[str], objective: Loss | None) -> dict[str, GradientStatistics]:
         nonlocal reached
         found = collect_statistics(
-            model, batches, group, wanted, loss=objective, precision=precision, advance=advance, seed=seed, strict=False
+            model,
+            batches,
+            group,
+            wanted,
+            tied=tied,
+            loss=objective,
+            precision=precision,
+            advance=advance,
+            seed=seed,
+            strict=False,
         )
-        reached = reached or not gradients or any(statistics.reached for statistics in found.values())
+        reached = reached or not gradients or any(statistics.examples for statistics in found.values())
         return found
 
     if outside or not blocks:
@@ -66,7 +76,9 @@ def statistics_by_block(
     crossing = _Crossing(blocks)
     for number, group in enumerate(inside):
         if group:
-            with crossing.until(number, stop=not gradients):
+            # Modules that are tied to a layer may run behind its block.
+            stop = not gradients and not any((tied or {}).get(name) for name in group)
+            with crossing.until(number, stop=stop):
                 found = collect(group, loss if gradients else _stopped(loss))
             crossing.check(len(batches))
             yield found

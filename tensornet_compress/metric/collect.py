@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric.kinds import GRADIENT_KINDS, metric_kind
 from tensornet_compress.metric.moments import has_input_moment, input_vectors, model_inputs
-from tensornet_compress.metric.outputs import kept_output, sampled_loss
+from tensornet_compress.metric.outputs import graph_start, kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
 from tensornet_compress.modes import frozen
 
@@ -25,6 +25,7 @@ def collect_statistics(
     names: Collection[str],
     kinds: Collection[str],
     *,
+    tied: Mapping[str, Sequence[str]] | None = None,
     loss: Loss | None = None,
     precision: torch.dtype | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -40,13 +41,15 @@ def collect_statistics(
             padding out.
         names: linear, Conv1D and ungrouped convolution layers.
         kinds: metrics to prepare, see ``METRIC_KINDS``; without gradient metrics no backward pass is made.
+        tied: modules that use a named layer's weight too: their calls count as calls of that layer. The gradients of all calls
+            with one example make up that example's gradient; calls with unlike numbers of examples count each for itself.
         loss: ``loss(model, batch)``, summed over examples, each example's part depending on that example alone. By default
             minus the log-likelihood of labels drawn from the model itself (the true Fisher information).
         precision: dtype of matrix products under autocast.
-        strict: refuse a loss that no named layer reaches; without it such layers have no gradients (see ``reached``).
+        strict: refuse a loss that depends on no named layer; without it such layers have no gradients (see ``reached``).
 
     Raises:
-        TensorNetError: an unknown metric or layer, no batches, or a loss that no named layer reaches.
+        TensorNetError: an unknown metric or layer, no batches, or a loss that depends on no named layer.
     """
     wanted = [metric_kind(kind) for kind in kinds]
     modules = dict(model.named_modules())
@@ -54,10 +57,11 @@ def collect_statistics(
         if name not in modules or not has_input_moment(modules[name]):
             raise TensorNetError(f"{name!r} is no layer with input vectors; linear layers and ungrouped convolutions are")
     collector = _Collector({name: GradientStatistics(wanted) for name in names}, bool(GRADIENT_KINDS & set(wanted)))
+    sharing = {name: _users(model, name, (tied or {}).get(name, ())) for name in names}
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     count = 0
-    with frozen(model), collector.listening(modules), torch.set_grad_enabled(collector.gradients):
+    with frozen(model), collector.listening(sharing), torch.set_grad_enabled(collector.gradients):
         for batch in batches:
             collector.begin(batch)
             with nullcontext() if precision is None else torch.autocast(device.type, dtype=precision):
@@ -67,6 +71,7 @@ def collect_statistics(
                     total.backward()
                 elif strict:
                     raise unreached(model)
+                collector.end()
             count += 1
             advance()
     if not count:
@@ -86,21 +91,35 @@ def _total(model: nn.Module, batch: Any, loss: Loss | None, device: torch.device
     return sampled_loss(output, logits, generator)
 
 
+def _users(model: nn.Module, name: str, tied: Sequence[str]) -> list[nn.Module]:
+    """The modules that multiply the weight of a layer with input vectors, each once."""
+    modules = [model.get_submodule(name), *(model.get_submodule(other) for other in tied)]
+    return list(dict.fromkeys(module for module in modules if has_input_moment(module)))
+
+
 class _Collector:
     def __init__(self, statistics: dict[str, GradientStatistics], gradients: bool):
         self.statistics, self.gradients = statistics, gradients
         self._mask: Tensor | None = None
+        self._calls: dict[str, _Calls] = {}
 
     def begin(self, batch: Any) -> None:
         """Note the padding of a batch."""
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         self._mask = None if mask is None else mask.bool()
+        self._calls = {name: _Calls(statistics) for name, statistics in self.statistics.items()}
+
+    def end(self) -> None:
+        """Take in what came back of layers some of whose calls do not reach the loss."""
+        for calls in self._calls.values():
+            calls.finish()
 
     @contextmanager
-    def listening(self, modules: dict[str, nn.Module]) -> Iterator[None]:
+    def listening(self, modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
         handles = [
-            modules[name].register_forward_hook(self._hook(statistics), with_kwargs=True)
-            for name, statistics in self.statistics.items()
+            module.register_forward_hook(self._hook(name), with_kwargs=True)
+            for name, users in modules.items()
+            for module in users
         ]
         try:
             yield
@@ -108,32 +127,53 @@ class _Collector:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, statistics: GradientStatistics) -> Callable[..., Tensor | None]:
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
         def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor | None:
             given = arguments[0] if arguments else next(iter(keywords.values()))
             vectors = _by_example(input_vectors(module, given.detach()))
             mask = self._mask if self._mask is not None and self._mask.shape == vectors.shape[:2] else None
             flat = vectors[mask.to(vectors.device)] if mask is not None else vectors.flatten(0, 1)
-            statistics.add_inputs(flat)
+            calls = self._calls[name]
+            self.statistics[name].add_inputs(flat, again=calls.made > 0)
+            calls.made += 1
             if not self.gradients:
                 return None
             # The first layer on the way starts the graph: no parameter and no input asks for a gradient.
-            started = output if output.requires_grad else output.detach().requires_grad_()
-            started.register_hook(lambda gradient: _add_examples(statistics, module, vectors, gradient, mask))
+            started = output if output.requires_grad else graph_start(output)
+            started.register_hook(lambda gradient: calls.came_back(module, vectors, gradient, mask))
             return started
 
         return forward
 
 
-def _add_examples(
-    statistics: GradientStatistics, module: nn.Module, vectors: Tensor, gradient: Tensor, mask: Tensor | None
-) -> None:
-    if isinstance(module, nn.Conv2d):
-        gradient = gradient.flatten(2).transpose(1, 2)
-    gradients = _by_example(gradient.detach())
-    for example in range(len(vectors)):
-        kept = slice(None) if mask is None else mask[example].to(gradients.device)
-        statistics.add_example(vectors[example][kept], gradients[example][kept])
+class _Calls:
+    """The calls of one layer with one batch, whose gradients are kept until all of them came back."""
+
+    def __init__(self, statistics: GradientStatistics):
+        self.made = 0
+        self._statistics = statistics
+        self._back: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def came_back(self, module: nn.Module, vectors: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
+        """Note the gradient of one call's output, beside its input vectors (examples, tokens, n)."""
+        if isinstance(module, nn.Conv2d):
+            gradient = gradient.flatten(2).transpose(1, 2)
+        self._back.append((vectors, _by_example(gradient.detach()), mask))
+        if len(self._back) == self.made:
+            self.finish()
+
+    def finish(self) -> None:
+        """Add the examples of the calls that came back."""
+        back, self._back = self._back, []
+        alike = len({len(vectors) for vectors, _, _ in back}) == 1
+        for calls in [back] if alike else [[call] for call in back]:
+            for example in range(len(calls[0][0])):
+                self._statistics.add_example([_real_tokens(*call, example) for call in calls])
+
+
+def _real_tokens(vectors: Tensor, gradients: Tensor, mask: Tensor | None, example: int) -> tuple[Tensor, Tensor]:
+    kept = slice(None) if mask is None else mask[example].to(gradients.device)
+    return vectors[example][kept], gradients[example][kept]
 
 
 def _by_example(vectors: Tensor) -> Tensor:

@@ -99,12 +99,12 @@ class _Collector:
         self.moments: dict[str, InputMoment] = {}
         self.batches = 0
         self._mask: Tensor | None = None
-        self._added: dict[int, tuple[Tensor, InputMoment]] = {}
+        self._added: tuple[Tensor, int | None, InputMoment] | None = None
 
     def begin(self, mask: Tensor | None) -> None:
         self.batches += 1
         self._mask = mask
-        self._added.clear()
+        self._added = None
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def add(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -112,18 +112,27 @@ class _Collector:
             if isinstance(module, nn.Conv2d):
                 self.moments.setdefault(name, InputMoment()).add(input_vectors(module, given).flatten(0, 1))
                 return
-            earlier = self._added.get(id(given))
-            # Only tensors still alive are compared: holding the reference keeps the id from being used again.
-            if earlier is not None and self.moments.get(name, earlier[1]) is earlier[1]:
-                self.moments[name] = earlier[1]
+            if self._added is not None and self._unchanged(given) and self.moments.get(name, self._added[2]) is self._added[2]:
+                self.moments[name] = self._added[2]
                 return
             moment = self.moments.setdefault(name, InputMoment())
             moment.add(self._kept(given))
-            self._added = {id(given): (given, moment)}
+            self._added = (given, _version(given), moment)
 
         return add
+
+    def _unchanged(self, given: Tensor) -> bool:
+        """Whether the tensor was added last, and not changed in place since."""
+        assert self._added is not None
+        tensor, version, _ = self._added
+        return given is tensor and version is not None and _version(given) == version
 
     def _kept(self, given: Tensor) -> Tensor:
         if self._mask is not None and self._mask.shape == given.shape[:-1]:
             return given[self._mask.bool()]
         return given.reshape(-1, given.shape[-1])
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; None for tensors of inference mode, which do not count it."""
+    return None if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""A model's outputs at real positions, and the loss whose gradients make the Fisher information."""
+"""Where a backward pass begins and ends: the start of its graph, and the loss of the Fisher information at real positions."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) ->
         return F.cross_entropy(output, labels, reduction="sum")
     noise = torch.randn(output.shape, generator=generator, device=output.device)
     return (F.normalize(output, dim=-1) * noise).sum()
+
+
+def graph_start(output: Tensor) -> Tensor:
+    """``output`` as the start of a graph, copied so that the model may change it in place."""
+    return output.detach().requires_grad_().clone()

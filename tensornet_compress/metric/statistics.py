@@ -13,7 +13,7 @@ elementwise           mean squared gradients, per example           one weight p
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from math import sqrt
 
 import torch
@@ -40,36 +40,44 @@ class GradientStatistics:
         self.input, self.gradient = InputMoment(), InputMoment()
         self.examples = 0
         self.tokens = 0
+        self._vectors = 0
         self._absolute: Tensor | None = None
         self._rows: list[Tensor] = []
+        self._columns = 0
         self._entries: Tensor | None = None
         self._lengths: list[float] = []
 
-    def add_inputs(self, vectors: Tensor) -> None:
-        """Add (tokens, n) input vectors."""
+    def add_inputs(self, vectors: Tensor, again: bool = False) -> None:
+        """Add (tokens, n) input vectors; ``again``: of tokens that the layer was called on before."""
         if "diagonal" in self.kinds:
             total = vectors.abs().double().sum(0)
             self._absolute = total if self._absolute is None else self._absolute + total
         if self.kinds & {"input", "kronecker"}:
             self.input.add(vectors)
-        self.tokens += len(vectors)
+        self._vectors += len(vectors)
+        self.tokens += 0 if again else len(vectors)
 
-    def add_example(self, vectors: Tensor, gradients: Tensor) -> None:
-        """Add one example: its input vectors (tokens, n) and the gradients (tokens, m) of its loss with respect to outputs.
+    def add_example(self, calls: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Add one example: for each call of the layer its input vectors (tokens, n) and the gradients (tokens, m) of the
+        example's loss with respect to outputs.
 
         For the Kronecker factor the first and last 12.5 % of positions are left out and each gradient's length is brought
-        within [0.1, 10] times the example's mean length; per-example weight gradients take all positions.
+        within [0.1, 10] times the call's mean length; per-example weight gradients take all positions of all calls.
         """
-        gradients = gradients.float()
         self.examples += 1
         if "kronecker" in self.kinds:
-            self.gradient.add(_trimmed(gradients))
+            for _, gradients in calls:
+                self.gradient.add(_trimmed(gradients.float()))
         if self.kinds & {"row-fisher", "elementwise"}:
-            with torch.autocast(vectors.device.type, enabled=False):
-                squares = (gradients.T @ vectors.float()).square().double()
+            with torch.autocast(calls[0][0].device.type, enabled=False):
+                weight_gradient = calls[0][1].float().T @ calls[0][0].float()
+                for vectors, gradients in calls[1:]:
+                    weight_gradient += gradients.float().T @ vectors.float()
+            squares = weight_gradient.square().double()
             self._lengths.append(sqrt(float(squares.sum())))
             if "row-fisher" in self.kinds:
                 self._rows.append(squares.sum(1))
+                self._columns = squares.shape[1]
             if "elementwise" in self.kinds:
                 # The quantile of what was seen so far: all gradients together would not fit in memory.
                 squares = squares * self._shortening(self._lengths)[-1]
@@ -91,25 +99,31 @@ class GradientStatistics:
         if kind == "input":
             return input_second_moment(self.input.mean)
         if not self.reached:
-            raise TensorNetError("a layer received no gradient during calibration; its output does not reach the loss")
+            raise TensorNetError(
+                f"a layer received no gradient but zeros in {self.examples} calibration examples, so it has no {kind} metric; "
+                "its output does not reach the loss: choose the input metric for it, or ignore it"
+            )
         if kind == "kronecker":
-            return KroneckerMetric(shrunk(self.gradient.mean, SHRINK_GRADIENT), shrunk(self.input.mean, SHRINK_INPUT), rate=0.5)
+            rows, columns = shrunk(self.gradient.mean, SHRINK_GRADIENT), shrunk(self.input.mean, SHRINK_INPUT)
+            return KroneckerMetric(rows, columns, rate=0.5 * self._vectors / max(self.tokens, 1))
         per_token = self.examples / max(self.tokens, 1)
         if kind == "row-fisher":
             rows, level = _normalised(self._row_fisher())
-            return KroneckerMetric(rows=rows, rate=0.5 * level * per_token)
+            # Rows are sums over the columns, whose mean weighs each entry of an error.
+            return KroneckerMetric(rows=rows, rate=0.5 * level * per_token / self._columns)
         entries, level = _normalised(self._entry_fisher())
         return ElementwiseMetric(entries, rate=0.5 * level * per_token)
 
     @property
     def reached(self) -> bool:
-        """Whether any gradient came back to the layer."""
-        return self.examples > 0
+        """Whether any gradient but zeros came back to the layer, at a position that counts."""
+        factor = self.gradient.sum
+        return any(length > 0 for length in self._lengths) or (factor is not None and float(factor.trace()) > 0)
 
     def _diagonal(self) -> Tensor:
         if self._absolute is None or not float(self._absolute.sum()) > 0:
             raise TensorNetError("a layer received no input during calibration; give batches that reach it, or ignore it")
-        mean = self._absolute / self.tokens
+        mean = self._absolute / self._vectors
         return mean.clamp_min(1e-6 * float(mean.mean())) ** (2 * ASVD_EXPONENT)
 
     def _row_fisher(self) -> Tensor:

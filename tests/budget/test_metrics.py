@@ -7,6 +7,7 @@ import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.compression import PLAN_ATTRIBUTE
+from tensornet_compress.compression.metrics import calibrated_metrics, stored_metrics
 from tensornet_compress.errors import TensorNetError
 from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
 
@@ -35,6 +36,25 @@ def test_statistics_by_block_give_the_same_bytes(metric, make):
     ]
     assert reports[0].layers == reports[1].layers
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+
+
+@pytest.mark.parametrize("metric", ["row-fisher", "kronecker"])
+@pytest.mark.parametrize("calibrate", ["one pass", "by block"])
+def test_layers_whose_gradient_is_zero_take_the_input_metric(metric, calibrate, tmp_path):
+    """A residual branch that ends in zeros, as some are initialised: nothing before its last layer matters."""
+    model, data = tiny_llama(), batches(2)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    chosen, _ = tnc.nn.find_targets(model)
+    if calibrate == "one pass":
+        found = calibrated_metrics(model, data, chosen, metric)
+    else:
+        found = {name: stored.load() for name, stored in stored_metrics(model, data, chosen, metric, tmp_path).items()}
+    inputs = calibrated_metrics(model, data, chosen, "input")
+    for name in ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"):
+        assert found[name].rows is None
+        torch.testing.assert_close(found[name].columns, inputs[name].columns, rtol=1e-5, atol=1e-8)
+    assert found["model.layers.1.mlp.down_proj"].rows is not None
 
 
 def test_metrics_choose_different_networks():

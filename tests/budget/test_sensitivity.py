@@ -1,10 +1,13 @@
 import pytest
 import torch
+from torch import nn
 
-from tensornet_compress.budget import measure_sensitivity, output_divergence
+import tensornet_compress as tnc
+from tensornet_compress.budget import first_tokens, measure_sensitivity, output_divergence
 from tensornet_compress.budget.fisher import fisher_sensitivity
+from tensornet_compress.errors import TensorNetError
 from tests.generators import random_tensor
-from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
+from tests.models import VOCABULARY, batches, tiny_bert, tiny_gpt2, tiny_llama
 
 MEASURES = [measure_sensitivity, fisher_sensitivity]
 
@@ -116,3 +119,80 @@ def test_divergence_by_hand():
     assert output_divergence(p, q, logits=True) == pytest.approx(wanted, rel=1e-5)
     assert output_divergence(torch.eye(2), torch.eye(2).flip(0), logits=False) == pytest.approx(1.0)
     assert output_divergence(torch.eye(2), 3 * torch.eye(2), logits=False) == pytest.approx(0.0, abs=1e-6)
+
+
+def padded(ids, lengths, width, side):
+    """Batch of the first ``lengths[row]`` ids of each row with padding on one side, (rows, width)."""
+    mask, placed = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        where = slice(width - length, width) if side == "left" else slice(length)
+        placed[row, where], mask[row, where] = ids[row, :length], 1
+    return {"input_ids": placed, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "longest", "shapes"), [(70, 12, [(2, 12), (2, 12), (1, 12), (1, 10)]), (20, 16, [(1, 16), (1, 4)])]
+)
+def test_the_first_tokens_of_plain_and_right_padded_batches(tokens, longest, shapes):
+    """Padding behind the text is kept and counted with it."""
+    plain = [*batches(2), *(ids[:1] for ids in batches(3, seed=1))]
+    right = [padded(ids, [16, 5][: len(ids)], 16, "right") for ids in plain]
+    kept, kept_right = first_tokens(plain, tokens, longest), first_tokens(right, tokens, longest)
+    assert [tuple(ids.shape) for ids in kept] == shapes
+    for number, (rows, length) in enumerate(shapes):
+        assert torch.equal(kept[number], plain[number][:rows, :length])
+        assert all(torch.equal(value, right[number][name][:rows, :length]) for name, value in kept_right[number].items())
+
+
+def test_padding_before_the_text_is_left_out():
+    ids = batches(1, rows=3)[0]
+    (kept,) = first_tokens([padded(ids, [6, 2, 9], 40, "left")], 100, 8)
+    assert torch.equal(kept["attention_mask"], torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [0] * 7 + [1], [1] * 8]))
+    assert torch.equal(kept["input_ids"][0, 3:], ids[0, :5])
+    (cut,) = first_tokens([padded(ids, [6, 2, 9], 40, "left")], 100, 6)
+    assert torch.equal(cut["input_ids"], torch.stack([torch.cat([torch.zeros(3, dtype=ids.dtype), ids[0, :3]]), ids[2, :6]]))
+
+
+def test_only_real_tokens_of_left_padded_batches_count():
+    given = [padded(ids, [16, 4], 40, "left") for ids in batches(3)]
+    kept = first_tokens(given, 40, 64)
+    assert [int(batch["attention_mask"].sum()) for batch in kept] == [20, 20]
+
+
+def test_batches_of_padding_alone_are_passed_over_and_refused_when_there_are_no_others():
+    text = padded(batches(1)[0], [3, 3], 8, "left")
+    blank = {"input_ids": text["input_ids"], "attention_mask": torch.zeros(2, 8)}
+    assert len(first_tokens([blank, torch.zeros(2, 0, dtype=torch.long), text], 100, 8)) == 1
+    with pytest.raises(TensorNetError, match=r"none of the 2 calibration batches.*attention_mask"):
+        first_tokens([blank, blank], 100, 8)
+
+
+@pytest.mark.parametrize("options", [{}, {"sensitivity": "probe", "refine": 0}])
+def test_short_texts_behind_long_padding_calibrate_a_model(options):
+    given = [padded(ids, [16, 9], 300, "left") for ids in batches(2)]
+    report = tnc.compress(tiny_llama(layers=1), tnc.Budget(bits_per_weight=10), given, method="svd", workers=1, **options)
+    assert all(layer.sensitivity > 0 for layer in report.layers)
+
+
+def test_models_that_change_their_embeddings_in_place_have_the_same_sensitivities():
+    class Positions(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            torch.manual_seed(0)
+            self.in_place, self.embed = in_place, nn.Embedding(VOCABULARY, 8)
+            self.positions, self.map = nn.Parameter(torch.randn(16, 8)), nn.Linear(8, 6)
+
+        def forward(self, input_ids):
+            x = self.embed(input_ids)
+            if self.in_place:
+                x += self.positions
+            else:
+                x = x + self.positions
+            return self.map(x)
+
+    plain, in_place = (
+        fisher_sensitivity(model, batches(2), probes_of(model, ["map", "embed"]))
+        for model in (Positions(False), Positions(True))
+    )
+    assert plain == in_place
+    assert min(plain.values()) > 0

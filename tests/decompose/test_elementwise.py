@@ -38,6 +38,18 @@ def test_an_exact_low_rank_matrix_is_found():
     torch.testing.assert_close(left @ right, matrix, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("level", [0.0, 1e-300])
+@pytest.mark.parametrize("where", [(0, slice(None)), (slice(None), slice(2, 4))])
+def test_rows_and_columns_without_weight_cost_nothing(where, level):
+    matrix, weights = random_tensor((12, 9)), random_tensor((12, 9), 1).square() + 0.1
+    weights[where] = level
+    metric = ElementwiseMetric(weights)
+    left, right, errors = weighted_cores(matrix, metric, 3)
+    assert torch.isfinite(left @ right).all()
+    assert errors == sorted(errors, reverse=True)
+    assert metric.norm2(matrix - left @ right) == pytest.approx(errors[-1], rel=1e-9)
+
+
 def test_a_train_is_refined_by_als_in_the_elementwise_metric():
     tensor = decaying_tensor((16, 16), 4)
     layout = Layout.of(((4, 4), (4, 4)), shape=(16, 16))

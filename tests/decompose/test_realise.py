@@ -1,10 +1,14 @@
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given, settings
 
 import tensornet_compress as tnc
 from tensornet_compress.decompose import feasible_ranks
+from tensornet_compress.decompose.quantise import ErrorFeedback
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.network import NetworkSpec
 from tests.generators import FP32, SEEDS, decaying_tensor, random_tensor, specs
 
@@ -65,3 +69,20 @@ def test_a_zero_tensor_stays_zero(topology, name):
 def test_gradients_of_the_input_are_not_recorded():
     weight = torch.ones(4, 5, requires_grad=True)
     assert not any(part.requires_grad for part in tnc.to_network(weight, ranks=1).stored.values())
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+def test_only_integer_cores_pay_for_error_feedback(ranks, monkeypatch):
+    """The moment is factorised for integers alone, and floating point cores are rounded to nearest all the same."""
+    made, moment = [], torch.eye(12, dtype=torch.float64) + 0.5
+    module = import_module("tensornet_compress.decompose.realise")
+    monkeypatch.setattr(module, "ErrorFeedback", lambda *given, **named: made.append(given) or ErrorFeedback(*given, **named))
+    tensor, metric = random_tensor((8, 12), 0, torch.float32), KroneckerMetric(columns=moment)
+    topology = tnc.Topology.one_core(2) if ranks is None else tnc.Topology.two_cores(2, (0,))
+    for name, wanted in (("bf16", False), ("fp16", False), ("int4g4", True)):
+        made.clear()
+        fmt = tnc.parse_format(name)
+        network = tnc.to_network(tensor, topology, ranks=ranks or (), fmt=fmt, metric=metric)
+        again = tnc.realise(tensor, network.spec, metric, feedback=ErrorFeedback(moment))
+        assert any(given[0] is moment for given in made) == wanted
+        assert all(torch.equal(network.stored[part], again.stored[part]) for part in network.stored)

@@ -99,13 +99,14 @@ def test_divergence_rate_predicts_the_loss_of_small_errors():
         labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(1))[:, 0]
         return F.cross_entropy(logits, labels, reduction="sum")
 
-    statistics = collect_statistics(model, [x], ["0"], ["elementwise", "kronecker"], loss=sampled)["0"]
+    kinds = ["elementwise", "kronecker", "row-fisher"]
+    statistics = collect_statistics(model, [x], ["0"], kinds, loss=sampled)["0"]
     change = 0.02 * torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
     before = model(x).detach().log_softmax(-1)
     with torch.no_grad():
         model[0].weight += change
         divergence = float((before.exp() * (before - model(x).log_softmax(-1))).sum(-1).mean())
-    for kind in ("elementwise", "kronecker"):
+    for kind in kinds:
         metric = statistics.metric(kind)
         assert metric.rate * metric.norm2(change) == pytest.approx(divergence, rel=0.5), kind
 
@@ -189,3 +190,32 @@ def test_a_metric_that_was_not_collected_is_refused():
     statistics = collect_statistics(Classifier(), [data()], ["first"], ["input"], loss=summed_loss)["first"]
     with pytest.raises(TensorNetError, match="not collected"):
         statistics.metric("kronecker")
+
+
+@pytest.mark.parametrize("kind", ["row-fisher", "elementwise", "kronecker"])
+def test_gradients_of_zeros_alone_reach_no_layer(kind):
+    model = Classifier()
+    with torch.no_grad():
+        model.second.weight.zero_()
+    statistics = collect_statistics(model, [data()], ["first", "second"], [kind], loss=summed_loss)
+    assert not statistics["first"].reached
+    assert statistics["second"].reached
+    with pytest.raises(TensorNetError, match=f"no gradient but zeros in 24 calibration examples.*{kind}"):
+        statistics["first"].metric(kind)
+
+
+@pytest.mark.parametrize("kind", ["kronecker", "row-fisher"])
+def test_models_that_work_in_place_give_the_same_numbers(kind):
+    def net(inplace):
+        torch.manual_seed(0)
+        relu = nn.ReLU(inplace=inplace)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.Flatten(), nn.Linear(64, 5))
+
+    def loss(model, batch):
+        return model(batch).logsumexp(-1).sum()
+
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    found = [collect_statistics(net(inplace), [images], ["0", "2", "5"], [kind], loss=loss) for inplace in (False, True)]
+    for name in found[0]:
+        plain, in_place = (statistics[name].metric(kind) for statistics in found)
+        assert torch.equal(plain.rows, in_place.rows)

@@ -68,6 +68,31 @@ def test_a_llama_shares_moments_within_blocks_only():
     assert torch.allclose(alone[names[6]].mean, moments[names[4]].mean)
 
 
+class InPlace(nn.Module):
+    """A residual stream that both layers read and change in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first, self.second = nn.Embedding(VOCABULARY, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        x += self.first(x).tanh()
+        x += self.second(x).tanh()
+        return x
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_tensor_changed_in_place_is_another_input(mode):
+    model, ids = InPlace(), batches(2)
+    with mode():
+        moments = collect_input_moments(model, ids, ["first", "second"])
+        x = model.embed(torch.cat(ids)).flatten(0, 1)
+        changed = x + model.first(x).tanh()
+        torch.testing.assert_close(moments["first"].mean, direct(x), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(moments["second"].mean, direct(changed), rtol=1e-5, atol=1e-7)
+
+
 def hooks(model):
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
 

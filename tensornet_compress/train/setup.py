@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import Layout
-from tensornet_compress.metric import KroneckerMetric, MetricKind, collect_statistics, metric_kind
+from tensornet_compress.metric import GRADIENT_KINDS, KroneckerMetric, MetricKind, collect_statistics, metric_kind
 from tensornet_compress.metric.collect import Loss
 from tensornet_compress.network import FloatFormat, NetworkSpec, TermSpec, Topology, format_nbytes, parse_format
 from tensornet_compress.plan import LayerPlan, Plan, calibration_fingerprint
@@ -37,7 +37,7 @@ def layer_metrics(
     loss: Loss | None,
     precision: torch.dtype | None,
 ) -> dict[str, KroneckerMetric]:
-    """The metric of each named layer: collected by name, or as given.
+    """The metric of each named layer: collected by name (of inputs alone where no gradient reaches a layer), or as given.
 
     Raises:
         TensorNetError: an unknown metric, one without a closed-form threshold, or a layer without one.
@@ -52,8 +52,11 @@ def layer_metrics(
         raise TensorNetError("the elementwise metric has no closed-form threshold; use kronecker or row-fisher")
     if kind == "euclidean":
         return {name: KroneckerMetric() for name in names}
-    statistics = collect_statistics(model, batches, names, [kind], loss=loss, precision=precision)
-    found = {name: statistics[name].metric(kind) for name in names}
+    gradients = kind in GRADIENT_KINDS
+    statistics = collect_statistics(
+        model, batches, names, {kind, "input"} if gradients else {kind}, loss=loss, precision=precision
+    )
+    found = {name: statistics[name].metric(kind if statistics[name].reached or not gradients else "input") for name in names}
     return {name: value for name, value in found.items() if isinstance(value, KroneckerMetric)}
 
 

@@ -327,6 +327,16 @@ def test_the_plan_truncates_the_dense_model_to_the_same_ranks(metric):
     torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize("metric", ["kronecker", "row-fisher"])
+def test_layers_whose_gradient_is_zero_are_thresholded_by_their_inputs(metric):
+    model = tiny_llama(layers=1)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+    report = isvt(model, batches(2), tnc.Budget(bits_per_weight=9.0), metric=metric, schedule=Schedule(steps=2), step=1e-3)
+    assert report.nbytes <= report.allowed
+    assert torch.isfinite(model(batches(1)[0]).logits).all()
+
+
 def test_convolutions_are_thresholded_as_matrices():
     model, images = tiny_convnet(), torch.randn(16, 3, 9, 9)
     report = isvt(

@@ -71,6 +71,24 @@ def test_task_loss_and_encoders():
     assert report.best < report.initial
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_heals_in_its_own_dtype_whose_norms_stay_in_it(dtype):
+    """The norms of a Llama pass their dtype on to the dense head, which takes no other than its own."""
+    model, held = tiny_llama().to(dtype), batches(2, seed=7)
+    other = compressed(model)
+    before = [(name, parameter, parameter.dtype) for name, parameter in other.named_parameters()]
+    classes = [type(module) for module in other.modules()]
+    report = heal(other, batches(12, rows=8), teacher=model, steps=40, validation=held)
+    assert report.best < 0.97 * report.initial
+    after = list(other.named_parameters())
+    assert [(name, part.dtype) for name, part in after] == [(name, dtype) for name, _, dtype in before]
+    assert all(part is kept for (_, part), (_, kept, _) in zip(after, before))
+    assert classes == [type(module) for module in other.modules()]
+    with torch.no_grad():
+        pairs = [(model(ids).logits.float().log_softmax(-1), other(ids).logits.float().log_softmax(-1)) for ids in held]
+    assert sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs) / 2 == pytest.approx(report.best, rel=3e-2)
+
+
 def test_nothing_else_changes():
     model = tiny_llama()
     other = compressed(model).train()

@@ -94,6 +94,20 @@ def test_refinement_lowers_each_blocks_error_and_keeps_bytes():
     assert all(part.dtype == torch.float16 for module in modules for name, part in module.named_parameters() if "scale" in name)
 
 
+@pytest.mark.parametrize("ignore", [(), ("*down_proj",)])
+def test_refinement_in_the_models_own_dtype(ignore):
+    """A layer that stays dense takes the dtype that the norm before it gives, and no other."""
+    model, data = tiny_llama().to(torch.bfloat16), batches(6, rows=4)
+    _, plan = planned(model, 5.0, data, method="dense", formats=["int3g16o"], ignore=ignore)
+    other = copy.deepcopy(model)
+    norms = {name: part.clone() for name, part in other.named_parameters() if "norm" in name}
+    reports = propagate(other, plan, data, Propagation(refinement=BlockRefinement(epochs=4)))
+    assert all(report.refined < report.fitted for report in reports)
+    trained = dict(other.named_parameters())
+    assert all(trained[name].dtype == torch.bfloat16 for name in norms)
+    assert any(not torch.equal(trained[name], part) for name, part in norms.items())
+
+
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_bert])
 def test_other_models_and_layers_outside_the_blocks(make):
     """BERT's pooler lies outside the blocks; GPT-2's layers are Conv1D."""

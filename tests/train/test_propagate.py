@@ -120,6 +120,20 @@ def test_other_models_and_layers_outside_the_blocks(make):
     torch.testing.assert_close(model(data[0])[key], other(data[0])[key], rtol=0.1, atol=0.15)
 
 
+def test_a_model_that_trains_is_fitted_without_its_dropout():
+    model, data = tiny_gpt2(), batches(3)
+    _, plan = planned(model, 7.0, data, method="dense", formats=["int4g32"])
+    settings = Propagation(refinement=BlockRefinement())
+    steady, trained = copy.deepcopy(model), copy.deepcopy(model).train()
+    trained.transformer.ln_f.eval()
+    random = torch.get_rng_state()
+    expected, found = (propagate(other, plan, data, settings) for other in (steady, trained))
+    assert [(report.fitted, report.refined) for report in found] == [(report.fitted, report.refined) for report in expected]
+    assert all(torch.equal(a, b) for a, b in zip(steady.state_dict().values(), trained.state_dict().values()))
+    assert torch.equal(random, torch.get_rng_state())
+    assert [name for name, module in trained.named_modules() if not module.training] == ["transformer.ln_f"]
+
+
 def test_bad_requests_are_refused():
     model, data = tiny_llama(layers=1), batches(1)
     _, plan = planned(model, 9.0, data, method="dense", formats=["int8g16"])

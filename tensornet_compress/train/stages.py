@@ -219,14 +219,20 @@ class _Stages:
         )
 
     def refine(self, batches: Sequence[Batch]) -> None:
-        """Propagation and block refinement; undone when the divergence on the selection batches does not fall."""
+        """Propagation and block refinement; undone when the divergence on the selection batches does not fall, or when they
+        end before they are done."""
         started = perf_counter()
         compressed = KeptModules(self.model)
         before = next(stage.selection for stage in reversed(self.reports) if stage.kept)
-        self.original.put_back()
         settings = Propagation(refinement=BlockRefinement())
-        propagate(self.model, getattr(self.model, PLAN_ATTRIBUTE), batches, settings, self.progress)
-        if self._note("refine", started) >= before:
+        try:
+            self.original.put_back()
+            propagate(self.model, getattr(self.model, PLAN_ATTRIBUTE), batches, settings, self.progress)
+            after = self._note("refine", started)
+        except BaseException:
+            compressed.put_back()
+            raise
+        if after >= before:
             compressed.put_back()
             self.reports[-1] = self.reports[-1].model_copy(update={"kept": False})
 

@@ -10,14 +10,17 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the context; a model may hold modules of both modes (a frozen norm in a model that trains)."""
-    training = [module for module in model.modules() if module.training]
+    """Evaluation mode inside the context; a model may hold modules of both modes (a frozen norm in a model that trains), and a
+    module that takes another's place inside gets its mode."""
+    training = {name: module for name, module in model.named_modules(remove_duplicate=False) if module.training}
     try:
         model.eval()
         yield
     finally:
-        for module in training:
+        present = dict(model.named_modules(remove_duplicate=False)) if training else {}
+        for name, module in training.items():
             module.training = True
+            present.get(name, module).training = True
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -71,10 +72,12 @@ def heal(
         precision: dtype of matrix products under autocast, None for the model's own.
         cache_teacher: keep the teacher's outputs in half precision in place of running it at each step.
 
-    The parameters with the least held-out loss are kept, the starting ones included, after rounding to what is stored.
+    The parameters with the least held-out loss are kept, the starting ones included, after rounding to what is stored; so
+    they are when training is interrupted or fails.
 
     Raises:
-        TensorNetError: not exactly one of ``teacher`` and ``loss``, too few batches, or a loss that is not finite.
+        TensorNetError: not exactly one of ``teacher`` and ``loss``, too few batches, or a loss (of a training step or held
+            out) that is not finite.
     """
     if (teacher is None) == (loss is None):
         raise TensorNetError("give either a teacher model or a task loss, not both or neither")
@@ -189,24 +192,26 @@ class _Run:
         self._kept: list[Tensor] = []
 
     def train(self, every: int, patience: int, advance: Callable[[], None]) -> None:
-        self._measure(0)
-        since = 0
-        for step in range(1, self.steps + 1):
-            self._step(self.train_on[(step - 1) % len(self.train_on)])
-            advance()
-            if step % every == 0 or step == self.steps:
-                since = 0 if self._measure(step) else since + 1
-                if since >= patience:
-                    break
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, self._kept):
-                parameter.copy_(value)
+        try:
+            self._measure(0)
+            since = 0
+            for step in range(1, self.steps + 1):
+                self._step(self.train_on[(step - 1) % len(self.train_on)])
+                advance()
+                if step % every == 0 or step == self.steps:
+                    since = 0 if self._measure(step) else since + 1
+                    if since >= patience:
+                        break
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, self._kept):
+                    parameter.copy_(value)
 
     def _step(self, batch: Batch) -> None:
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.objective(batch)
         value = float(loss.detach())
-        if value != value or value in (float("inf"), float("-inf")):
+        if not isfinite(value):
             raise TensorNetError(f"the loss became {value} at step {len(self.losses) + 1}; lower the rate")
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -218,6 +223,9 @@ class _Run:
     def _measure(self, step: int) -> bool:
         with torch.no_grad():
             loss = sum(float(self.objective(batch)) for batch in self.heldout) / len(self.heldout)
+        if not isfinite(loss):
+            advice = "lower the rate" if step else "look at the model and at the validation batches"
+            raise TensorNetError(f"the held-out loss is {loss} after step {step}; {advice}")
         self.measured.append((step, loss))
         if loss >= self.best:
             return False

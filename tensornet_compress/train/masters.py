@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn.module import NetworkModule
@@ -15,7 +16,10 @@ from tensornet_compress.nn.module import NetworkModule
 @contextmanager
 def master_parameters(modules: Iterable[nn.Module]) -> Iterator[list[nn.Parameter]]:
     """Float cores, scales and offsets of the networks among ``modules``, and vectors (norms, biases) of all of them, as
-    trainable float32 parameters.
+    trainable parameters in float32 at least.
+
+    Networks decode these parts to the dtype that they work in; every other module sees its vectors rounded to their own
+    dtype, so that the model computes in the dtypes that it has outside the context.
 
     All other parameters of the modules are frozen inside the context. At the end each trained parameter is rounded to its own
     dtype in its own storage, so that modules that share it go on sharing it, and ``requires_grad`` flags are put back.
@@ -25,7 +29,9 @@ def master_parameters(modules: Iterable[nn.Module]) -> Iterator[list[nn.Paramete
     """
     owners: dict[int, tuple[nn.Parameter, list[tuple[nn.Module, str]]]] = {}
     flags: list[tuple[nn.Parameter, bool]] = []
+    held: list[tuple[nn.Module, dict[str, nn.Parameter | None]]] = []
     for module in dict.fromkeys(modules):
+        held.append((module, dict(module._parameters)))
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
@@ -40,17 +46,24 @@ def master_parameters(modules: Iterable[nn.Module]) -> Iterator[list[nn.Paramete
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         for parameter, places in owners.values():
-            master = nn.Parameter(parameter.detach().float().clone())
+            master = nn.Parameter(parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True))
             masters.append(master)
             for module, name in places:
                 module._parameters[name] = master
+                if not isinstance(module, NetworkModule) and parameter.dtype != master.dtype:
+                    parametrize.register_parametrization(module, name, _Rounded(parameter.dtype), unsafe=True)
         yield masters
     finally:
         for (parameter, places), master in zip(owners.values(), masters):
             with torch.no_grad():
-                parameter.copy_(_held(master, parameter.dtype))
+                parameter.copy_(_within(master, parameter.dtype))
             for module, name in places:
-                module._parameters[name] = parameter
+                if parametrize.is_parametrized(module, name):
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        for module, before in held:
+            # All of them, because a parametrisation moves its parameter to the end.
+            module._parameters.clear()
+            module._parameters.update(before)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
@@ -59,10 +72,21 @@ def _is_trainable(module: nn.Module, parameter: Tensor) -> bool:
     return parameter.is_floating_point() and (isinstance(module, NetworkModule) or parameter.ndim == 1)
 
 
-def _held(values: Tensor, dtype: torch.dtype) -> Tensor:
+class _Rounded(nn.Module):
+    """A master as its module sees it: in the dtype that is stored."""
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, master: Tensor) -> Tensor:
+        return _within(master, self.dtype).to(self.dtype)
+
+
+def _within(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Values within the range of ``dtype``: an infinity must never be stored."""
     largest = torch.finfo(dtype).max
-    return values.detach().clamp(-largest, largest)
+    return values.clamp(-largest, largest)
 
 
 def relative_groups(parameters: Iterable[nn.Parameter], rate: float) -> list[dict[str, object]]:

@@ -21,6 +21,7 @@ from tensornet_compress.decompose import fit_network
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import Batch, input_second_moment
+from tensornet_compress.modes import evaluating
 from tensornet_compress.network import NetworkSpec, TensorNetwork
 from tensornet_compress.nn import Target, layer_weight, replace_module
 from tensornet_compress.plan import Plan
@@ -86,7 +87,8 @@ def propagate(
 ) -> list[BlockReport]:
     """Compress ``model`` (dense, in place) by the specs of ``plan``, fitting every layer behind the compressed ones before it.
 
-    Planned layers outside the blocks are realised on their dense inputs first. Bytes are those of the plan.
+    Planned layers outside the blocks are realised on their dense inputs first, and the blocks are fed by them. Bytes are those of the plan. The model runs in
+    evaluation mode, and has its own again at the end.
 
     Raises:
         TensorNetError: no batches, a plan that names modules that the model lacks, or a bad setting.
@@ -97,17 +99,20 @@ def propagate(
     missing = [name for name in plan.layers if name not in known]
     if missing:
         raise TensorNetError(f"the plan speaks of modules that the model lacks: {missing[:5]}")
-    runner = BlockRunner(model, calibration, list(plan.layers), settings.dtype)
-    prefixes = [f"{name}." for name, _ in runner.blocks]
-    outside = [name for name in plan.layers if not name.startswith(tuple(prefixes))]
-    with limited_threads():
-        _realise_outside(model, plan, calibration, outside, settings)
-    fitting = _Fitting(model, plan, runner, settings)
     reports = []
-    with (progress or SilentProgress()).stage("propagate", len(runner.blocks)) as advance:
-        for number in range(len(runner.blocks)):
-            reports.append(fitting.block(number))
-            advance()
+    with evaluating(model):
+        runner = BlockRunner(model, calibration, list(plan.layers), settings.dtype)
+        prefixes = [f"{name}." for name, _ in runner.blocks]
+        outside = [name for name in plan.layers if not name.startswith(tuple(prefixes))]
+        with limited_threads():
+            _realise_outside(model, plan, calibration, outside, settings)
+        # What lies outside may feed the blocks: the states behind it, and all else that blocks are called with.
+        behind = BlockRunner(model, calibration, list(plan.layers), settings.dtype) if outside else runner
+        fitting = _Fitting(model, plan, runner, behind, settings)
+        with (progress or SilentProgress()).stage("propagate", len(runner.blocks)) as advance:
+            for number in range(len(runner.blocks)):
+                reports.append(fitting.block(number))
+                advance()
     return reports
 
 
@@ -124,13 +129,17 @@ def _realise_outside(
 
 @dataclass
 class _Fitting:
+    """``original`` calls the blocks as the dense model does, ``runner`` as the compressed one (the same where no compressed
+    layer lies outside the blocks)."""
+
     model: nn.Module
     plan: Plan
+    original: BlockRunner
     runner: BlockRunner
     settings: Propagation
 
     def __post_init__(self) -> None:
-        self.dense = list(self.runner.states)
+        self.dense = list(self.original.states)
         self.compressed = list(self.runner.states)
 
     def block(self, number: int) -> BlockReport:
@@ -174,8 +183,8 @@ class _Fitting:
 
             return hook
 
-        with self.runner.listening(number, {name: note(name) for name in names}):
-            outputs = [self.runner.run(number, batch, state) for batch, state in enumerate(self.dense)]
+        with self.original.listening(number, {name: note(name) for name in names}):
+            outputs = [self.original.run(number, batch, state) for batch, state in enumerate(self.dense)]
         return outputs, given
 
     def _moments(self, number: int, name: str, dense: Sequence[Tensor]) -> list[ShiftMoments]:

@@ -20,11 +20,12 @@ from tensornet_compress.compression.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import Batch, kept_output, metric_kind, model_inputs
 from tensornet_compress.modes import evaluating
-from tensornet_compress.nn import KeptModules, NetworkModule, find_targets, layer_weight
+from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
+from tensornet_compress.train.layer_errors import layer_errors
 from tensornet_compress.train.propagate import Propagation, propagate
 from tensornet_compress.train.refine import BlockRefinement
 from tensornet_compress.train.schedule import Schedule
@@ -46,7 +47,8 @@ def compress_in_stages(
     progress: Progress | None = None,
     **options: Any,
 ) -> CompressionReport:
-    """``compress`` and what may follow it; ``report.stages`` holds both divergences and the seconds of every stage.
+    """``compress`` and what may follow it; ``report.stages`` holds both divergences and the seconds of every stage,
+    and errors of layers are those after the last one.
 
     Args:
         metric: a metric by name, or ``auto``: compress with each of ``CHOICES`` and keep the one that diverges least.
@@ -73,10 +75,11 @@ def compress_in_stages(
         report = run.choose(budget, batches, options)
     else:
         report = run.compress(metric, budget, batches, metric, options)
-    if refine:
-        run.refine(batches)
+    refined = refine and run.refine(batches)
     if heal_steps:
         run.heal(batches, heal_steps)
+    if refined or heal_steps:
+        report = run.with_errors(report, batches, options.get("by_block", False))
     return report.model_copy(update={"stages": tuple(run.reports)})
 
 
@@ -182,12 +185,12 @@ class _Stages:
         sizes = Sizes.of(self.model, chosen, budget)
         result = isvt(self.model, batches, budget, metric=metric, schedule=schedule, progress=self.progress, **options)
         self._note(f"isvt, {metric}", started)
+        errors = layer_errors(self.model, self.original, chosen, batches, metric)
         layers = []
         for target in chosen:
             network = self.model.get_submodule(target.name)
             assert isinstance(network, NetworkModule)
             weight = layer_weight(self.original.module(target.name))
-            change = weight.float() - network.network().to_dense(torch.float32)
             layers.append(
                 LayerReport(
                     name=target.name,
@@ -197,7 +200,7 @@ class _Stages:
                     weights=weight.numel(),
                     nbytes=network.nbytes + sizes.fixed[target.name],
                     original_nbytes=weight.numel() * weight.element_size() + sizes.fixed[target.name],
-                    error=float(change.square().sum() / weight.float().square().sum().clamp_min(1e-30)),
+                    error=errors[target.name],
                 )
             )
         targeted = sum(layer.nbytes for layer in layers)
@@ -218,20 +221,35 @@ class _Stages:
             notes=(result.advice,) if result.advice else (),
         )
 
-    def refine(self, batches: Sequence[Batch]) -> None:
-        """Propagation and block refinement; undone when the divergence on the selection batches does not fall."""
+    def refine(self, batches: Sequence[Batch]) -> bool:
+        """Propagation and block refinement; undone when the divergence on the selection batches does not fall, or when they
+        end before they are done. Whether they were kept."""
         started = perf_counter()
         compressed = KeptModules(self.model)
         before = next(stage.selection for stage in reversed(self.reports) if stage.kept)
-        self.original.put_back()
         settings = Propagation(refinement=BlockRefinement())
-        propagate(self.model, getattr(self.model, PLAN_ATTRIBUTE), batches, settings, self.progress)
-        if self._note("refine", started) >= before:
+        try:
+            self.original.put_back()
+            propagate(self.model, getattr(self.model, PLAN_ATTRIBUTE), batches, settings, self.progress)
+            after = self._note("refine", started)
+        except BaseException:
+            compressed.put_back()
+            raise
+        if after >= before:
             compressed.put_back()
             self.reports[-1] = self.reports[-1].model_copy(update={"kept": False})
+        return self.reports[-1].kept
 
     def heal(self, batches: Sequence[Batch], steps: int) -> None:
         """Distillation from the original."""
         started = perf_counter()
         heal(self.model, batches, teacher=self.teacher, steps=steps, validation=self.selection.inputs, progress=self.progress)
         self._note("heal", started)
+
+    def with_errors(self, report: CompressionReport, batches: Sequence[Batch], by_block: bool) -> CompressionReport:
+        """The report with errors of layers as they are now."""
+        plan = getattr(self.model, PLAN_ATTRIBUTE)
+        targets = [Target(name, layer.kind, layer.tied) for name, layer in plan.layers.items()]
+        errors = layer_errors(self.model, self.original, targets, batches, report.metric, by_block)
+        layers = tuple(layer.model_copy(update={"error": errors[layer.name]}) for layer in report.layers)
+        return report.model_copy(update={"layers": layers})

@@ -53,6 +53,35 @@ def test_a_useless_rate_keeps_the_starting_parameters_and_stops_early():
     assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(KeyboardInterrupt, "by hand"), (TensorNetError, "held-out loss is nan after step 8; lower the rate")],
+)
+def test_the_best_parameters_are_kept_when_training_does_not_come_to_its_end(error, message):
+    """The best are those of step 4; training ends between it and the measurement at step 8, or there."""
+    model, train, held = tiny_llama(), batches(4, rows=8), batches(1, rows=8)
+    other = compressed(model)
+    best, trained = {}, []
+
+    def loss(model, batch):
+        value = next_token_loss(model, batch)
+        if batch is not held[0]:
+            trained.append(float(value.detach()))
+            if error is KeyboardInterrupt and len(trained) == 7:
+                raise error("by hand")
+        elif len(trained) == 4:
+            best.update({name: part.detach().clone() for name, part in model.named_parameters()})
+        elif len(trained) == 8:
+            return value * float("nan")
+        return value
+
+    before = next_token_loss(other, held[0])
+    with pytest.raises(error, match=message):
+        heal(other, train, loss=loss, steps=12, every=4, validation=held)
+    assert all(torch.equal(part, best[name].to(part.dtype)) for name, part in other.named_parameters())
+    assert next_token_loss(other, held[0]) < before
+
+
 def test_recomputed_activations_give_the_same_training():
     model = tiny_llama()
     plain, again = compressed(model), compressed(model)
@@ -69,6 +98,24 @@ def test_task_loss_and_encoders():
     encoder = tiny_bert()
     report = heal(compressed(encoder, 8.0), batches(6), teacher=encoder, steps=20)
     assert report.best < report.initial
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_heals_in_its_own_dtype_whose_norms_stay_in_it(dtype):
+    """The norms of a Llama pass their dtype on to the dense head, which takes no other than its own."""
+    model, held = tiny_llama().to(dtype), batches(2, seed=7)
+    other = compressed(model)
+    before = [(name, parameter, parameter.dtype) for name, parameter in other.named_parameters()]
+    classes = [type(module) for module in other.modules()]
+    report = heal(other, batches(12, rows=8), teacher=model, steps=40, validation=held)
+    assert report.best < 0.97 * report.initial
+    after = list(other.named_parameters())
+    assert [(name, part.dtype) for name, part in after] == [(name, dtype) for name, _, dtype in before]
+    assert all(part is kept for (_, part), (_, kept, _) in zip(after, before))
+    assert classes == [type(module) for module in other.modules()]
+    with torch.no_grad():
+        pairs = [(model(ids).logits.float().log_softmax(-1), other(ids).logits.float().log_softmax(-1)) for ids in held]
+    assert sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs) / 2 == pytest.approx(report.best, rel=3e-2)
 
 
 def test_nothing_else_changes():
@@ -90,7 +137,7 @@ def test_nothing_else_changes():
         ({}, "either a teacher"),
         ({"teacher": tiny_llama(), "loss": next_token_loss}, "either a teacher"),
         ({"loss": next_token_loss, "steps": 0}, "at least 1"),
-        ({"loss": lambda model, batch: next_token_loss(model, batch) * float("nan")}, "nan"),
+        ({"loss": lambda model, batch: next_token_loss(model, batch) * float("nan")}, "held-out loss is nan after step 0"),
     ],
 )
 def test_bad_requests_are_refused(options, message):

@@ -8,6 +8,7 @@ import torch
 import tensornet_compress as tnc
 from tensornet_compress.compression import PLAN_ATTRIBUTE, model_nbytes
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.network import NetworkSpec
 from tensornet_compress.nn import NetworkModule, layer_weight
 from tensornet_compress.train import BlockRefinement, Propagation, propagate
 from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
@@ -94,6 +95,20 @@ def test_refinement_lowers_each_blocks_error_and_keeps_bytes():
     assert all(part.dtype == torch.float16 for module in modules for name, part in module.named_parameters() if "scale" in name)
 
 
+@pytest.mark.parametrize("ignore", [(), ("*down_proj",)])
+def test_refinement_in_the_models_own_dtype(ignore):
+    """A layer that stays dense takes the dtype that the norm before it gives, and no other."""
+    model, data = tiny_llama().to(torch.bfloat16), batches(6, rows=4)
+    _, plan = planned(model, 5.0, data, method="dense", formats=["int3g16o"], ignore=ignore)
+    other = copy.deepcopy(model)
+    norms = {name: part.clone() for name, part in other.named_parameters() if "norm" in name}
+    reports = propagate(other, plan, data, Propagation(refinement=BlockRefinement(epochs=4)))
+    assert all(report.refined < report.fitted for report in reports)
+    trained = dict(other.named_parameters())
+    assert all(trained[name].dtype == torch.bfloat16 for name in norms)
+    assert any(not torch.equal(trained[name], part) for name, part in norms.items())
+
+
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_bert])
 def test_other_models_and_layers_outside_the_blocks(make):
     """BERT's pooler lies outside the blocks; GPT-2's layers are Conv1D."""
@@ -104,6 +119,43 @@ def test_other_models_and_layers_outside_the_blocks(make):
     assert model_nbytes(other) == model_nbytes(alone)
     key = "logits" if make is tiny_gpt2 else "last_hidden_state"
     torch.testing.assert_close(model(data[0])[key], other(data[0])[key], rtol=0.1, atol=0.15)
+
+
+def test_a_compressed_embedding_feeds_the_blocks():
+    """The first layer of the first block maps what the embedding gives now to what the dense one gave there, as well as any
+    matrix can; its measured error is that of the compressed model."""
+    model, data = tiny_llama(layers=1, tied=False), batches(8, rows=8)
+    targets = ["model.embed_tokens", "*q_proj"]
+    _, plan = planned(model, 5.0, data, method="dense", formats=["int3g16z"], targets=targets)
+    name = "model.layers.0.self_attn.q_proj"
+    weight = layer_weight(model.get_submodule(name))
+    exact = NetworkSpec.dense(tuple(weight.shape), tnc.parse_format("fp32"), "float32")
+    layers = plan.layers | {name: plan.layers[name].model_copy(update={"spec": exact})}
+    other = copy.deepcopy(model)
+    settings = Propagation(correction=1.0, ridge=1e-9)
+    reports = propagate(other, plan.model_copy(update={"layers": layers}), data, settings)
+    dense_in, compressed_in = inputs(model, name, data), inputs(other, name, data)
+    wanted = dense_in @ weight.double().T
+    least = (compressed_in @ torch.linalg.lstsq(compressed_in, wanted).solution - wanted).norm()
+    error = (compressed_in @ other.get_submodule(name).weight.detach().double().T - wanted).norm()
+    assert float(error) == pytest.approx(float(least), rel=1e-3)
+    ends = [inputs(part, "model.norm", data) for part in (model, other)]
+    lost = (ends[0] - ends[1]).square().sum(-1) / ends[0].square().sum(-1)
+    assert reports[0].fitted == pytest.approx(float(lost.mean()), rel=1e-4)
+
+
+def test_a_model_that_trains_is_fitted_without_its_dropout():
+    model, data = tiny_gpt2(), batches(3)
+    _, plan = planned(model, 7.0, data, method="dense", formats=["int4g32"])
+    settings = Propagation(refinement=BlockRefinement())
+    steady, trained = copy.deepcopy(model), copy.deepcopy(model).train()
+    trained.transformer.ln_f.eval()
+    random = torch.get_rng_state()
+    expected, found = (propagate(other, plan, data, settings) for other in (steady, trained))
+    assert [(report.fitted, report.refined) for report in found] == [(report.fitted, report.refined) for report in expected]
+    assert all(torch.equal(a, b) for a, b in zip(steady.state_dict().values(), trained.state_dict().values()))
+    assert torch.equal(random, torch.get_rng_state())
+    assert [name for name, module in trained.named_modules() if not module.training] == ["transformer.ln_f"]
 
 
 def test_bad_requests_are_refused():

@@ -1,6 +1,7 @@
 """Stages: what is reported is what was measured, and only what helped is kept."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import tensornet_compress as tnc
 from tensornet_compress.compression import model_nbytes
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.progress import SilentProgress
 from tensornet_compress.train import Schedule, compress_in_stages
 from tests.models import batches, tiny_bert, tiny_llama
 
@@ -106,6 +108,58 @@ def test_a_refinement_that_does_not_help_is_undone():
     if not report.stages[-1].kept:
         assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values()))
     assert report.stages[-1].kept == (report.stages[1].selection < report.stages[0].selection)
+
+
+LAST_STAGES = {
+    "compress": {**DENSE, "refine": False},
+    "refine": {**DENSE, "refine": True},
+    "heal": {**DENSE, "refine": False, "heal_steps": 20, "by_block": True},
+}
+
+
+@pytest.mark.parametrize("last", LAST_STAGES)
+def test_layer_errors_are_those_of_the_model_left_behind(last):
+    """In the input metric: how much of a layer's output on its dense inputs is lost."""
+    model, data = tiny_llama(), batches(6, rows=8)
+    other = copy.deepcopy(model)
+    uses = {"selection": batches(2, rows=8, seed=3), "heldout": batches(2, rows=8, seed=4), "data": data}
+    report = stages(other, **uses, **LAST_STAGES[last])
+    assert report.stages[-1].kept
+    inputs = {layer.name: [] for layer in report.layers}
+    for name, found in inputs.items():
+        model.get_submodule(name).register_forward_pre_hook(lambda _m, given, found=found: found.append(given[0].flatten(0, 1)))
+    with torch.no_grad():
+        for ids in data:
+            model(ids)
+    for layer in report.layers:
+        vectors = torch.cat(inputs[layer.name])
+        wanted, given = (vectors @ part.get_submodule(layer.name).weight.detach().T for part in (model, other))
+        lost = float((wanted - given).square().sum() / wanted.square().sum())
+        assert layer.error == pytest.approx(lost, rel=2e-2)
+
+
+class Interrupted(SilentProgress):
+    """An interrupt by hand when the first block was propagated."""
+
+    @contextmanager
+    def stage(self, name, total):
+        def advance():
+            if name == "propagate":
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_an_interrupted_refinement_is_undone():
+    model = tiny_llama()
+    options = {key: value for key, value in DENSE.items() if key != "refine"}
+    plain = copy.deepcopy(model)
+    stages(plain, **options)
+    with pytest.raises(KeyboardInterrupt):
+        stages(model, refine=True, progress=Interrupted(), **options)
+    before, after = plain.state_dict(), model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(part, after[name]) for name, part in before.items())
 
 
 def test_isvt_makes_a_report_whose_bytes_are_those_of_the_model(tmp_path, llama_folder):

@@ -94,8 +94,8 @@ class BlockRunner:
         return replaced_forwards(self.blocks, stand_in)
 
     def run(self, number: int, batch: int, state: Tensor) -> Tensor:
-        """States (rows, length, width) after block ``number``, for the arguments of batch ``batch``; ``state`` stays what it is,
-        also when the block changes what it is given in place."""
+        """States (rows, length, width) after block ``number``, for the arguments of batch ``batch``; ``state`` stays what it
+        is, also when the block changes what it is given in place."""
         call = self._calls[batch][number]
         with self.autocast():
             result = self.blocks[number][1](state.clone(), *call.arguments, **call.keywords)

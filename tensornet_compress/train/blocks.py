@@ -83,7 +83,7 @@ class BlockRunner:
                 if number == 0:
                     self.states.append(state)
                     if not as_tuple:
-                        as_tuple.append(isinstance(original(state, *call.arguments, **call.keywords), tuple))
+                        as_tuple.append(isinstance(original(state.clone(), *call.arguments, **call.keywords), tuple))
                 self._calls[-1].append(call)
                 if number == len(self.blocks) - 1:
                     raise _Stop
@@ -94,10 +94,11 @@ class BlockRunner:
         return replaced_forwards(self.blocks, stand_in)
 
     def run(self, number: int, batch: int, state: Tensor) -> Tensor:
-        """States (rows, length, width) after block ``number``, for the arguments of batch ``batch``."""
+        """States (rows, length, width) after block ``number``, for the arguments of batch ``batch``. ``state`` is left as it
+        is, by a block too that changes its input in place."""
         call = self._calls[batch][number]
         with self.autocast():
-            result = self.blocks[number][1](state, *call.arguments, **call.keywords)
+            result = self.blocks[number][1](state.clone(), *call.arguments, **call.keywords)
         output: Tensor = result[0] if isinstance(result, tuple) else result
         return output
 
@@ -139,30 +140,31 @@ class BlockRunner:
         return vectors.reshape(-1, vectors.shape[-1])
 
     def groups(self, number: int, names: Sequence[str]) -> list[list[str]]:
-        """The given modules of a block by shared input, in the order in which they are reached.
+        """The given modules of a block by shared input, in the order in which they are reached. A tensor that was changed in
+        place between two of them is another input.
 
         Raises:
             TargetError: a module that the block does not call.
         """
-        found: list[tuple[Tensor, list[str]]] = []
+        found: list[tuple[Tensor, int, list[str]]] = []
 
         def note(name: str) -> Hook:
             def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
                 given = arguments[0] if arguments else next(iter(keywords.values()))
-                for tensor, members in found:
-                    if tensor is given:
+                for tensor, version, members in found:
+                    if tensor is given and version == given._version:
                         members.append(name)
                         return
-                found.append((given, [name]))
+                found.append((given, given._version, [name]))
 
             return hook
 
         with torch.no_grad(), self.listening(number, {name: note(name) for name in names}):
             self.run(number, 0, self.states[0])
-        reached = {name for _, members in found for name in members}
+        reached = {name for _, _, members in found for name in members}
         if reached != set(names):
             raise TargetError(f"block {self.blocks[number][0]!r} does not call {sorted(set(names) - reached)}")
-        return [members for _, members in found]
+        return [members for _, _, members in found]
 
 
 def _without_cache(value: Any) -> Any:

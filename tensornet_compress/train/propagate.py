@@ -87,8 +87,8 @@ def propagate(
 ) -> list[BlockReport]:
     """Compress ``model`` (dense, in place) by the specs of ``plan``, fitting every layer behind the compressed ones before it.
 
-    Planned layers outside the blocks are realised on their dense inputs first, and the blocks are fed by them. Bytes are those of the plan. The model runs in
-    evaluation mode, and has its own again at the end.
+    Planned layers outside the blocks are realised on their dense inputs first, and the blocks are fed by them. Bytes are those
+    of the plan. The model runs in evaluation mode, and has its own again at the end.
 
     Raises:
         TensorNetError: no batches, a plan that names modules that the model lacks, or a bad setting.
@@ -176,15 +176,29 @@ class _Fitting:
     def _dense_pass(self, number: int, names: Sequence[str]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
         """Outputs of the dense block on the dense prefix's states, and what each named module was given."""
         given: dict[str, list[Tensor]] = {name: [] for name in names}
+        versions: list[tuple[Tensor, int]] = []
+        copied = False
 
         def note(name: str) -> Hook:
             def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-                given[name].append(arguments[0] if arguments else next(iter(keywords.values())))
+                tensor: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+                versions.append((tensor, tensor._version))
+                given[name].append(tensor.clone() if copied else tensor)
 
             return hook
 
+        outputs: list[Tensor] = []
         with self.original.listening(number, {name: note(name) for name in names}):
-            outputs = [self.original.run(number, batch, state) for batch, state in enumerate(self.dense)]
+            for batch, state in enumerate(self.dense):
+                output = self.original.run(number, batch, state)
+                if not copied and any(tensor._version != version for tensor, version in versions):
+                    # The block changes its inputs in place: again with copies, which other blocks need no memory for.
+                    copied = True
+                    for noted in given.values():
+                        del noted[batch:]
+                    output = self.original.run(number, batch, state)
+                versions.clear()
+                outputs.append(output)
         return outputs, given
 
     def _moments(self, number: int, name: str, dense: Sequence[Tensor]) -> list[ShiftMoments]:

@@ -4,14 +4,16 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import tensornet_compress as tnc
 from tensornet_compress.compression import PLAN_ATTRIBUTE, model_nbytes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.network import NetworkSpec
-from tensornet_compress.nn import NetworkModule, layer_weight
+from tensornet_compress.nn import NetworkModule, Target, layer_weight
+from tensornet_compress.plan import Plan, layer_plan
 from tensornet_compress.train import BlockRefinement, Propagation, propagate
-from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
+from tests.models import VOCABULARY, batches, tiny_bert, tiny_gpt2, tiny_llama
 
 
 def planned(model, bits, data, **options):
@@ -142,6 +144,51 @@ def test_a_compressed_embedding_feeds_the_blocks():
     ends = [inputs(part, "model.norm", data) for part in (model, other)]
     lost = (ends[0] - ends[1]).square().sum(-1) / ends[0].square().sum(-1)
     assert reports[0].fitted == pytest.approx(float(lost.mean()), rel=1e-4)
+
+
+class InPlace(nn.Module):
+    """Blocks that add to their states, in place or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, 32)
+        self.blocks = nn.ModuleList(InPlaceBlock(in_place) for _ in range(2))
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return {"last_hidden_state": x}
+
+
+class InPlaceBlock(nn.Module):
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        if not self.in_place:
+            x = x + self.a(x).tanh()
+            return x + self.b(x).tanh()
+        x += self.a(x).tanh()
+        x += self.b(x).tanh()
+        return x
+
+
+def test_blocks_that_change_their_states_in_place_are_fitted_as_others_are():
+    torch.manual_seed(0)
+    models = [InPlace(in_place).eval() for in_place in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    spec, data = NetworkSpec.dense((32, 32), tnc.parse_format("int3g16z"), "float32"), batches(4, rows=8)
+    targets = [Target(f"blocks.{number}.{name}", "linear") for number in range(2) for name in "ab"]
+    layers = {target.name: layer_plan(target, models[0].get_submodule(target.name), spec) for target in targets}
+    expected, found = (propagate(model, Plan(metric="input", layers=layers), data) for model in models)
+    assert all(report.fitted > 1e-4 for report in found)
+    assert [report.fitted for report in found] == [report.fitted for report in expected]
+    assert [report.corrections for report in found] == [report.corrections for report in expected]
+    assert [list(report.corrections) for report in found] == [["a", "b"], ["a", "b"]]
+    assert all(torch.equal(a, b) for a, b in zip(*(model.state_dict().values() for model in models)))
 
 
 def test_a_model_that_trains_is_fitted_without_its_dropout():

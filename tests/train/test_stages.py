@@ -114,6 +114,7 @@ LAST_STAGES = {
     "compress": {**DENSE, "refine": False},
     "refine": {**DENSE, "refine": True},
     "heal": {**DENSE, "refine": False, "heal_steps": 20, "by_block": True},
+    "isvt": {"rank_schedule": Schedule(steps=3), "bits": 9.0},
 }
 
 

@@ -129,7 +129,9 @@ def claims_real() -> str:
                     statistics.mean(row[f"loss_{stage}"] - dense[model, row["seed"]] for row in found) if found else None
                     for stage in ("before", "after")
                 ]
-                cells.append(" / ".join("-" if value is None else f"{value:.3f}" for value in excess) if found else "-")
+                seen, all_seeds = len({row["seed"] for row in found}), len({row["seed"] for row in mine})
+                fewer = f" ({seen} of {all_seeds} seeds)" if found and seen < all_seeds else ""
+                cells.append(" / ".join("-" if value is None else f"{value:.3f}" for value in excess) + fewer if found else "-")
             table.append(cells)
     settings = result["settings"]
     text = f"""

@@ -150,7 +150,8 @@ def isvt(
     if file is not None:
         settings = {"allowed": allowed, "threshold": threshold, "schedule": schedule.model_dump(), "names": names, "step": step}
         settings |= {"fmt": fmt, "backtrack": backtrack, "precision": str(precision), "dense": content_hash(dense)}
-        settings |= {"metric": content_hash({name: (m.rows, m.columns) for name, m in metrics.items()})}
+        factors = {name: (given.rows, given.columns) for name, given in metrics.items()}
+        settings |= {"metric": metric if isinstance(metric, str) else content_hash(factors)}
         settings |= {"batches": content_hash(list(batches)), "loss": getattr(loss, "__qualname__", str(type(loss)))}
         current = _resumed(file, settings, dense)
     if not current.steps:

@@ -165,7 +165,7 @@ def schedule_rows(model: nn.Module, architecture: str, digits: Digits) -> list[d
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over seeds of the excess loss over the dense model's."""
-    dense = {(r["architecture"], r["seed"]): r["loss"] for r in rows if r["part"] == "dense"}
+    dense = {(r["architecture"], r["seed"], r.get("precision")): r["loss"] for r in rows if r["part"] == "dense"}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for r in rows:
         if r["part"] != "dense":
@@ -174,7 +174,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (architecture, part, label, keep), members in groups.items():
         entry: dict[str, Any] = {"architecture": architecture, "part": part, "label": label, "keep": keep}
         for stage in ("before", "after"):
-            excess = torch.tensor([m[f"loss_{stage}"] - dense[architecture, m["seed"]] for m in members])
+            excess = torch.tensor([m[f"loss_{stage}"] - dense[architecture, m["seed"], m.get("precision")] for m in members])
             entry[f"excess_{stage}"] = float(excess.mean())
             entry[f"spread_{stage}"] = float(excess.std()) if len(excess) > 1 else 0.0
             if all(f"accuracy_{stage}" in m for m in members):

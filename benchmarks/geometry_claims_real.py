@@ -1,13 +1,15 @@
 """The paper's claims on real models: SmolLM2-135M on held-out prose and all-MiniLM-L6-v2 on held-out sentences.
 
     python benchmarks/geometry_claims_real.py [--subjects smollm2-135m all-minilm-l6-v2] [--seeds 0 1 2]
-        [--parts metric schedule] [--keep 0.9 0.8 0.6 0.4] [--resume]
+        [--parts metric schedule] [--keep 0.9 0.8 0.6 0.4] [--labels one-shot isvt ...] [--precision bf16] [--resume]
 
 As ``geometry_claims.py``, with fewer steps. A seed chooses the windows (sentences) that metrics are collected from and those
 that are trained on, all of them from the calibration articles; held-out ones are the same for all seeds. ``loss`` is the
 cross-entropy of the next token, or for the encoder one minus the cosine to the original's sentence embedding, in training and
 when held out. ``part metric``: every layer at the same keep, before and after the same fine-tuning of the cores. ``part
 schedule``: the same bytes in the Kronecker metric and the same number of batches, before or after the last truncation.
+``precision``: of the language model's losses, in training and when held out; a row is compared with the dense model's in the
+same precision. Processors without instructions for bf16 take many times longer with it than with fp32.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ SHORTER: dict[str, tuple[Schedule, str, int]] = {
     for label, (schedule, threshold, before) in SCHEDULES.items()
 }
 
+LABELS = [*KINDS, *SHORTER, "isvt"]
+
 
 @dataclass
 class Subject:
@@ -73,7 +77,7 @@ class Subject:
     validation: list[Any]
     heldout: list[Any]
     loss: Callable[[nn.Module, Any], Tensor]
-    precision: torch.dtype | None
+    precision: str
 
     @property
     def names(self) -> list[str]:
@@ -86,7 +90,7 @@ class Subject:
             return {"loss": sum(float(self.loss(model, batch)) for batch in self.heldout) / len(self.heldout)}
 
 
-def language(seed: int) -> Subject:
+def language(seed: int, precision: str) -> Subject:
     tokenizer = load_tokenizer(LANGUAGE)
     windows = calibration_windows(tokenizer, WINDOW, POOL + VALIDATION)
     order = torch.randperm(POOL, generator=torch.Generator().manual_seed(seed))
@@ -98,8 +102,8 @@ def language(seed: int) -> Subject:
         list(chosen[STATISTICS : STATISTICS + STEPS].split(1)),
         [windows[POOL:]],
         list(heldout_windows(tokenizer, WINDOW, HELDOUT).split(4)),
-        _in_halves,
-        torch.bfloat16,
+        _in_halves if precision == "bf16" else next_token_loss,
+        precision,
     )
 
 
@@ -108,8 +112,8 @@ def _in_halves(model: nn.Module, batch: Any) -> Tensor:
         return next_token_loss(model, batch)
 
 
-def encoder(seed: int) -> Subject:
-    """Every batch is (inputs, the original's embeddings)."""
+def encoder(seed: int, _: str) -> Subject:
+    """Every batch is (inputs, the original's embeddings); always in fp32."""
     tokenizer, model = load_tokenizer(ENCODER), load_encoder(ENCODER, torch.float32).eval()
     articles = wikipedia_articles()
     split = int(0.6 * len(articles))
@@ -129,7 +133,7 @@ def encoder(seed: int) -> Subject:
     parts = [known[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(3)]
     collected, trained, validation = (batches(part) for part in parts)
     inputs = [batch for batch, _ in collected]
-    return Subject(ENCODER, model, inputs, trained, validation, batches(heldout[: 16 * HELDOUT]), _away_from_original, None)
+    return Subject(ENCODER, model, inputs, trained, validation, batches(heldout[: 16 * HELDOUT]), _away_from_original, "fp32")
 
 
 def _sentences(articles: tuple[str, ...]) -> list[str]:
@@ -174,9 +178,10 @@ def tune(subject: Subject, model: nn.Module, batches: list[Any]) -> Any:
     )
 
 
-def metric_rows(subject: Subject, seed: int, keeps: list[float], rows: Rows) -> None:
+def metric_rows(subject: Subject, seed: int, keeps: list[float], labels: list[str], rows: Rows) -> None:
     common = {"architecture": subject.name, "seed": seed}
-    waiting = [k for k in KINDS if not all(rows.has(**common, part="metric", label=k, keep=keep) for keep in keeps)]
+    kinds = [kind for kind in KINDS if kind in labels]
+    waiting = [k for k in kinds if not all(rows.has(**common, part="metric", label=k, keep=keep) for keep in keeps)]
     if not waiting:
         return
     needed = [kind for kind in waiting if kind != "euclidean"]
@@ -194,13 +199,14 @@ def metric_rows(subject: Subject, seed: int, keeps: list[float], rows: Rows) -> 
             before = subject.quality(model)
             report = tune(subject, model, subject.trained)
             made = row("metric", kind, keep, before, subject.quality(model))
-            rows.add(**common, **made, kept_step=report.best_step, seconds=process_time() - started)
+            seconds = process_time() - started
+            rows.add(**common, **made, precision=subject.precision, kept_step=report.best_step, seconds=seconds)
 
 
-def schedule_rows(subject: Subject, seed: int, keeps: list[float], rows: Rows) -> None:
+def schedule_rows(subject: Subject, seed: int, keeps: list[float], labels: list[str], rows: Rows) -> None:
     """All contenders end at the same byte budget and train on the same number of batches."""
     common = {"architecture": subject.name, "seed": seed}
-    wanted = [(k, label) for k in keeps for label in [*SHORTER, "isvt"]]
+    wanted = [(k, label) for k in keeps for label in [*SHORTER, "isvt"] if label in labels]
     waiting = [(k, label) for k, label in wanted if not rows.has(**common, part="schedule", label=label, keep=k)]
     if not waiting:
         return
@@ -224,7 +230,7 @@ def schedule_rows(subject: Subject, seed: int, keeps: list[float], rows: Rows) -
         before = subject.quality(other)
         tune(subject, other, subject.trained[trained_before:])
         made = row("schedule", label, keep, before, subject.quality(other))
-        rows.add(**common, **made, nbytes=nbytes, seconds=process_time() - started)
+        rows.add(**common, **made, precision=subject.precision, nbytes=nbytes, seconds=process_time() - started)
 
 
 def main() -> None:
@@ -233,6 +239,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", default=["metric", "schedule"], choices=["metric", "schedule"])
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEPS))
+    parser.add_argument("--labels", nargs="+", default=LABELS, choices=LABELS, help="metrics and schedules")
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--resume", action="store_true", help="keep the rows of the result file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -249,13 +257,14 @@ def main() -> None:
     rows = Rows("geometry_claims_real", settings, arguments.resume)
     for seed in arguments.seeds:
         for name in arguments.subjects:
-            subject = SUBJECTS[name](seed)
-            if not rows.has(architecture=name, seed=seed, part="dense"):
-                rows.add(architecture=name, seed=seed, part="dense", **subject.quality(subject.model))
+            subject = SUBJECTS[name](seed, arguments.precision)
+            dense = {"architecture": name, "seed": seed, "part": "dense", "precision": subject.precision}
+            if not rows.has(**dense):
+                rows.add(**dense, **subject.quality(subject.model))
             if "metric" in arguments.parts:
-                metric_rows(subject, seed, arguments.keep, rows)
+                metric_rows(subject, seed, arguments.keep, arguments.labels, rows)
             if "schedule" in arguments.parts:
-                schedule_rows(subject, seed, arguments.keep, rows)
+                schedule_rows(subject, seed, arguments.keep, arguments.labels, rows)
     print(len(summary(rows.rows)), "settings;", RESULTS)
     for claim, verdict in claims(rows.rows).items():
         print(claim, verdict)

@@ -115,7 +115,7 @@ def claims() -> str:
 def claims_real() -> str:
     result = load("geometry_claims_real")
     rows = result["rows"]
-    dense = {(row["architecture"], row["seed"]): row["loss"] for row in rows if row["part"] == "dense"}
+    dense = {(row["architecture"], row["seed"], row["precision"]): row["loss"] for row in rows if row["part"] == "dense"}
     keeps = [keep for keep in result["settings"]["keep"] if any(row.get("keep") == keep for row in rows)]
     table, told = [], []
     for model in dict.fromkeys(row["architecture"] for row in rows):
@@ -126,7 +126,9 @@ def claims_real() -> str:
             for keep in keeps:
                 found = [row for row in mine if (row["part"], row["label"], row["keep"]) == (part, label, keep)]
                 excess = [
-                    statistics.mean(row[f"loss_{stage}"] - dense[model, row["seed"]] for row in found) if found else None
+                    statistics.mean(row[f"loss_{stage}"] - dense[model, row["seed"], row["precision"]] for row in found)
+                    if found
+                    else None
                     for stage in ("before", "after")
                 ]
                 seen, all_seeds = len({row["seed"] for row in found}), len({row["seed"] for row in mine})

@@ -41,7 +41,7 @@ from tensornet_compress.inputs import (
 from tensornet_compress.metric import collect_statistics, euclidean
 from tensornet_compress.network import TensorNetwork
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
-from tensornet_compress.train import Schedule, heal, isvt, reduce_gradually
+from tensornet_compress.train import Problem, Schedule, curvature, heal, isvt, reduce_gradually
 from tensornet_compress.train.heal import next_token_loss
 from tensornet_compress.train.setup import rank_spec
 
@@ -214,6 +214,7 @@ def schedule_rows(subject: Subject, seed: int, keeps: list[float], labels: list[
     metrics = {name: statistics[name].metric("kronecker") for name in subject.names}
     del statistics
     options: dict[str, Any] = {"fmt": "fp32", "ignore": IGNORED[subject.name], "metric": metrics, "loss": subject.loss}
+    largest, shared = 0.0, 0.0
     for keep, label in waiting:
         started = process_time()
         budget = tnc.Budget(bits_per_weight=32 * keep)
@@ -221,7 +222,12 @@ def schedule_rows(subject: Subject, seed: int, keeps: list[float], labels: list[
         if label == "isvt":
             # As many gradients as the others have steps before their last threshold.
             part, steps = subject.trained[: BEFORE // 2], 2
-            nbytes = isvt(other, part, budget, schedule=Schedule(steps=steps), backtrack=True, **options).nbytes
+            if not largest:
+                # The step 1/L that ``isvt`` would find by itself is the same at every size.
+                largest = curvature(Problem(other, subject.names, part, subject.loss), metrics)
+                started, shared = process_time(), process_time() - started
+            settings = {"schedule": Schedule(steps=steps), "backtrack": True, "step": 1 / max(largest, 1e-30)}
+            nbytes = isvt(other, part, budget, **settings, **options).nbytes
             trained_before = BEFORE
         else:
             schedule, threshold, trained_before = SHORTER[label]
@@ -230,7 +236,8 @@ def schedule_rows(subject: Subject, seed: int, keeps: list[float], labels: list[
         before = subject.quality(other)
         tune(subject, other, subject.trained[trained_before:])
         made = row("schedule", label, keep, before, subject.quality(other))
-        rows.add(**common, **made, precision=subject.precision, nbytes=nbytes, seconds=process_time() - started)
+        seconds = process_time() - started + (shared if label == "isvt" else 0.0)
+        rows.add(**common, **made, precision=subject.precision, nbytes=nbytes, seconds=seconds)
 
 
 def main() -> None:

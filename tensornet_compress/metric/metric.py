@@ -70,6 +70,10 @@ class KroneckerMetric:
         """``L' W`` with ``R = L L'``."""
         return matrix if self._row_powers is None else self._row_powers.root(matrix)
 
+    def left_whiten_adjoint(self, matrix: Tensor) -> Tensor:
+        """``L Z``: the transpose of ``left_whiten``."""
+        return matrix if self._row_powers is None else self._row_powers.root_adjoint(matrix)
+
     def left_unwhiten(self, matrix: Tensor) -> Tensor:
         """``L'^-1 Z``: the inverse of ``left_whiten``."""
         return matrix if self._row_powers is None else self._row_powers.inverse_root(matrix)
@@ -147,6 +151,10 @@ class _Powers:
     def root(self, matrix: Tensor) -> Tensor:
         """``L' M`` with ``factor = L L'``."""
         return self._scaled(self._inwards(matrix), 0.5)
+
+    def root_adjoint(self, matrix: Tensor) -> Tensor:
+        """``L M``."""
+        return self._outwards(self._scaled(matrix, 0.5))
 
     def inverse_root(self, matrix: Tensor) -> Tensor:
         """``L'^-1 M``."""

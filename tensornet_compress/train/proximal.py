@@ -68,10 +68,10 @@ def curvature(problem: Problem, metrics: Mapping[str, KroneckerMetric], iteratio
     }
     base = problem.gradients()[1]
     size = sum(metrics[name].norm2(weight) for name, weight in weights.items()) ** 0.5
+    length = sum(metrics[name].norm2(d) for name, d in direction.items()) ** 0.5
     largest = 0.0
     try:
         for _ in range(iterations):
-            length = sum(metrics[name].norm2(d) for name, d in direction.items()) ** 0.5
             # At unit length powers of the curvature cannot overflow.
             direction = {name: d / max(length, 1e-300) for name, d in direction.items()}
             reach = 1e-3 * size
@@ -81,7 +81,9 @@ def curvature(problem: Problem, metrics: Mapping[str, KroneckerMetric], iteratio
             # A loss may curve downwards; what bounds a step is the size of the curvature.
             largest = abs(sum(float((change[name].double() * d.double()).sum()) for name, d in direction.items()))
             direction = {name: metrics[name].precondition(change[name].double()).to(weights[name]) for name in weights}
-            if not sum(float(d.abs().sum()) for d in direction.values()) > 0:
+            # Of ``d = M^-1 c`` the squared length ``d' M d`` is ``d' c``.
+            length = max(0.0, sum(float((change[name].double() * d.double()).sum()) for name, d in direction.items())) ** 0.5
+            if not length > 0:
                 break
     finally:
         problem.assign(weights)

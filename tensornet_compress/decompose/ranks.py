@@ -20,10 +20,18 @@ from tensornet_compress.network import FloatFormat, NumberFormat, Topology, form
 _BISECTIONS = 36
 
 
-def ranks_for_error(spectra: Sequence[Tensor], max_squared_error: float, layout: Layout, topology: Topology) -> tuple[int, ...]:
+def ranks_for_error(
+    spectra: Sequence[Tensor],
+    max_squared_error: float,
+    layout: Layout,
+    topology: Topology,
+    dropped: Sequence[Tensor] | None = None,
+) -> tuple[int, ...]:
     """The cheapest priced ranks whose dropped squares sum to at most ``max_squared_error`` over all bonds, so that the
-    squared error of the decomposition is at most that (Oseledets 2011, theorem 2.2; Grasedyck 2010)."""
-    dropped = [tails(spectrum) for spectrum in spectra]
+    squared error of the decomposition is at most that (Oseledets 2011, theorem 2.2; Grasedyck 2010).
+
+    ``dropped``: the ``tails`` of all spectra, where these are known."""
+    dropped = dropped or [tails(spectrum) for spectrum in spectra]
 
     def allowed(ranks: tuple[int, ...]) -> bool:
         return float(sum(float(drop[rank]) for drop, rank in zip(dropped, ranks))) <= max_squared_error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Self
 
@@ -64,14 +65,12 @@ class Layout(Frozen):
     @property
     def dims(self) -> tuple[int, ...]:
         """Shape of the laid-out tensor: mode sizes in mode order."""
-        modes = self.tensorization.modes
-        return tuple(modes[mode] for mode in self.mode_order)
+        return _ordered(self.tensorization.modes, self.mode_order)
 
     @property
     def position_axes(self) -> tuple[int, ...]:
         """For each position, the axis of the tensor whose digit it shows."""
-        axes = self.tensorization.mode_axes
-        return tuple(axes[mode] for mode in self.mode_order)
+        return _ordered(self.tensorization.mode_axes, self.mode_order)
 
     @property
     def is_native(self) -> bool:
@@ -110,3 +109,8 @@ class Layout(Frozen):
         for order in reversed(self.fibre_orders):
             tensor = order.invert(tensor)
         return tensor
+
+
+@lru_cache(maxsize=4096)
+def _ordered(of_modes: tuple[int, ...], mode_order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(of_modes[mode] for mode in mode_order)

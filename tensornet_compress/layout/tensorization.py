@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Self
 
@@ -42,12 +43,12 @@ class Tensorization(Frozen):
     @property
     def modes(self) -> tuple[int, ...]:
         """Sizes of all modes, axis by axis."""
-        return tuple(radix for digits in self.radices for radix in digits)
+        return _modes(self.radices)
 
     @property
     def mode_axes(self) -> tuple[int, ...]:
         """For each mode, the axis of the tensor that it is a digit of."""
-        return tuple(axis for axis, digits in enumerate(self.radices) for _ in digits)
+        return _mode_axes(self.radices)
 
     @property
     def padded_shape(self) -> tuple[int, ...]:
@@ -83,3 +84,14 @@ class Tensorization(Frozen):
             result.append(index % radix)
             index = torch.div(index, radix, rounding_mode="floor")
         return result[::-1]
+
+
+# Plain functions with a memory, as copies of a model with other fields would keep what a cached property remembers.
+@lru_cache(maxsize=4096)
+def _modes(radices: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    return tuple(radix for digits in radices for radix in digits)
+
+
+@lru_cache(maxsize=4096)
+def _mode_axes(radices: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    return tuple(axis for axis, digits in enumerate(radices) for _ in digits)

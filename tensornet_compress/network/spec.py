@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Literal, Self
 
@@ -36,13 +37,11 @@ class TermSpec(Frozen):
 
     def sizes(self) -> dict[str, int]:
         """Size of every index label."""
-        positions = {f"p{position}": size for position, size in enumerate(self.layout.dims)}
-        return positions | {f"b{bond}": rank for bond, rank in enumerate(self.ranks)}
+        return _sizes(self.layout.dims, self.ranks)
 
     def core_shape(self, core: int) -> tuple[int, ...]:
         """Shape of a core, axes as in ``Topology.core_labels``."""
-        sizes = self.sizes()
-        return tuple(sizes[label] for label in self.topology.core_labels(core))
+        return _core_shapes(self.topology, self.layout.dims, self.ranks)[core]
 
     @property
     def core_nbytes(self) -> tuple[int, ...]:
@@ -62,6 +61,17 @@ class TermSpec(Frozen):
     def with_formats(self, fmt: NumberFormat) -> TermSpec:
         """The same term with every core in one format."""
         return self.model_copy(update={"formats": (fmt,) * len(self.formats)})
+
+
+def _sizes(dims: tuple[int, ...], ranks: tuple[int, ...]) -> dict[str, int]:
+    positions = {f"p{position}": size for position, size in enumerate(dims)}
+    return positions | {f"b{bond}": rank for bond, rank in enumerate(ranks)}
+
+
+@lru_cache(maxsize=4096)
+def _core_shapes(topology: Topology, dims: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    sizes = _sizes(dims, ranks)
+    return tuple(tuple(sizes[label] for label in topology.core_labels(core)) for core in range(len(topology.legs)))
 
 
 def _numbers(fmt: NumberFormat, shape: tuple[int, ...]) -> int:

@@ -126,13 +126,7 @@ class Topology(Frozen):
 
     def core_labels(self, core: int) -> tuple[str, ...]:
         """Labels of a core's axes: bonds to lower cores, legs, bonds to higher cores (``p3``: position 3, ``b1``: bond 1)."""
-        lower = [bond for bond in self.bonds_of(core) if self.edges[bond][1] == core]
-        higher = [bond for bond in self.bonds_of(core) if self.edges[bond][0] == core]
-        return (
-            *(f"b{bond}" for bond in lower),
-            *(f"p{position}" for position in self.legs[core]),
-            *(f"b{bond}" for bond in higher),
-        )
+        return _labels(self.legs, self.edges)[core]
 
     def side(self, bond: int) -> tuple[int, ...]:
         """Positions on the lower core's side of a bond, ascending."""
@@ -155,6 +149,17 @@ def _bonds(cores: int, edges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, .
         touching[a].append((b, bond))
         touching[b].append((a, bond))
     return tuple(tuple(bond for _, bond in sorted(bonds)) for bonds in touching)
+
+
+@lru_cache(maxsize=4096)
+def _labels(legs: tuple[tuple[int, ...], ...], edges: tuple[tuple[int, int], ...]) -> tuple[tuple[str, ...], ...]:
+    """Labels of every core's axes."""
+    found = []
+    for core, bonds in enumerate(_bonds(len(legs), edges)):
+        lower = [f"b{bond}" for bond in bonds if edges[bond][1] == core]
+        higher = [f"b{bond}" for bond in bonds if edges[bond][0] == core]
+        found.append((*lower, *(f"p{position}" for position in legs[core]), *higher))
+    return tuple(found)
 
 
 @lru_cache(maxsize=4096)

@@ -43,6 +43,14 @@ class Shape:
         layout = Layout(tensorization=self.tensorization, mode_order=order, fibre_orders=self.fibre_orders)
         return layout, Topology(legs=legs, edges=self.topology.edges)
 
+    def plain(self) -> Layout:
+        """A layout whose positions are the digits in native order: cores of ``topology`` have the same sizes with it."""
+        return Layout(
+            tensorization=self.tensorization,
+            mode_order=tuple(range(len(self.tensorization.modes))),
+            fibre_orders=self.fibre_orders,
+        )
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -98,12 +106,15 @@ def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: 
     if (slack * max_error) ** 2 <= 2 * rounding_error(fmt):
         return None
 
+    layout = shape.plain()
+
     def ranks(topology: Topology) -> tuple[list[int], bool]:
         allowed = (slack * max_error) ** 2 - rounding_error(fmt) * len(topology.legs)
-        layout, placed = replace(shape, topology=topology).laid_out()
         # Rounding of fewer cores may leave room where that of all of them does not.
         squared = (allowed if allowed > 0 else (slack * max_error) ** 2) * store.energy
-        return feasible_ranks(ranks_for_error(_spectra(store, topology), squared, layout, placed), layout, placed), allowed > 0
+        dropped = [store.tails(topology.side(bond)) for bond in range(len(topology.edges))]
+        wanted = ranks_for_error(_spectra(store, topology), squared, layout, topology, dropped)
+        return feasible_ranks(wanted, layout, topology), allowed > 0
 
     return _settled(shape, store, fmt, ranks)
 
@@ -117,14 +128,15 @@ def overlap_slack(candidate: Candidate) -> float:
 def for_bytes(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_bytes: int) -> Candidate | None:
     """The candidate of least predicted error within ``max_bytes``; ``None`` where none fits."""
 
+    layout = shape.plain()
+
     def ranks(topology: Topology) -> tuple[list[int], bool]:
-        layout, placed = replace(shape, topology=topology).laid_out()
         try:
-            wanted = ranks_for_bytes(_spectra(store, topology), max_bytes, layout, placed, fmt)
+            wanted = ranks_for_bytes(_spectra(store, topology), max_bytes, layout, topology, fmt)
         except TensorNetError:
             # Fewer cores have fewer scales.
             return [1] * len(topology.edges), False
-        return feasible_ranks(wanted, layout, placed), True
+        return feasible_ranks(wanted, layout, topology), True
 
     return _settled(shape, store, fmt, ranks)
 

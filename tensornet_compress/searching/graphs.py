@@ -202,48 +202,45 @@ def exchanges(topology: Topology, bond: int) -> list[Topology]:
 def merged(topology: Topology, dims: Sequence[int], ranks: Sequence[int], overhead: float = 0.0) -> Topology:
     """Neighbouring cores are contracted while that stores no more numbers at these ranks: a bond of full rank is of no use.
     ``overhead``: what a core takes besides its numbers, in numbers (the scale of a small integer core)."""
-    current, widths = topology, dict(zip(topology.edges, ranks))
-    while current.edges:
-        saved, edge = _most_saved(current, dims, widths)
+    legs, widths = list(topology.legs), dict(zip(topology.edges, ranks))
+    while widths:
+        saved, edge = _most_saved(legs, dims, widths)
         if saved + overhead < 0:
             break
-        current, widths = _contracted(current, widths, edge)
-    return current
+        legs, widths = _contracted(legs, widths, edge)
+    return topology if len(legs) == len(topology.legs) else Topology(legs=tuple(legs), edges=tuple(widths))
 
 
 def with_one_core_less(topology: Topology, dims: Sequence[int], ranks: Sequence[int]) -> Topology:
     """Those two neighbouring cores are contracted which that makes least larger."""
-    widths = dict(zip(topology.edges, ranks))
-    return _contracted(topology, widths, _most_saved(topology, dims, widths)[1])[0]
+    legs, widths = list(topology.legs), dict(zip(topology.edges, ranks))
+    legs, widths = _contracted(legs, widths, _most_saved(legs, dims, widths)[1])
+    return Topology(legs=tuple(legs), edges=tuple(widths))
 
 
-def _most_saved(topology: Topology, dims: Sequence[int], widths: dict[tuple[int, int], int]) -> tuple[int, tuple[int, int]]:
+Legs = list[tuple[int, ...]]
+Widths = dict[tuple[int, int], int]
+
+
+def _most_saved(legs: Legs, dims: Sequence[int], widths: Widths) -> tuple[int, tuple[int, int]]:
     """The bond whose two cores are most numbers smaller when contracted (the first of equals), and how many that are."""
-    saved = []
-    for edge in topology.edges:
-        parts = [_numbers_of(topology, dims, widths, core) for core in edge]
-        saved.append(sum(parts) - prod(parts) // widths[edge] ** 2)
-    place = saved.index(max(saved))
-    return saved[place], topology.edges[place]
+    sizes = [prod(dims[position] for position in core) for core in legs]
+    for (a, b), width in widths.items():
+        sizes[a] *= width
+        sizes[b] *= width
+    saved = {(a, b): sizes[a] + sizes[b] - sizes[a] * sizes[b] // width**2 for (a, b), width in widths.items()}
+    edge = max(saved, key=saved.__getitem__)
+    return saved[edge], edge
 
 
-def _numbers_of(topology: Topology, dims: Sequence[int], widths: dict[tuple[int, int], int], core: int) -> int:
-    bonds = prod(widths[topology.edges[bond]] for bond in topology.bonds_of(core))
-    return bonds * prod(dims[position] for position in topology.legs[core])
-
-
-def _contracted(
-    topology: Topology, widths: dict[tuple[int, int], int], edge: tuple[int, int]
-) -> tuple[Topology, dict[tuple[int, int], int]]:
+def _contracted(legs: Legs, widths: Widths, edge: tuple[int, int]) -> tuple[Legs, Widths]:
     kept, gone = edge
-    legs = [[*core] for core in topology.legs]
-    legs[kept] += legs[gone]
-    place = {core: core - (core > gone) for core in range(len(legs)) if core != gone}
+    place = [core - (core > gone) for core in range(len(legs))]
     place[gone] = place[kept]
     moved = {}
     for pair, width in widths.items():
         if pair != edge:
-            a, b = sorted((place[pair[0]], place[pair[1]]))
-            moved[a, b] = width
-    legs = [core for number, core in enumerate(legs) if number != gone]
-    return Topology(legs=tuple(tuple(core) for core in legs), edges=tuple(sorted(moved))), moved
+            a, b = place[pair[0]], place[pair[1]]
+            moved[min(a, b), max(a, b)] = width
+    joined = [core + legs[gone] if number == kept else core for number, core in enumerate(legs) if number != gone]
+    return joined, dict(sorted(moved.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tensornet_compress.network import TensorNetwork
@@ -21,7 +22,7 @@ class Found:
     error: float
     ordered: bool
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Stored bytes, orders included."""
         return self.network.nbytes

@@ -16,6 +16,7 @@ from tensornet_compress.searching.products import PURE, product_cut, rank_one_pa
 EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
 _MANY = 1 << 20
+_FEW = 1 << 12
 _SKETCH = 256
 _POWER_STEPS = 1
 _GLANCE = 64
@@ -125,8 +126,10 @@ class SpectrumStore:
         return product.sort(descending=True).values
 
     def _seek_product(self) -> None:
-        """Once: split the tensor where sampled entries show an outer product, before any of its unfoldings is computed."""
-        found = None if self._sought else product_cut(self.modes, self._pure)
+        """Once: split the tensor where sampled entries show an outer product, before any of its unfoldings is computed. Of a
+        small matrix the only spectrum tells as much."""
+        known = self._sought or (len(self.dims) < 3 and self.modes.numel() <= _FEW)
+        found = None if known else product_cut(self.modes, self._pure)
         self._sought = True
         if found is not None:
             self._split(*found)

@@ -51,6 +51,17 @@ def test_both_sides_of_a_kronecker_metric(shape, seed, data):
 
 
 @given(SHAPES, SEEDS, st.data())
+def test_shrunk_values_are_those_of_the_whitened_matrix(shape, seed, data):
+    factors = torch.tensor(data.draw(st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=min(shape), max_size=min(shape))))
+    matrix = random_tensor(shape, seed)
+    metric = KroneckerMetric(correlated_moment(shape[0], seed), correlated_moment(shape[1], seed + 1))
+    spectrum = matrix_spectrum(matrix, metric)
+    expected = (factors.double() * spectrum.squares.sqrt()).sort(descending=True).values
+    found = matrix_spectrum(spectrum.shrunk(factors), metric).squares.sqrt()
+    assert torch.allclose(found, expected, atol=1e-5 * float(spectrum.squares[0]) ** 0.5)
+
+
+@given(SHAPES, SEEDS, st.data())
 def test_the_euclidean_metric_is_the_plain_svd(shape, seed, data):
     rank = data.draw(st.integers(1, min(shape)))
     matrix = random_tensor(shape, seed)

@@ -50,6 +50,8 @@ def test_whitening_turns_the_row_metric_into_the_identity(case):
     white = metric.left_whiten(matrix)
     assert KroneckerMetric(columns=columns).norm2(white) == pytest.approx(metric.norm2(matrix), rel=1e-6)
     assert torch.allclose(metric.left_unwhiten(white), matrix, atol=1e-5)
+    other = random_tensor((m, 3), seed + 5)
+    assert torch.allclose(metric.left_whiten_adjoint(other).T @ matrix, other.T @ white)
     gram = metric.gram(matrix)
     assert float(gram.trace()) == pytest.approx(metric.norm2(matrix), rel=1e-6)
     assert torch.allclose(gram, gram.T, atol=1e-8 * float(gram.abs().max()))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import tensornet_compress as tnc
 from tensornet_compress.decompose import bond_spectra, ranks_for_error, tails
 from tensornet_compress.layout import Layout, Tensorization
-from tensornet_compress.network import Topology, parse_format
+from tensornet_compress.network import TermSpec, Topology, parse_format
 from tensornet_compress.searching import SpectrumStore
 from tensornet_compress.searching.candidates import Candidate, Shape, for_error
 
@@ -44,6 +44,19 @@ def test_exact_ranks_are_found_at_once() -> None:
     topology = Topology.train([(0, 1), (2,), (3, 4)])
     ranks = ranks_for_error(bond_spectra(tensor, topology), 1e-9, Layout.native(tuple(tensor.shape)), topology)
     assert ranks == (6, 6)
+
+
+@given(st.permutations(range(4)), st.booleans())
+def test_cores_have_one_size_in_native_order_and_in_that_of_the_cores(order: list[int], chain: bool) -> None:
+    topology = Topology.train([tuple(order[:2]), (order[2],), (order[3],)]) if chain else Topology.balanced_tree(order)
+    shape = Shape("tree", Tensorization(shape=(6, 35), radices=((2, 3), (5, 7))), topology)
+    ranks = tuple(range(2, 2 + len(topology.edges)))
+    formats = (FP32,) * len(topology.legs)
+    plain = TermSpec(layout=shape.plain(), topology=topology, ranks=ranks, formats=formats)
+    layout, placed = shape.laid_out()
+    ordered = TermSpec(layout=layout, topology=placed, ranks=ranks, formats=formats)
+    cores = range(len(topology.legs))
+    assert [plain.core_shape(core) for core in cores] == [ordered.core_shape(core) for core in cores]
 
 
 def test_chains_of_rank_one_in_any_order_have_one_signature() -> None:

@@ -141,9 +141,22 @@ def claims_real() -> str:
         fine-tuning with one batch each; schedules in the Kronecker metric, with {settings["before_the_last_threshold"]} of
         these steps before the last threshold): held-out cross-entropy (SmolLM2), or one minus the cosine to the original's
         sentence embedding (MiniLM). First in how many settings it was lower, then its means in excess of the dense model's,
-        before / after fine-tuning. `python benchmarks/geometry_claims_real.py`"""
+        before / after fine-tuning. {_precisions(rows)} `python benchmarks/geometry_claims_real.py`"""
     means = grid(["model", "contender", *(f"{keep:g} kept" for keep in keeps)], table)
     return note(text) + _counted(rows) + "\n" + means
+
+
+def _precisions(rows: list[dict[str, Any]]) -> str:
+    """What losses were computed in, each beside the dense model in the same."""
+    told = []
+    for model in dict.fromkeys(row["architecture"] for row in rows):
+        mine = [row for row in rows if row["architecture"] == model and row["part"] != "dense"]
+        usual = max(sorted({row["precision"] for row in mine}), key=[row["precision"] for row in mine].count)
+        others = sorted(
+            {(row["part"], row["keep"], row["precision"]) for row in mine if row["precision"] != usual}, reverse=True
+        )
+        told.append(f"{model} {usual}" + "".join(f", {part} at {keep:g} {precision}" for part, keep, precision in others))
+    return f"Losses computed in: {'; '.join(told)}."
 
 
 def _counted(rows: list[dict[str, Any]]) -> str:

@@ -42,17 +42,17 @@ class MatrixSpectrum:
     def cores(self, rank: int) -> tuple[Tensor, Tensor]:
         """Cores (m, rank) and (rank, n) of the best approximation; the first is orthonormal in the row metric."""
         kept = self.left[:, :rank]
-        right = self._seen_by(kept)
+        right = self._right_core(kept)
         return self.metric.left_unwhiten(kept).to(self.matrix.dtype), right.to(self.matrix.dtype)
 
     def shrunk(self, factors: Tensor) -> Tensor:
         """The matrix with each singular value in the metric times its factor (k,); shape (m, n), dtype of the matrix."""
         kept = factors.nonzero().flatten()
         left = self.left[:, kept]
-        shrunk = self.metric.left_unwhiten(left * factors[kept].double()) @ self._seen_by(left)
+        shrunk = self.metric.left_unwhiten(left * factors[kept].double()) @ self._right_core(left)
         return shrunk.to(self.matrix.dtype)
 
-    def _seen_by(self, left: Tensor) -> Tensor:
+    def _right_core(self, left: Tensor) -> Tensor:
         """``U' L' W`` of some left vectors (m, r): to bring these out of the whitened space is cheaper than W into it."""
         return self.metric.left_whiten_adjoint(left).T @ self.matrix.double()
 

@@ -45,11 +45,7 @@ class Shape:
 
     def plain(self) -> Layout:
         """A layout whose positions are the digits in native order: cores of ``topology`` have the same sizes with it."""
-        return Layout(
-            tensorization=self.tensorization,
-            mode_order=tuple(range(len(self.tensorization.modes))),
-            fibre_orders=self.fibre_orders,
-        )
+        return Layout.of(self.tensorization.radices, self.tensorization.shape, fibre_orders=self.fibre_orders)
 
 
 @dataclass(frozen=True)

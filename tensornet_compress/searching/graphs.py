@@ -16,6 +16,10 @@ from tensornet_compress.searching.store import SpectrumStore
 _SWEEPS = 10
 Alive = Callable[[], bool]
 """False once the time is up."""
+Legs = list[tuple[int, ...]]
+"""Of every core the modes that sit on it."""
+Widths = dict[tuple[int, int], int]
+"""Of every bond, named by its two cores, the rank."""
 
 
 def mutual_information(store: SpectrumStore, alive: Alive = lambda: True) -> np.ndarray:
@@ -216,10 +220,6 @@ def with_one_core_less(topology: Topology, dims: Sequence[int], ranks: Sequence[
     legs, widths = list(topology.legs), dict(zip(topology.edges, ranks))
     legs, widths = _contracted(legs, widths, _most_saved(legs, dims, widths)[1])
     return Topology(legs=tuple(legs), edges=tuple(widths))
-
-
-Legs = list[tuple[int, ...]]
-Widths = dict[tuple[int, int], int]
 
 
 def _most_saved(legs: Legs, dims: Sequence[int], widths: Widths) -> tuple[int, tuple[int, int]]:

@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import Batch, graph_start, kept_output, model_inputs, sampled_loss
+from tensornet_compress.metric import (
+    Batch,
+    graph_start,
+    kept_output,
+    model_inputs,
+    require_unchanged,
+    sampled_loss,
+    version_of,
+)
 from tensornet_compress.modes import frozen
 from tensornet_compress.nn import module_kind
 
@@ -89,8 +97,10 @@ def gradient_hooks(model: nn.Module, owners: Mapping[str, Sequence[str]], visit:
     def listen(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             given = inputs[0].detach()
+            version = version_of(given)
 
             def backward(gradient: Tensor) -> None:
+                require_unchanged(given, version, name, "sensitivity='probe'")
                 with torch.no_grad():
                     visit(name, module, given, gradient)
 
@@ -100,9 +110,9 @@ def gradient_hooks(model: nn.Module, owners: Mapping[str, Sequence[str]], visit:
         return forward
 
     handles = [
-        model.get_submodule(module).register_forward_hook(listen(name))
-        for name, modules in owners.items()
-        for module in modules
+        module.register_forward_hook(listen(name))
+        for name, users in owners.items()
+        for module in dict.fromkeys(map(model.get_submodule, users))
     ]
     try:
         yield

@@ -8,7 +8,7 @@ from itertools import chain
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import Batch, InputMoment, collect_input_moments, has_input_moment
+from tensornet_compress.metric import Batch, InputMoment, collect_input_moments, weight_users
 from tensornet_compress.nn import Target
 
 
@@ -45,12 +45,7 @@ def _users(model: nn.Module, target: Target) -> list[str]:
     wanted = [target.name, *target.tied]
     if target.kind == "embedding":
         wanted = [name for name in target.tied if isinstance(model.get_submodule(name), nn.Linear)]
-    first_names: dict[nn.Module, str] = {}
-    for name in wanted:
-        module = model.get_submodule(name)
-        if has_input_moment(module):
-            first_names.setdefault(module, name)
-    return list(first_names.values())
+    return weight_users(model, wanted)
 
 
 def _mean(moments: Sequence[InputMoment]) -> Tensor:

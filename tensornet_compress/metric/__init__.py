@@ -5,7 +5,16 @@ from tensornet_compress.metric.collect import collect_statistics
 from tensornet_compress.metric.elementwise import ElementwiseMetric
 from tensornet_compress.metric.kinds import GRADIENT_KINDS, METRIC_KINDS, MetricKind, metric_kind
 from tensornet_compress.metric.metric import KroneckerMetric, Metric, euclidean, input_second_moment, squared_norm
-from tensornet_compress.metric.moments import Batch, InputMoment, collect_input_moments, has_input_moment, model_inputs
+from tensornet_compress.metric.moments import (
+    Batch,
+    InputMoment,
+    collect_input_moments,
+    has_input_moment,
+    model_inputs,
+    require_unchanged,
+    version_of,
+    weight_users,
+)
 from tensornet_compress.metric.outputs import graph_start, kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
 from tensornet_compress.metric.stored import StoredMetric
@@ -31,7 +40,10 @@ __all__ = [
     "kept_output",
     "metric_kind",
     "model_inputs",
+    "require_unchanged",
     "sampled_loss",
     "squared_norm",
     "statistics_by_block",
+    "version_of",
+    "weight_users",
 ]

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric.kinds import GRADIENT_KINDS, metric_kind
-from tensornet_compress.metric.moments import has_input_moment, input_vectors, model_inputs
+from tensornet_compress.metric.moments import (
+    has_input_moment,
+    input_vectors,
+    model_inputs,
+    require_unchanged,
+    version_of,
+    weight_users,
+)
 from tensornet_compress.metric.outputs import graph_start, kept_output, sampled_loss
 from tensornet_compress.metric.statistics import GradientStatistics
 from tensornet_compress.modes import frozen
@@ -57,7 +64,8 @@ def collect_statistics(
         if name not in modules or not has_input_moment(modules[name]):
             raise TensorNetError(f"{name!r} is no layer with input vectors; linear layers and ungrouped convolutions are")
     collector = _Collector({name: GradientStatistics(wanted) for name in names}, bool(GRADIENT_KINDS & set(wanted)))
-    sharing = {name: _users(model, name, (tied or {}).get(name, ())) for name in names}
+    users = {name: weight_users(model, [name, *(tied or {}).get(name, ())]) for name in names}
+    sharing = {name: [model.get_submodule(user) for user in found] for name, found in users.items()}
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     count = 0
@@ -89,12 +97,6 @@ def _total(model: nn.Module, batch: Any, loss: Loss | None, device: torch.device
         return loss(model, batch)
     output, logits = kept_output(model, model_inputs(batch, device))
     return sampled_loss(output, logits, generator)
-
-
-def _users(model: nn.Module, name: str, tied: Sequence[str]) -> list[nn.Module]:
-    """The modules that multiply the weight of a layer with input vectors, each once."""
-    modules = [model.get_submodule(name), *(model.get_submodule(other) for other in tied)]
-    return list(dict.fromkeys(module for module in modules if has_input_moment(module)))
 
 
 class _Collector:
@@ -140,7 +142,14 @@ class _Collector:
                 return None
             # The first layer on the way starts the graph: no parameter and no input asks for a gradient.
             started = output if output.requires_grad else graph_start(output)
-            started.register_hook(lambda gradient: calls.came_back(module, vectors, gradient, mask))
+            version = version_of(vectors)
+
+            def backward(gradient: Tensor) -> None:
+                if self.statistics[name].kinds & {"row-fisher", "elementwise"}:
+                    require_unchanged(vectors, version, name, "the input or the kronecker metric")
+                calls.came_back(module, vectors, gradient, mask)
+
+            started.register_hook(backward)
             return started
 
         return forward

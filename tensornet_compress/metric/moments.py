@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ class _Collector:
                 return
             moment = self.moments.setdefault(name, InputMoment())
             moment.add(self._kept(given))
-            self._added = (given, _version(given), moment)
+            self._added = (given, version_of(given), moment)
 
         return add
 
@@ -125,7 +125,7 @@ class _Collector:
         """Whether the tensor was added last, and not changed in place since."""
         assert self._added is not None
         tensor, version, _ = self._added
-        return given is tensor and version is not None and _version(given) == version
+        return given is tensor and version is not None and version_of(given) == version
 
     def _kept(self, given: Tensor) -> Tensor:
         if self._mask is not None and self._mask.shape == given.shape[:-1]:
@@ -133,6 +133,29 @@ class _Collector:
         return given.reshape(-1, given.shape[-1])
 
 
-def _version(tensor: Tensor) -> int | None:
+def weight_users(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of the named modules that multiply their weight with input vectors, each under its first name only."""
+    first_names: dict[nn.Module, str] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        if has_input_moment(module):
+            first_names.setdefault(module, name)
+    return list(first_names.values())
+
+
+def version_of(tensor: Tensor) -> int | None:
     """How often a tensor was changed in place; None for tensors of inference mode, which do not count it."""
     return None if tensor.is_inference() else tensor._version
+
+
+def require_unchanged(given: Tensor, version: int | None, name: str, instead: str) -> None:
+    """Refuse an input that the model changed in place after a layer used it and before its gradient came back.
+
+    Raises:
+        TensorNetError: naming the layer, and what to choose ``instead``.
+    """
+    if version_of(given) != version:
+        raise TensorNetError(
+            f"the input of {name!r}, of shape {tuple(given.shape)}, is changed in place after that layer used it (as in "
+            f"x += layer(x)), so that its gradient comes too late; choose {instead}, or write x = x + layer(x)"
+        )

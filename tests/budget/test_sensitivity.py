@@ -196,3 +196,34 @@ def test_models_that_change_their_embeddings_in_place_have_the_same_sensitivitie
     )
     assert plain == in_place
     assert min(plain.values()) > 0
+
+
+class Residual(nn.Module):
+    """A layer that adds to its own input, perhaps in place, under one name or two."""
+
+    def __init__(self, in_place=False, names=1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_place, self.embed, self.map = in_place, nn.Embedding(VOCABULARY, 8), nn.Linear(8, 8)
+        if names > 1:
+            self.alias = self.map
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        if self.in_place:
+            x += self.map(x)
+        else:
+            x = x + self.map(x)
+        return x
+
+
+def test_an_input_that_its_layer_is_added_to_in_place_is_refused():
+    model = Residual(in_place=True)
+    with pytest.raises(TensorNetError, match=r"input of 'map'.*in place.*sensitivity='probe'"):
+        fisher_sensitivity(model, batches(2), probes_of(model, ["map"]))
+
+
+def test_a_layer_under_two_names_counts_once():
+    once = fisher_sensitivity(Residual(), batches(2), probes_of(Residual(), ["map"]))
+    twice = fisher_sensitivity(Residual(names=2), batches(2), probes_of(Residual(), ["map"]), {"map": ("alias",)})
+    assert once == twice

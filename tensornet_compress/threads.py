@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 
 @contextmanager
@@ -14,8 +15,14 @@ def limited_threads(count: int = 1) -> Iterator[None]:
     """Run factorisations on ``count`` threads: small LAPACK calls are much slower on several threads of a busy machine."""
     before = torch.get_num_threads()
     try:
-        with threadpool_limits(limits=count):
+        with _pools().limit(limits=count):
             torch.set_num_threads(count)
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    """The thread pools of all libraries, looked up once: that takes as long as a small factorisation."""
+    return ThreadpoolController()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,16 @@ def write_json(path: Path | None, content: Any) -> None:
     if path is None:
         return
     with whole_file(path) as file:
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    """The same with ``None`` for infinities and NaN, which JSON does not have."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not isfinite(content) else content
 
 
 def load_any(folder: str, dtype: str = "auto") -> Any:

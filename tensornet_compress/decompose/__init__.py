@@ -8,7 +8,7 @@ from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.decompose.pivots import stable_pivots
 from tensornet_compress.decompose.quantise import ErrorFeedback
 from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
-from tensornet_compress.decompose.realise import realise
+from tensornet_compress.decompose.realise import column_feedback, realise
 from tensornet_compress.decompose.rounding import round_cores
 from tensornet_compress.decompose.spectra import bond_spectra, tails, unfolding
 from tensornet_compress.decompose.to_network import feasible_ranks, to_network
@@ -19,6 +19,7 @@ __all__ = [
     "MatrixSpectrum",
     "alternate_terms",
     "bond_spectra",
+    "column_feedback",
     "decompose_tree",
     "feasible_ranks",
     "fit_network",

@@ -6,10 +6,10 @@ all bonds and is bisected (the threshold of iterative singular value thresholdin
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import log2, prod
 
-import numpy as np
 from torch import Tensor
 
 from tensornet_compress.decompose.spectra import tails
@@ -17,7 +17,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import Layout
 from tensornet_compress.network import FloatFormat, NumberFormat, Topology, format_nbytes
 
-_BISECTIONS = 36
+_BISECTIONS = 26
 
 
 def ranks_for_error(
@@ -31,13 +31,13 @@ def ranks_for_error(
     squared error of the decomposition is at most that (Oseledets 2011, theorem 2.2; Grasedyck 2010).
 
     ``dropped``: the ``tails`` of all spectra, where these are known."""
-    dropped = dropped or [tails(spectrum) for spectrum in spectra]
+    drops = [drop.cpu().numpy() for drop in dropped or map(tails, spectra)]
 
     def allowed(ranks: tuple[int, ...]) -> bool:
-        return float(sum(float(drop[rank]) for drop, rank in zip(dropped, ranks))) <= max_squared_error
+        return float(sum(float(drop[rank]) for drop, rank in zip(drops, ranks))) <= max_squared_error
 
     # No bond can do with less than what it needs were it the only one that drops anything.
-    least = tuple(max(1, int((drop > max_squared_error).sum())) for drop in dropped)
+    least = tuple(max(1, int((drop > max_squared_error).sum())) for drop in drops)
     if allowed(least):
         return least
     full = tuple(len(spectrum) for spectrum in spectra)
@@ -70,12 +70,13 @@ def ranks_for_bytes(
         needed = costs.nbytes(ones)
         raise TensorNetError(f"{max_bytes} bytes cannot hold this network: rank 1 on every bond already takes {needed} bytes")
     ranks = _bisect(spectra, costs, fits, cheapest=False) or ones
+    values = [spectrum.tolist() for spectrum in spectra]
     while True:
         gains = []
         for bond, rank in enumerate(ranks):
             higher = (*ranks[:bond], rank + 1, *ranks[bond + 1 :])
-            if rank < len(spectra[bond]) and fits(higher):
-                gains.append((float(spectra[bond][rank]), higher))
+            if rank < len(values[bond]) and fits(higher):
+                gains.append((values[bond][rank], higher))
         if not gains or max(gains)[0] <= 0:
             return ranks
         ranks = max(gains)[1]
@@ -91,20 +92,36 @@ class _Costs:
         labels = [topology.core_labels(core) for core in range(len(topology.legs))]
         # An axis is either a fixed size or, written as ~bond, the rank of a bond.
         self.axes = [[~int(x[1:]) if x[0] == "b" else layout.dims[int(x[1:])] for x in names] for names in labels]
+        self._cores: dict[tuple[int, ...], int] = {}
+        self._known: dict[tuple[int, ...], int] = {}
+        self._worths: dict[tuple[int, ...], list[float]] = {}
 
     def shapes(self, ranks: Sequence[int]) -> list[tuple[int, ...]]:
-        return [tuple(ranks[~axis] if axis < 0 else axis for axis in axes) for axes in self.axes]
+        return [tuple([ranks[~axis] if axis < 0 else axis for axis in axes]) for axes in self.axes]
 
-    def nbytes(self, ranks: Sequence[int]) -> int:
-        return self.order_nbytes + sum(format_nbytes(self.fmt, shape) for shape in self.shapes(ranks))
+    def nbytes(self, ranks: tuple[int, ...]) -> int:
+        if ranks not in self._known:
+            shapes = self.shapes(ranks)
+            for shape in shapes:
+                if shape not in self._cores:
+                    self._cores[shape] = format_nbytes(self.fmt, shape)
+            self._known[ranks] = self.order_nbytes + sum(map(self._cores.__getitem__, shapes))
+        return self._known[ranks]
+
+    def per_rank(self, ranks: tuple[int, ...]) -> list[float]:
+        """Of every bond the numbers that one unit of its rank takes."""
+        if ranks not in self._worths:
+            sizes = [prod(shape) for shape in self.shapes(ranks)]
+            self._worths[ranks] = [(sizes[a] + sizes[b]) / rank for (a, b), rank in zip(self.edges, ranks)]
+        return self._worths[ranks]
 
 
 def _bisect(
     spectra: Sequence[Tensor], costs: _Costs, allowed: Callable[[tuple[int, ...]], bool], cheapest: bool
 ) -> tuple[int, ...] | None:
     """Bisect the price: the cheapest allowed ranks (largest price), or the richest allowed ones (smallest price)."""
-    squares = [spectrum.square().flip(0).numpy() for spectrum in spectra]
-    largest = max((float(square[-1]) for square in squares), default=0.0)
+    squares = [spectrum.square().flip(0).tolist() for spectrum in spectra]
+    largest = max((square[-1] for square in squares), default=0.0)
     if largest == 0.0:
         return (1,) * len(spectra)
     best: tuple[int, ...] | None = None
@@ -124,11 +141,7 @@ def _bisect(
     return best
 
 
-def _threshold(squares: Sequence[np.ndarray], costs: _Costs, ranks: tuple[int, ...], price: float) -> tuple[int, ...]:
+def _threshold(squares: Sequence[list[float]], costs: _Costs, ranks: tuple[int, ...], price: float) -> tuple[int, ...]:
     """Ranks kept at a price per number, with the numbers per unit of rank as they are at ``ranks``."""
-    sizes = [prod(shape) for shape in costs.shapes(ranks)]
-    kept = []
-    for bond, (a, b) in enumerate(costs.edges):
-        worth = price * (sizes[a] + sizes[b]) / ranks[bond]
-        kept.append(max(1, len(squares[bond]) - int(np.searchsorted(squares[bond], worth, side="right"))))
-    return tuple(kept)
+    worths = zip(squares, costs.per_rank(ranks))
+    return tuple([max(1, len(square) - bisect_right(square, price * worth)) for square, worth in worths])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tensornet_compress.errors import MissingExtraError, TensorNetError
@@ -20,7 +20,10 @@ def read_tensor(file: str) -> Tensor:
     Raises:
         TensorNetError: no such file or tensor, an unknown kind of file, or one that cannot be read.
     """
-    path, _, name = file.partition(":") if ".safetensors:" in file else (file, "", "")
+    path, name = file, ""
+    if ".safetensors:" in file:
+        stem, name = file.split(".safetensors:", 1)
+        path = f"{stem}.safetensors"
     found = Path(path)
     if found.is_dir():
         raise TensorNetError(f"{path!r} is a folder; give a file: FILE.npy, an image or FILE.safetensors:NAME")
@@ -40,10 +43,11 @@ def read_tensor(file: str) -> Tensor:
                 return tensor
         if suffix in _IMAGES:
             return _image(found)
-    except (ValueError, EOFError, SafetensorError, OSError) as error:
-        if isinstance(error, TensorNetError):
-            raise
-        raise TensorNetError(f"cannot read {path!r}: {error}") from error
+    except TensorNetError:
+        raise
+    except Exception as error:
+        # Readers raise errors of any kind on damaged files: SyntaxError, MemoryError, those of tokenize.
+        raise TensorNetError(f"cannot read {path!r}: {type(error).__name__}: {error}") from error
     raise TensorNetError(f"{path!r} is neither .npy nor .safetensors nor an image; pickled files are never opened")
 
 
@@ -79,6 +83,7 @@ def _image(path: Path) -> Tensor:
     with Image.open(path) as opened:
         mode = opened.mode
         if mode not in _IMAGE_RANGES:
-            mode = "L" if mode == "1" else "RGB"
+            clear = "transparency" in opened.info or mode in ("PA", "La", "RGBa")
+            mode = "L" if mode == "1" else "RGBA" if clear else "RGB"
         pixels = np.array(opened if mode == opened.mode else opened.convert(mode), dtype=np.float32)
     return torch.from_numpy(pixels / _IMAGE_RANGES[mode])

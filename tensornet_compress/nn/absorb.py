@@ -117,9 +117,21 @@ class _Decoder:
             extra = {name for name, child in layer.named_children() if any(True for _ in child.parameters())} - _KNOWN_LAYER
             inside = {name for name, child in layer.self_attn.named_children() if any(True for _ in child.parameters())}
             extra |= inside - set(_ATTENTION)
+            extra |= {name for part in (layer, layer.self_attn, layer.mlp) for name, _ in part.named_parameters(recurse=False)}
             if extra:
                 raise TensorNetError(f"layer {number} has parts {sorted(extra)} whose axes are not known to follow an order")
         self.head: Any = getattr(model, "lm_head", None)
+        self._require_own_weights()
+
+    def _require_own_weights(self) -> None:
+        """No weight of the layers is used twice: it would be reordered twice."""
+        seen: dict[int, str] = {}
+        for number, layer in enumerate(self.layers):
+            for name, parameter in layer.named_parameters(remove_duplicate=False):
+                place = f"layers.{number}.{name}"
+                if id(parameter) in seen:
+                    raise TensorNetError(f"{seen[id(parameter)]} and {place} are one weight, so that it cannot follow an order")
+                seen[id(parameter)] = place
 
     @staticmethod
     def _require_linear(module: Any) -> None:

@@ -1,28 +1,26 @@
-"""``search``: the layout, topology, ranks and formats of fewest bytes for one tensor, and whether ordering helped."""
+"""One run of the search over one tensor: what competes, in which order, and what was found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial, reduce
 from time import perf_counter
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tensornet_compress.decompose import realise
+from tensornet_compress.decompose import ErrorFeedback, column_feedback, realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import FibreOrder, Layout, Tensorization
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology, parse_format
 from tensornet_compress.network.network import DTYPES
-from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, overlap_slack, tensorize
 from tensornet_compress.searching.descent import descended, pays
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
 from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information, numbers, train_of
-from tensornet_compress.searching.limit import Limit, check_formats, check_names, check_tensor
+from tensornet_compress.searching.limit import Limit, Ordering
 from tensornet_compress.searching.products import PURE
 from tensornet_compress.searching.reach import in_reach
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
@@ -32,9 +30,6 @@ from tensornet_compress.searching.store import SpectrumStore
 from tensornet_compress.searching.verdict import accepted
 from tensornet_compress.searching.zero import zero_terms
 
-Ordering = Literal["mode", "fibre", "entry"]
-ORDERINGS: tuple[Ordering, ...] = ("mode", "fibre")
-KNOWN_ORDERINGS: tuple[Ordering, ...] = (*ORDERINGS, "entry")
 DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 _KEPT = 3
@@ -46,67 +41,7 @@ _FEW = 1 << 18
 _LOOSE = 0.93
 
 
-def search(
-    tensor: Tensor,
-    *,
-    max_error: float | None = None,
-    max_bytes: int | None = None,
-    metric: KroneckerMetric | None = None,
-    orderings: Sequence[Ordering] = ORDERINGS,
-    topologies: Sequence[Family] = FAMILIES,
-    formats: Sequence[str] | None = None,
-    time_budget: float = 60.0,
-    null: bool = True,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> SearchResult:
-    """Find the network of fewest bytes within a relative error, or of least error within a number of bytes.
-
-    Spectra of unfoldings are computed once and predict every candidate; only the best few are decomposed and measured. Dense
-    (quantised) forms and all native orders always compete. An ordering is accepted only when it lowers the total, its own
-    bytes included, by 1 % more than the same search does on the same entries shuffled.
-
-    Args:
-        tensor: real, any shape and floating dtype. Errors are of numbers decoded in at least single precision; ``to_dense`` of
-            a half precision tensor rounds them once more.
-        max_error: relative error in the metric, 0 or more. max_bytes: stored bytes. Exactly one of them.
-        metric: of a matrix (first axis, all others); Euclidean by default. It measures and fits; predictions are Euclidean.
-        orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed) and, only
-            when asked for, ``entry`` (EinSort: all entries sorted, charged as packed). Entry sorts compete for
-            ``result.entry_sort``; ``best`` stays a network, as a permutation of entries cannot be stored as one.
-        topologies: families that compete besides ``dense``.
-        formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
-        time_budget: seconds, null control included (about half); the best so far is returned when they are over or on an
-            interrupt (Ctrl-C), and then depends on the speed of the machine. Without its control no ordering counts.
-        null: whether to run the null control (of a shuffle by ``seed``); without it any gain counts.
-
-    Raises:
-        TensorNetError: bad input, or no form fits into ``max_bytes``.
-    """
-    limit = Limit(max_error, max_bytes)
-    check_formats(formats)
-    if not time_budget > 0:
-        raise TensorNetError(f"time_budget must be positive, was given {time_budget}")
-    check_names("orderings", orderings, KNOWN_ORDERINGS)
-    check_names("topologies", topologies, FAMILIES)
-    check_tensor(tensor)
-    formats, started = (tuple(formats) if formats is not None else None), perf_counter()
-    run = _Search(tensor, limit, metric, orderings, topologies, formats, started + time_budget * (0.5 if null else 1.0))
-    control: Null | None = None
-    with (progress or SilentProgress()).stage("search", 2 if null else 1) as advance:
-        interrupted = run.interrupted()
-        advance()
-        if null and not interrupted and perf_counter() < started + time_budget:
-            order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(seed)).to(tensor.device)
-            shuffled = tensor.reshape(-1)[order].reshape(tensor.shape)
-            other = _Search(shuffled, limit, metric, orderings, topologies, formats, started + time_budget)
-            if not other.interrupted():
-                control = other.as_null()
-            advance()
-    return run.result(control, null, perf_counter() - started)
-
-
-class _Search:
+class Search:
     """One run over one tensor."""
 
     def __init__(
@@ -126,6 +61,8 @@ class _Search:
         self.dense_formats, self.note = in_reach(self.work, [parse_format(name) for name in formats or DENSE_FORMATS])
         self.formats, _ = in_reach(self.work, [parse_format(name) for name in formats or CORE_FORMATS])
         self.norm, self.zero = self.metric.norm2(self._matrix(self.work)), not self.work.any()
+        if not self.zero and not self.norm > 0:
+            raise TensorNetError(f"the tensor's squared norm in the metric is {self.norm:.3g}; give a positive definite metric")
         self.found: list[Found] = []
         self.entry_sorts: list[EntrySort] = []
         self.history: list[Event] = []
@@ -162,7 +99,7 @@ class _Search:
         self._dense()
         for family, term in zero_terms(self.work, self.families, self.formats) if self.zero else ():
             self._measure(family, self._spec(term), ordered=False)
-        if self.work.numel() < 4 or self.zero:
+        if self.work.numel() < 4 or self.zero or self.limit.exact:
             return
         tensorization = tensorize(tuple(self.work.shape))
         store = self._store(tensorization, ())
@@ -207,7 +144,8 @@ class _Search:
     def result(self, null: Null | None, controlled: bool, seconds: float) -> SearchResult:
         """The result, with the null control (where one was asked for) applied."""
         without, gain, cost = self.unordered(), self.gain(), "bytes" if self.limit.max_error is not None else "error"
-        best, reason = accepted(self.choice(), without, gain, null, cost, controlled=controlled, finished=not self.stopped)
+        state = {"controlled": controlled, "finished": not self.stopped, "exact": self.limit.exact}
+        best, reason = accepted(self.choice(), without, gain, null, cost, **state)
         reason += self.note
         if "entry" in self.orderings:
             reason += "; " + entry_verdict(self.entry_sort(), self.entry_gain(), 0.0 if null is None else null.entry_gain)
@@ -230,9 +168,12 @@ class _Search:
 
     def _dense(self) -> None:
         layout, topology = Layout.native(tuple(self.work.shape)), Topology.one_core(self.work.ndim)
-        for fmt in self.dense_formats:
-            spec = self._spec(TermSpec(layout=layout, topology=topology, ranks=(), formats=(fmt,)))
-            self._measure("dense", spec, ordered=False)
+        feedback = column_feedback(self.given_metric) if self.given_metric else None
+        # The largest first, which keep any error: in a metric the others take long, and may be left out once the time is up.
+        for fmt in reversed(self.dense_formats):
+            if self.given_metric is None or self.limit.best(self.found) is None or self.alive():
+                spec = self._spec(TermSpec(layout=layout, topology=topology, ranks=(), formats=(fmt,)))
+                self._measure("dense", spec, ordered=False, feedback=feedback)
 
     def _store(self, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> SpectrumStore:
         ordered = reduce(lambda kept, order: order.apply(kept), orders, self.work)
@@ -273,14 +214,15 @@ class _Search:
 
     def _allowed(self, store: SpectrumStore) -> float:
         """The squared norm that structure is judged at: the limit, or the error that the best so far has."""
-        error = self.limit.max_error if self.limit.max_error is not None else self.choice().error
-        return max((0.95 * error) ** 2, 1e-14) * store.energy
+        best, error = self.limit.best(self.found), self.limit.max_error
+        reached = 1.0 if best is None else best.error
+        return max((0.95 * (reached if error is None else error)) ** 2, 1e-14) * store.energy
 
     def _try_kronecker(self, tensor: Tensor, orders: tuple[FibreOrder, ...]) -> None:
         """The cut between high and low digits that stands out most, with digits that fit it."""
         if tensor.ndim != 2 or "cut" not in self.families or not self.alive():
             return
-        if (split := best_split(tensor)) is not None:
+        if (split := best_split(tensor, self.alive)) is not None:
             tensorization = Tensorization(shape=tuple(tensor.shape), radices=split)
             shape = Shape("cut", tensorization, Topology.two_cores(4, (0, 2)), orders, ordered=True)
             self._try(self._store(tensorization, orders), [shape])
@@ -294,7 +236,7 @@ class _Search:
             if "mode" in self.orderings and self._promising(store):
                 self._search_modes(store, tensorization, orders)
         if self.work.ndim == 2 and max(self.work.shape) <= LARGEST_ASSIGNED and self.alive():
-            if (split := best_split(self.work)) is None:
+            if (split := best_split(self.work, self.alive)) is None:
                 return
             rows, columns = assigned(self.work, split, self.alive)
             orders = changed_orders((rows, columns))
@@ -371,13 +313,13 @@ class _Search:
         if store.dims and "native" not in self.spectra:
             self.spectra["native"] = store.leading(range((len(store.dims) + 1) // 2))
         term, topology = candidate.spec.terms[0], candidate.shape.topology
-        if self.found and self.choice() is self.found[-1] and term.ranks:
+        if term.ranks and self.limit.best(self.found) is self.found[-1]:
             widest = max(range(len(term.ranks)), key=term.ranks.__getitem__)
             self.spectra["best"] = store.leading(topology.side(widest))
         return kept is not None or self.limit.keeps(found)
 
-    def _measure(self, family: str, spec: NetworkSpec, ordered: bool) -> Found:
-        network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1)
+    def _measure(self, family: str, spec: NetworkSpec, ordered: bool, feedback: ErrorFeedback | None = None) -> Found:
+        network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1, feedback=feedback)
         error = self._error_of(network.to_dense(self.work.dtype))
         found = Found(family, network, error, ordered)
         self.found.append(found)

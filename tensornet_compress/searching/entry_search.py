@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from torch import Tensor
@@ -55,7 +56,8 @@ def entry_sorts(
         if not keeps(0.0, fit.nbytes):
             continue
         error = error_of(fit.dense.reshape(tensor.shape))
-        if keeps(error, fit.nbytes):
+        # Cores are fp16, which large numbers overflow.
+        if isfinite(error) and keeps(error, fit.nbytes):
             found.append(EntrySort(options, fit.nbytes, error, -(-(fit.order_bits + fit.sign_bits) // 8)))
     return found
 

@@ -28,6 +28,9 @@ _SMALLEST_FACTOR = 16
 _LARGEST_FACTOR = 1024
 _SAMPLED = 8
 _MANY = 1 << 18
+_MANY_SPLITS = 100
+_GLANCED = 64
+_ROUNDING, _ROUNDING_SINGLE = 1e-6, 2e-3
 Alive = Callable[[], bool]
 """False once the time is up."""
 Split = tuple[tuple[int, int], tuple[int, int]]
@@ -129,11 +132,13 @@ def seriations(tensor: Tensor, axis: int, alive: Alive = lambda: True) -> dict[s
     the nearest fibres are hardly nearer than any: there is nothing to put side by side; fewer once not ``alive``."""
     distances = squared_distances(tensor, axis)
     nearest = np.partition(distances, 1, 1)[:, 1]
-    if nearest.mean() > _NEAR * distances.mean():
+    if nearest.mean() > _NEAR * distances.mean() or not alive():
         return {}
-    spectral = spectral_fibres(distances)
-    path = path_fibres(distances, spectral, alive)
-    found = {"spectral": spectral, "path": path, "smooth": smooth_fibres(distances, path, alive)}
+    found = {"spectral": spectral_fibres(distances)}
+    if alive():
+        found["path"] = path_fibres(distances, found["spectral"], alive)
+    if alive():
+        found["smooth"] = smooth_fibres(distances, found["path"], alive)
     native = list(range(tensor.shape[axis]))
     return {
         name: FibreOrder(axis=axis, permutation=tuple(order))
@@ -219,11 +224,12 @@ def _kronecker_fit(matrix: np.ndarray, radices: Split, rank: int) -> np.ndarray:
     return np.asarray(fit.reshape(a, c, b, d).transpose(0, 2, 1, 3).reshape(matrix.shape))
 
 
-def standing_out(values: np.ndarray, shape: tuple[int, int]) -> int:
-    """How many singular values of a matrix of ``shape`` stand out of noise of unknown level (at least 1)."""
+def standing_out(values: np.ndarray, shape: tuple[int, int], rounding: float = _ROUNDING) -> int:
+    """How many singular values of a matrix of ``shape`` stand out of noise of unknown level (at least 1); below a share
+    ``rounding`` of the largest there is nothing but that of a Gram matrix."""
     ratio = min(shape) / max(shape)
     threshold = (0.56 * ratio**3 - 0.95 * ratio**2 + 1.82 * ratio + 1.43) * float(np.median(values))
-    return max(1, int((values > max(threshold, 1e-9 * float(values[0]))).sum()))
+    return max(1, int((values > max(threshold, rounding * float(values[0]))).sum()))
 
 
 def kronecker_splits(shape: tuple[int, int]) -> list[Split]:
@@ -235,30 +241,59 @@ def kronecker_splits(shape: tuple[int, int]) -> list[Split]:
     return [(rows, columns) for rows in cuts(shape[0]) for columns in cuts(shape[1])]
 
 
-def best_split(matrix: Tensor) -> Split | None:
+def best_split(matrix: Tensor, alive: Alive = lambda: True) -> Split | None:
     """The cut whose rearranged matrix stands out most: its share of the energy less its share of the numbers, at least 2 %.
 
-    Of large matrices spectra are estimated from a sample of the longer side."""
+    Of large matrices spectra are estimated from a sample of the longer side. Where there are many cuts, only those whose
+    sampled blocks stand out most are looked at as a whole. Once not ``alive`` it is the best of those seen."""
     best: tuple[float, Split] | None = None
     wide = matrix.double() if matrix.numel() <= _MANY else matrix.float()
-    total = float(wide.square().sum())
-    for (a, b), (c, d) in kronecker_splits((matrix.shape[0], matrix.shape[1])):
-        side, length = sorted((a * c, b * d))
-        if side > _LARGEST_FACTOR or (side < _SMALLEST_FACTOR and length > _SMALLEST_FACTOR * side):
-            continue
+    rounding = _ROUNDING if matrix.numel() <= _MANY else _ROUNDING_SINGLE
+    for (a, b), (c, d) in _likely_splits(wide):
+        if not alive():
+            break
+        side = min(a * c, b * d)
         arranged = wide.reshape(a, b, c, d).permute(0, 2, 1, 3).reshape(a * c, b * d)
         arranged = arranged if a * c <= b * d else arranged.T
-        if matrix.numel() > _MANY and length > _SAMPLED * side:
-            drawn = torch.randperm(length, generator=torch.Generator().manual_seed(0))[: _SAMPLED * side]
-            arranged = arranged[:, drawn.to(arranged.device)] * (length / len(drawn)) ** 0.5
-        values = torch.linalg.eigvalsh(arranged @ arranged.T).double().flip(0).clamp_min(0).sqrt().numpy()
-        rank = standing_out(values, (arranged.shape[0], arranged.shape[1]))
-        explained = float((values[:rank] ** 2).sum()) / max(total, 1e-300)
-        expected = rank * (a * c + b * d) / (a * b * c * d)
-        score = explained - expected
+        if matrix.numel() > _MANY and arranged.shape[1] > _SAMPLED * side:
+            drawn = torch.randperm(arranged.shape[1], generator=torch.Generator().manual_seed(0))[: _SAMPLED * side]
+            arranged = arranged[:, drawn.to(arranged.device)]
+        values = torch.linalg.eigvalsh(arranged @ arranged.T).double().cpu().flip(0).clamp_min(0).sqrt().numpy()
+        score = _score(values, (arranged.shape[0], arranged.shape[1]), (a * c, b * d), rounding)
         if best is None or score > best[0]:
             best = score, ((a, b), (c, d))
     return None if best is None or best[0] <= _STANDS_OUT else best[1]
+
+
+def _score(values: np.ndarray, shape: tuple[int, int], whole: tuple[int, int], rounding: float) -> float:
+    """Share of the energy of a matrix of ``shape`` that stands out, less that of the numbers which the ``whole`` takes."""
+    rank = standing_out(values, shape, rounding)
+    explained = float((values[:rank] ** 2).sum()) / max(float((values**2).sum()), 1e-300)
+    return explained - rank * sum(whole) / (whole[0] * whole[1])
+
+
+def _likely_splits(matrix: Tensor) -> list[Split]:
+    """Cuts whose factors are neither too large to factorise nor too small to tell; of many those whose sampled blocks stand out
+    most."""
+    splits = []
+    for (a, b), (c, d) in kronecker_splits((matrix.shape[0], matrix.shape[1])):
+        side, length = sorted((a * c, b * d))
+        if side <= _LARGEST_FACTOR and (side >= _SMALLEST_FACTOR or length <= _SMALLEST_FACTOR * side):
+            splits.append(((a, b), (c, d)))
+    if len(splits) <= _MANY_SPLITS:
+        return splits
+    draw = np.random.default_rng(0)
+    scores = []
+    for (a, b), (c, d) in splits:
+        blocks = [draw.choice(size, min(size, _GLANCED), replace=False) for size in (a * c, b * d)]
+        high, low = (np.divmod(block, width) for block, width in zip(blocks, (c, d)))
+        rows = torch.from_numpy(high[0][:, None] * b + low[0]).to(matrix.device)
+        columns = torch.from_numpy(high[1][:, None] * d + low[1]).to(matrix.device)
+        block = matrix[rows, columns].cpu().double().numpy()
+        # Of a matrix of rank r so is any block; what stands out of it is judged by its own numbers.
+        scores.append(_score(np.linalg.svd(block, compute_uv=False), block.shape, block.shape, _ROUNDING))
+    kept = sorted(np.argsort(-np.asarray(scores), kind="stable")[:_MANY_SPLITS].tolist())
+    return [splits[place] for place in kept]
 
 
 def diagonal_order(matrix: Tensor) -> list[int]:

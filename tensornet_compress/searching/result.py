@@ -44,9 +44,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Null:
-    """The same search on the same entries shuffled: what it wins is luck. ``gain``: bytes without ordering over bytes with;
-    ``entry_gain``: of the network over the best entry sort (0: none asked for, or none within the limit). ``measured``: how
-    many networks; ``finished``: whether it came to its end."""
+    """The same search on the same entries shuffled: what it wins is luck. Of several shuffles the luckiest. ``gain``: bytes
+    without ordering over bytes with; ``entry_gain``: of the network over the best entry sort (0: none asked for, or none within
+    the limit). ``measured``: how many networks; ``finished``: whether it came to its end; ``gains``: those of all shuffles that
+    did."""
 
     nbytes: int
     error: float
@@ -55,6 +56,7 @@ class Null:
     entry_gain: float = 0.0
     measured: int = 0
     finished: bool = True
+    gains: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class SearchResult:
         ]
         if self.null is not None:
             luck = f"{self.null.family}, {self.null.nbytes:,} bytes, gain {self.null.gain:.3f}, {self.null.measured} measured"
+            luck += f", {len(self.null.gains)} shuffles" if len(self.null.gains) > 1 else ""
             luck += "" if self.null.finished else ", stopped before its end"
             lines.append(f"  null control (same entries shuffled): {luck}")
         if self.entry_sort is not None:

@@ -66,7 +66,7 @@ class SpectrumStore:
         return self._all - side if 0 in side else side
 
     def spectrum(self, left: Iterable[int]) -> Tensor:
-        """Singular values (float64, descending) with the modes ``left`` as rows."""
+        """Singular values (float64, on the CPU, descending) with the modes ``left`` as rows."""
         key = self.key(left)
         if key not in self._known:
             self._known[key] = self._compute(key)
@@ -141,7 +141,7 @@ class SpectrumStore:
         if len(short) > self._largest:
             return self._sketched(short)
         wide = short.double() if len(short) <= self._exact else short
-        squares = torch.linalg.eigvalsh(wide @ wide.T).double().flip(0).clamp_min(0)
+        squares = torch.linalg.eigvalsh(wide @ wide.T).double().cpu().flip(0).clamp_min(0)
         if 0 < float(squares[0]) * self._pure >= float(squares[1:].sum()) and len(squares) > 1:
             self._split(inside, *rank_one_parts(matrix))
         return squares.sqrt()
@@ -159,12 +159,12 @@ class SpectrumStore:
         for _ in range(_POWER_STEPS):
             sample = matrix @ (matrix.T @ torch.linalg.qr(sample)[0])
         core = torch.linalg.qr(sample)[0].T @ matrix
-        leading = torch.linalg.eigvalsh((core @ core.T).double()).flip(0).clamp_min(0)
+        leading = torch.linalg.eigvalsh((core @ core.T).double()).cpu().flip(0).clamp_min(0)
         count = len(matrix) - len(leading)
         mean = max(0.0, float(matrix.square().sum(dtype=torch.float64) - leading.sum())) / max(count, 1)
         highest = min(float(leading[-1]), 2 * mean)
         falling = torch.linspace(highest, max(0.0, 2 * mean - highest), count, dtype=torch.float64)
-        return torch.cat([leading, falling.to(leading)]).sort(descending=True).values.sqrt()
+        return torch.cat([leading, falling]).sort(descending=True).values.sqrt()
 
     def captured(self, left: Iterable[int]) -> float:
         """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""

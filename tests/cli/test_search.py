@@ -24,6 +24,11 @@ def folder(tmp_path):
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY nonsense")
     (tmp_path / "weights.pt").write_bytes(b"\x80\x02pickle")
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 9999), }"
+    (tmp_path / "huge.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY\x01\x00\x04\x00(((\n")
+    whole = (tmp_path / "eye.png").read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole[:40] + b"\x00\x01\x02\x03\x04" + whole[45:])
     return tmp_path
 
 
@@ -49,6 +54,9 @@ def test_an_identity_is_found_in_any_file(folder, name):
         ("weights.pt", "pickled files are never opened"),
         ("some.safetensors", "one of a, b"),
         ("some.safetensors:c", "no tensor 'c'"),
+        ("huge.npy", "cannot read"),
+        ("torn.npy", "cannot read"),
+        ("torn.png", "cannot read"),
     ],
 )
 def test_other_files_end_with_one_clear_line(folder, name, message):
@@ -91,3 +99,24 @@ def test_deep_and_transparent_images_keep_their_numbers(tmp_path):
     clear = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
     Image.fromarray(clear).save(tmp_path / "clear.png")
     np.testing.assert_allclose(read_tensor(str(tmp_path / "clear.png")).numpy(), clear / 255, rtol=1e-6)
+    coloured = Image.fromarray(clear[..., 0] // 128).convert("P")
+    coloured.putpalette([255, 0, 0, 0, 255, 0])
+    coloured.save(tmp_path / "palette.png", transparency=1)
+    alpha = read_tensor(str(tmp_path / "palette.png"))[..., 3]
+    np.testing.assert_array_equal(alpha.numpy(), clear[..., 0] < 128)
+
+
+def test_names_with_colons_and_gains_without_bounds(tmp_path):
+    place = tmp_path / "a:b"
+    place.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    product = torch.kron(torch.randn(15, 15, generator=generator), torch.randn(14, 14, generator=generator))
+    product += 1e-3 * product.std() * torch.randn(210, 210, generator=generator)
+    save_file({"w:x": product}, place / "some.safetensors")
+    assert torch.equal(read_tensor(f"{place}/some.safetensors:w:x"), product)
+    options = ["--max-bytes", "600", "--topology", "cut", "--no-null", "--json", str(tmp_path / "r.json")]
+    done = CliRunner().invoke(app, ["search", f"{place}/some.safetensors:w:x", *options])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert result["gain"] is None
+    assert result["nbytes"] <= 600

@@ -81,3 +81,19 @@ def test_what_is_no_permutation_is_refused_before_anything_changes(ids):
     with pytest.raises(TensorNetError, match="name layer 99"):
         absorb_orders(model, FreeOrders(neurons={99: torch.arange(3)}))
     assert torch.equal(model(ids).logits, before)
+
+
+def test_weights_that_are_used_twice_or_not_by_linear_layers_are_refused(ids):
+    shared_layer, shared_weight = (copy.deepcopy(tiny("llama-gqa")) for _ in range(2))
+    shared_layer.model.layers[1] = shared_layer.model.layers[0]
+    layers = shared_weight.model.layers
+    layers[1].mlp.gate_proj.weight = layers[0].mlp.gate_proj.weight
+    for model in (shared_layer, shared_weight):
+        before = model(ids).logits
+        with pytest.raises(TensorNetError, match=r"layers\.0.* and layers\.1.* are one weight"):
+            absorb_orders(model, random_orders(tiny("llama-gqa"), "neurons"))
+        assert torch.equal(model(ids).logits, before)
+    paired = copy.deepcopy(tiny("llama-gqa"))
+    paired.model.layers[0].self_attn.lambda_q1 = torch.nn.Parameter(torch.ones(4))
+    with pytest.raises(TensorNetError, match=r"layer 0 has parts \['lambda_q1'\]"):
+        free_orders(paired)

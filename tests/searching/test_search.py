@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tensornet_compress as tnc
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import input_second_moment
+from tensornet_compress.metric import KroneckerMetric, input_second_moment
 from tensornet_compress.searching import SpectrumStore
 
 
@@ -202,6 +202,18 @@ def test_what_is_constant_costs_next_to_nothing(tensor, most):
         (torch.ones(2, 2), {"max_error": 0.1, "formats": ()}, "formats is empty"),
         (torch.ones(2, 2), {"max_error": 0.1, "formats": "bf16"}, "list of names, was given the string 'bf16'"),
         (torch.randn(8, 8, dtype=torch.float64), {"max_error": 0.0, "null": False}, "the best reached"),
+        (torch.randn(8, 8).to(torch.float8_e4m3fn), {"max_error": 0.1}, "was given torch.float8_e4m3fn"),
+        (torch.eye(8).to_sparse(), {"max_error": 0.1}, "dense tensor with data"),
+        (torch.ones(2, 2, device="meta"), {"max_error": 0.1}, "on meta"),
+        (torch.ones((1,) * 53), {"max_error": 0.1}, "at most 52 axes, was given 53"),
+        (torch.eye(8), {"max_error": 0.1, "formats": [1]}, "formats takes names such as 'int4g64z', was given 1"),
+        (torch.eye(8), {"max_error": 0.1, "orderings": None}, "orderings takes a list of names, was given None"),
+        (torch.eye(8), {"max_error": 0.1, "seed": 1.5}, "seed must be a whole number, was given 1.5"),
+        (torch.eye(8), {"max_error": 0.1, "time_budget": "5"}, "positive number of seconds, was given '5'"),
+        (torch.eye(8), {"max_error": 0.1, "metric": "input"}, "takes a KroneckerMetric, was given 'input'"),
+        (torch.ones(8, 6), {"max_error": 0.1, "metric": input_second_moment(torch.eye(8))}, "columns are of 8.* has 6 columns"),
+        (torch.ones(8, 6), {"max_error": 0.1, "metric": KroneckerMetric(columns=-torch.eye(6))}, "positive definite metric"),
+        (torch.ones(8, 6), {"max_error": 0.1, "metric": KroneckerMetric(columns=torch.zeros(6))}, "positive definite metric"),
     ],
 )
 def test_wrong_kinds_of_arguments_are_named(tensor, options, message):
@@ -323,3 +335,46 @@ def test_seriation_stops_with_the_time() -> None:
     shuffled = torch.sin(5 * x * torch.linspace(1, 2, 30))[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     found = seriations(shuffled, 0, lambda: False)
     assert all(sorted(order.permutation) == list(range(60)) for order in found.values())
+
+
+@pytest.mark.parametrize(("first", "second"), [((9, 9), (25, 25)), ((6, 35), (35, 6)), ((12, 10), (14, 15))])
+def test_exact_kronecker_products_of_any_sizes_take_what_their_factors_do(first, second):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in (first, second))
+    result = tnc.search(torch.kron(a, b), max_error=1e-3, null=False, formats=("fp32",))
+    assert result.best.spec.terms[0].numbers == a.numel() + b.numel()
+
+
+def test_a_byte_limit_that_no_dense_form_keeps_is_searched():
+    tensor = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    result = tnc.search(tensor, max_bytes=300, topologies=("cut",), null=False)
+    assert result.best.nbytes <= 300
+    assert result.error < 1
+
+
+def test_numbers_beyond_half_precision_have_no_entry_sort():
+    tensor = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) * 1e14
+    result = tnc.search(tensor, max_bytes=4000, orderings=("entry",), null=False)
+    assert result.entry_sort is None
+
+
+def test_an_error_below_single_precision_is_kept_by_the_dense_tensor_alone():
+    result = tnc.search(torch.eye(16), max_error=0, null=False)
+    assert result.error == 0
+    assert "no networks are tried" in result.reason
+
+
+def test_bytes_do_not_depend_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    tensor = torch.outer(torch.linspace(0, 1, 48), torch.linspace(1, 2, 40)).sin()
+    tensor = tensor + 0.01 * torch.randn(48, 40, generator=torch.Generator().manual_seed(0))
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(tnc.search(tensor, max_error=0.02, null=False, time_budget=600).best)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].spec == found[1].spec
+    assert torch.equal(found[0].to_dense(), found[1].to_dense())

@@ -110,7 +110,8 @@ def _metric(statistics: GradientStatistics, kind: MetricKind) -> KroneckerMetric
     usable = statistics.reached or kind not in GRADIENT_KINDS
     metric = statistics.metric(kind if usable else "input")
     assert isinstance(metric, KroneckerMetric)
-    return metric
+    # Layers are compressed on the processor, wherever the model is.
+    return metric.to("cpu")
 
 
 def _input_metrics(

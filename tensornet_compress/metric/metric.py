@@ -56,6 +56,11 @@ class KroneckerMetric:
         self.rows = _checked(rows, "row")
         self.columns = _checked(columns, "column")
 
+    def to(self, device: torch.device | str) -> KroneckerMetric:
+        """The same metric with its factors on a device."""
+        rows, columns = (None if factor is None else factor.to(device) for factor in (self.rows, self.columns))
+        return self if rows is self.rows and columns is self.columns else KroneckerMetric(rows, columns, self.rate)
+
     def apply(self, error: Tensor) -> Tensor:
         """``R E C``, shape (m, n)."""
         return _left(self.rows, _left(self.columns, error.T).T)

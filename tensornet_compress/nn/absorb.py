@@ -36,6 +36,13 @@ class FreeOrders:
     values: Mapping[int, Tensor] = field(default_factory=dict)
     heads: Mapping[int, Tensor] = field(default_factory=dict)
 
+    def cpu(self) -> FreeOrders:
+        """The same on the processor."""
+        neurons, values, heads = (
+            {number: order.cpu() for number, order in orders.items()} for orders in (self.neurons, self.values, self.heads)
+        )
+        return FreeOrders(None if self.residual is None else self.residual.cpu(), neurons, values, heads)
+
 
 def free_orders(model: nn.Module) -> FreeOrders:
     """Orders that bring channels of like magnitude together, so that the groups of integer formats waste less of their range:
@@ -66,7 +73,7 @@ def absorb_orders(model: nn.Module, orders: FreeOrders) -> None:
         TensorNetError: the model is not built like a Llama decoder, or an order is not a permutation of its axis. The model is
             left as it was then.
     """
-    decoder = _Decoder(model)
+    decoder, orders = _Decoder(model), orders.cpu()
     decoder.check(orders)
     for number, layer in enumerate(decoder.layers):
         attention, mlp = layer.self_attn, layer.mlp

@@ -76,6 +76,7 @@ def search(
     check_names("topologies", topologies, FAMILIES)
     check_tensor(tensor)
     check_metric(metric, tensor)
+    metric = None if metric is None else metric.to(tensor.device)
     formats, started = (tuple(formats) if formats is not None else None), perf_counter()
     deadline = started + time_budget
     make = partial(Search, limit=limit, metric=metric, orderings=orderings, families=topologies, formats=formats)

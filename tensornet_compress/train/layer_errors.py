@@ -53,4 +53,5 @@ def _relative_error(dense: nn.Module, network: nn.Module, metric: KroneckerMetri
     weight = layer_weight(dense).float()
     matrix = weight.reshape(len(weight), -1)
     change = matrix - network.network().to_dense(torch.float32).reshape(matrix.shape)
+    inner = inner.to(matrix.device)
     return inner.norm2(change) / max(inner.norm2(matrix), 1e-300)

@@ -123,7 +123,8 @@ def _realise_outside(
     metrics = calibrated_metrics(model, calibration, targets, "input") if targets else {}
     for target in targets:
         weight = layer_weight(model.get_submodule(target.name)).contiguous()
-        network = fit_network(weight, plan.layers[target.name].spec, metrics.get(target.name), sweeps=settings.sweeps)
+        metric = metrics[target.name].to(weight.device) if target.name in metrics else None
+        network = fit_network(weight, plan.layers[target.name].spec, metric, sweeps=settings.sweeps)
         replace_module(model, target.name, network, target.tied)
 
 

@@ -60,7 +60,8 @@ class ShiftMoments:
         """S (n, n) of the ridge regression ``x_d - x_c ~ S x_c``; ``ridge`` is relative to the mean diagonal."""
         second = self.second
         level = float(second.diagonal().mean())
-        factor = torch.linalg.cholesky(second + ridge * level * torch.eye(len(second), dtype=second.dtype))
+        eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
+        factor = torch.linalg.cholesky(second + ridge * level * eye)
         return torch.cholesky_solve(self.lack.T.contiguous(), factor).T
 
 

@@ -74,6 +74,7 @@ def attend(query: Tensor, tail_keys: Tensor, tail_values: Tensor, view: LiveView
 def _sealed_scores(grouped: Tensor, view: LiveView) -> Tensor:
     """(batch, KV heads, queries, width) -> scores (batch, KV heads, queries, sealed tokens)."""
     code = view.key_code
+    code.to(grouped.device)
     factors = grouped @ code.head_operand.mT
     batch, heads, queries, rows = factors.shape
     flat = factors.view(batch, heads * queries, rows)
@@ -93,6 +94,7 @@ def _sealed_scores(grouped: Tensor, view: LiveView) -> Tensor:
 def _sealed_values(weights: Tensor, view: LiveView) -> Tensor:
     """Weights (batch, KV heads, queries, sealed tokens) -> weighted values (batch, KV heads, queries, width)."""
     code = view.value_code
+    code.to(weights.device)
     batch, heads, queries, _ = weights.shape
     index = view.sink_index[:, None, None, :].expand(-1, heads, queries, -1)
     sink_weights = weights.gather(3, index)

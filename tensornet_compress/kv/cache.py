@@ -66,7 +66,14 @@ class CompressedCache(Cache):
         sinks, window: first and most recent tokens that stay exact. block: tokens sealed at a time.
     """
 
-    def __new__(cls, model: nn.Module, *args: Any, mode: Literal["live", "storage"] = "live", **kwargs: Any) -> CompressedCache:
+    def __new__(
+        cls,
+        model: nn.Module,
+        bits: float = 2.0,
+        profile: Profile | None = None,
+        mode: Literal["live", "storage"] = "live",
+        **kwargs: Any,
+    ) -> CompressedCache:
         """Pick the class of the mode."""
         if cls is CompressedCache:
             from tensornet_compress.kv.livecache import LiveCache

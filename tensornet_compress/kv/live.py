@@ -141,6 +141,7 @@ class SideCode:
     def to(self, device: torch.device) -> None:
         """Keep the operands where the states are."""
         if self._operand.device != device:
+            self.layout = self.layout.to(device)
             for name in ("_encoder", "_inverse_step", "_half", "_mean", "_operand", "_constant"):
                 setattr(self, name, getattr(self, name).to(device))
             for name in ("head_operand", "head_constant"):
@@ -158,6 +159,7 @@ class SideCode:
 
     def decode(self, packed: dict[int, Tensor]) -> Tensor:
         """Packed bytes -> states fp32 (batch, heads, tokens, width)."""
+        self.to(packed[4].device)
         fields = self.layout.unpack(packed).float()
         rows = fields.transpose(1, 2) @ self._operand + self._constant
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -84,7 +84,8 @@ class LiveCache(CompressedCache):
         if self._codes is not None:
             return self._codes[place]
         if place not in self._own:
-            sources = tuple(own_basis(states[:, :, : states.shape[2] - self.window]) for states in (layer.keys, layer.values))
+            old = [states[:, :, : states.shape[2] - self.window].cpu() for states in (layer.keys, layer.values)]
+            sources = tuple(map(own_basis, old))
             self._learn(place, sources, layer.keys.shape[1])
         return self._own[place]
 

@@ -26,6 +26,8 @@ from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.kv.storage import StorageCache
 
 VERSION = 1
+_ON_DEVICE = ("tail", "other", "codes", "sink")
+"""First letters of the names of what layers hold."""
 _KEY = "tensornet_compress_kv"
 
 
@@ -118,6 +120,9 @@ def load_cache(path: str | Path, model: nn.Module, profile: Profile | None = Non
         raise CheckpointError(
             f"the cache in {str(path)!r} has {len(record.sealed)} compressed layers, the model {len(cache.compressed_layers)}"
         )
+    # What layers hold lies where the model is; payloads, positions and bases stay on the processor.
+    device = next(model.parameters()).device
+    tensors = {name: t.to(device) if name.startswith(_ON_DEVICE) else t for name, t in tensors.items()}
     try:
         _restore(cache, record, tensors)
     except (KeyError, IndexError, RuntimeError) as error:

@@ -50,6 +50,10 @@ class PlaneLayout:
         table = torch.tensor(flat, dtype=torch.int64).view(-1, 2)
         return PlaneLayout(table[:, 0], table[:, 1], {width: len(found[width]) for width in WIDTHS})
 
+    def to(self, device: torch.device) -> PlaneLayout:
+        """For codes on another device."""
+        return PlaneLayout(self.component.to(device), self.place.to(device), self.rows)
+
     @property
     def count(self) -> int:
         """Rows of the contraction."""

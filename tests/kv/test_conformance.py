@@ -219,3 +219,11 @@ def test_another_models_positions_are_refused(ids: Tensor) -> None:
 def test_hybrid_layers_are_reported() -> None:
     report = identity(tiny("gemma3-hybrid")).report()
     assert report.skipped == ((0, "DynamicSlidingWindowLayer"), (2, "DynamicSlidingWindowLayer"))
+
+
+def test_the_mode_may_be_given_by_position():
+    model = tiny("llama-gqa")
+    assert isinstance(kv.CompressedCache(model, 4.0, None, "storage"), kv.StorageCache)
+    assert isinstance(kv.CompressedCache(model, 4.0), kv.LiveCache)
+    with pytest.raises(TensorNetError, match="mode must be 'live' or 'storage', was given 'x'"):
+        kv.CompressedCache(model, 4.0, None, "x")

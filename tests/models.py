@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -115,3 +116,28 @@ def tiny_tokenizer() -> Any:
 def random_text(words: int, seed: int = 0) -> str:
     generator = torch.Generator().manual_seed(seed)
     return " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (words,), generator=generator).tolist())
+
+
+class Residual(nn.Module):
+    """Adds to the output of ``entrance``, of a width, what a layer ``map`` makes of it, perhaps in place; ``map`` may go by a
+    second name."""
+
+    def __init__(self, entrance: nn.Module, width: int, in_place: bool = False, alias: bool = False):
+        super().__init__()
+        self.in_place, self.entrance, self.map = in_place, entrance, nn.Linear(width, width)
+        if alias:
+            self.alias = self.map
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(..., width)."""
+        x = self.entrance(input_ids)
+        if not self.in_place:
+            return x + self.map(x)
+        x += self.map(x)
+        return x
+
+
+def residual(entrance: Callable[[], nn.Module], width: int, **options: bool) -> Residual:
+    """A ``Residual`` of seeded weights."""
+    torch.manual_seed(0)
+    return Residual(entrance(), width, **options)

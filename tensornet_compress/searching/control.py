@@ -43,7 +43,7 @@ def controlled(
                 break
             found.append(one)
             luck = max(null.gain for null in found)
-            if not MARGIN * luck <= gain < min(_PLAIN * luck, inf):
+            if not MARGIN * luck <= gain < _PLAIN * luck:
                 break
     except KeyboardInterrupt:
         pass

@@ -7,7 +7,7 @@ from tensornet_compress.budget import first_tokens, measure_sensitivity, output_
 from tensornet_compress.budget.fisher import fisher_sensitivity
 from tensornet_compress.errors import TensorNetError
 from tests.generators import random_tensor
-from tests.models import VOCABULARY, batches, tiny_bert, tiny_gpt2, tiny_llama
+from tests.models import VOCABULARY, batches, residual, tiny_bert, tiny_gpt2, tiny_llama
 
 MEASURES = [measure_sensitivity, fisher_sensitivity]
 
@@ -198,32 +198,17 @@ def test_models_that_change_their_embeddings_in_place_have_the_same_sensitivitie
     assert min(plain.values()) > 0
 
 
-class Residual(nn.Module):
-    """A layer that adds to its own input, perhaps in place, under one name or two."""
-
-    def __init__(self, in_place=False, names=1):
-        super().__init__()
-        torch.manual_seed(0)
-        self.in_place, self.embed, self.map = in_place, nn.Embedding(VOCABULARY, 8), nn.Linear(8, 8)
-        if names > 1:
-            self.alias = self.map
-
-    def forward(self, input_ids):
-        x = self.embed(input_ids)
-        if self.in_place:
-            x += self.map(x)
-        else:
-            x = x + self.map(x)
-        return x
+def embedded(**options):
+    return residual(lambda: nn.Embedding(VOCABULARY, 8), 8, **options)
 
 
 def test_an_input_that_its_layer_is_added_to_in_place_is_refused():
-    model = Residual(in_place=True)
+    model = embedded(in_place=True)
     with pytest.raises(TensorNetError, match=r"input of 'map'.*in place.*sensitivity='probe'"):
         fisher_sensitivity(model, batches(2), probes_of(model, ["map"]))
 
 
 def test_a_layer_under_two_names_counts_once():
-    once = fisher_sensitivity(Residual(), batches(2), probes_of(Residual(), ["map"]))
-    twice = fisher_sensitivity(Residual(names=2), batches(2), probes_of(Residual(), ["map"]), {"map": ("alias",)})
+    once = fisher_sensitivity(embedded(), batches(2), probes_of(embedded(), ["map"]))
+    twice = fisher_sensitivity(embedded(alias=True), batches(2), probes_of(embedded(), ["map"]), {"map": ("alias",)})
     assert once == twice

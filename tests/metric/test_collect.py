@@ -7,7 +7,7 @@ from torch import nn
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import METRIC_KINDS, collect_statistics
-from tests.models import batches, tiny_bert, tiny_convnet, tiny_llama
+from tests.models import batches, residual, tiny_bert, tiny_convnet, tiny_llama
 
 KINDS = [kind for kind in METRIC_KINDS if kind != "euclidean"]
 
@@ -221,31 +221,17 @@ def test_models_that_work_in_place_give_the_same_numbers(kind):
         assert torch.equal(plain.rows, in_place.rows)
 
 
-class Residual(nn.Module):
-    """Adds to the input of a layer what the layer makes of it, perhaps in place."""
-
-    def __init__(self, in_place):
-        super().__init__()
-        torch.manual_seed(0)
-        self.in_place, self.first, self.map = in_place, nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x):
-        x = self.first(x)
-        if self.in_place:
-            x += self.map(x)
-        else:
-            x = x + self.map(x)
-        return x
-
-
 def test_inputs_that_are_changed_before_their_gradient_comes_are_refused_where_they_are_needed():
     def loss(model, batch):
         return model(batch).sin().sum()
 
+    def net(in_place):
+        return residual(lambda: nn.Linear(6, 6), 6, in_place=in_place)
+
     x = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0))
     for kind in ("row-fisher", "elementwise"):
         with pytest.raises(TensorNetError, match=r"input of 'map'.*in place.*kronecker metric"):
-            collect_statistics(Residual(True), [x], ["map"], [kind], loss=loss)
-    plain, in_place = (collect_statistics(Residual(b), [x], ["map"], ["kronecker"], loss=loss)["map"] for b in (False, True))
+            collect_statistics(net(True), [x], ["map"], [kind], loss=loss)
+    plain, in_place = (collect_statistics(net(b), [x], ["map"], ["kronecker"], loss=loss)["map"] for b in (False, True))
     assert torch.equal(plain.metric("kronecker").rows, in_place.metric("kronecker").rows)
     assert torch.equal(plain.metric("kronecker").columns, in_place.metric("kronecker").columns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf, isfinite
+
 import numpy as np
 import scipy.linalg
 import torch
@@ -28,7 +30,7 @@ def require_finite(tensor: Tensor, what: str) -> None:
     if tensor.numel() == 0:
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} is empty; there is nothing to decompose")
     # A sum of finite numbers can overflow, but one with a NaN or an infinity is never finite: one cheap pass nearly always.
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+    if not isfinite(float(tensor.sum())) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} holds {bad} NaN or infinite entries; clean it first")
 
@@ -63,37 +65,61 @@ def truncated(matrix: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor]
     matrices are decomposed whole.
     """
     short = min(matrix.shape)
-    if rank is not None and 0 < (rank + _SPARE + _PROBES) * _THIN <= short:
-        found = _projected(matrix.to(working_dtype(matrix.dtype)), rank)
+    if rank is not None and 0 < rank < short:
+        work = matrix.to(working_dtype(matrix.dtype))
+        # Neither is tried on what is not finite: the SVD below refuses that.
+        norm = _norm(work)
+        found = _outer_product(work, norm) if rank == 1 and 0 < norm < inf else None
+        if found is None and (rank + _SPARE + _PROBES) * _THIN <= short and 0 < norm < inf:
+            found = _projected(work, rank, norm)
         if found is not None:
             return found
     U, S, Vh = svd(matrix)
     return U[:, :rank], S[:rank], Vh[:rank]
 
 
-def _projected(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def _outer_product(matrix: Tensor, norm: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The triplet of a matrix of rank 1, from the row and the column of a large entry; None where that leaves anything."""
+    column, row = rank_one_parts(matrix)
+    if not _norm(torch.outer(column, row).sub_(matrix)) <= _lost(matrix) * norm:
+        return None
+    length, width = _norm(column), _norm(row)
+    return (column / length)[:, None], matrix.new_tensor([length * width]), (row / width)[None]
+
+
+def rank_one_parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """``column, row`` with ``column row'`` the matrix, when that is of rank 1 and not zero."""
+    row = matrix[int(torch.linalg.vector_norm(matrix, dim=1).argmax())]
+    place = int(row.abs().argmax())
+    # Of an outer product one column is exact but for rounding, which sums over long rows in single precision are not.
+    return matrix[:, place] / row[place], row
+
+
+def _projected(matrix: Tensor, rank: int, norm: float) -> tuple[Tensor, Tensor, Tensor] | None:
     """Triplets from a basis of ``rank + 8`` random combinations of columns; None where that is not the whole range."""
-    require_finite(matrix, "matrix")
-    count, lost = rank + _SPARE, _LOST * torch.finfo(matrix.dtype).eps
+    count = rank + _SPARE
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(matrix.shape[1], count + _PROBES, generator=generator, dtype=matrix.dtype).to(matrix.device)
     sample = matrix @ drawn
     basis = torch.linalg.qr(sample[:, :count])[0]
     probes = sample[:, count:]
     # Most matrices are told by a few combinations that the basis was not made of.
-    if not _vanishes(probes - basis @ (basis.T @ probes), 3 * lost, probes):
+    if not _norm(probes - basis @ (basis.T @ probes)) <= 3 * _lost(matrix) * _norm(probes):
         return None
     core = basis.T @ matrix
-    if not _vanishes(matrix - basis @ core, lost, matrix):
+    if not _norm(matrix - basis @ core) <= _lost(matrix) * norm:
         return None
     U, S, Vh = svd(core)
     return (basis @ U)[:, :rank], S[:rank], Vh[:rank]
 
 
-def _vanishes(rest: Tensor, share: float, whole: Tensor) -> bool:
-    """Whether ``rest`` has at most this share of the norm of ``whole``; False where that is zero or infinite."""
-    left, norm = (float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in (rest, whole))
-    return 0 < norm < float("inf") and left <= share * norm
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def _lost(matrix: Tensor) -> float:
+    """What LAPACK may lose of a matrix of norm 1."""
+    return _LOST * torch.finfo(matrix.dtype).eps
 
 
 def _solve(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import log2, prod
 
+import numpy as np
 from torch import Tensor
 
 from tensornet_compress.decompose.spectra import tails
@@ -25,13 +26,13 @@ def ranks_for_error(
     max_squared_error: float,
     layout: Layout,
     topology: Topology,
-    dropped: Sequence[Tensor] | None = None,
+    dropped: Sequence[np.ndarray] | None = None,
 ) -> tuple[int, ...]:
     """The cheapest priced ranks whose dropped squares sum to at most ``max_squared_error`` over all bonds, so that the
     squared error of the decomposition is at most that (Oseledets 2011, theorem 2.2; Grasedyck 2010).
 
     ``dropped``: the ``tails`` of all spectra, where these are known."""
-    drops = [drop.cpu().numpy() for drop in dropped or map(tails, spectra)]
+    drops = dropped or [tails(spectrum).cpu().numpy() for spectrum in spectra]
 
     def allowed(ranks: tuple[int, ...]) -> bool:
         return float(sum(float(drop[rank]) for drop, rank in zip(drops, ranks))) <= max_squared_error

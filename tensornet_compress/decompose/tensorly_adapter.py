@@ -66,5 +66,8 @@ def train_cores(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     """
     if tensor.ndim == 1:
         return [tensor.reshape(1, -1, 1)]
+    if tensor.ndim == 2:
+        U, S, Vh = truncated_svd(tensor, min(ranks[0], *tensor.shape))
+        return [U[None], (S[:, None] * Vh)[:, :, None]]
     with tensorly_backend():
         return list(tensor_train(tensor, rank=[1, *ranks, 1], svd=_own_svd).factors)

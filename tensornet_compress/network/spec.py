@@ -41,7 +41,7 @@ class TermSpec(Frozen):
 
     def core_shape(self, core: int) -> tuple[int, ...]:
         """Shape of a core, axes as in ``Topology.core_labels``."""
-        return _core_shapes(self.topology, self.layout.dims, self.ranks)[core]
+        return core_shapes(self.topology, self.layout.dims, self.ranks)[core]
 
     @property
     def core_nbytes(self) -> tuple[int, ...]:
@@ -69,7 +69,8 @@ def _sizes(dims: tuple[int, ...], ranks: tuple[int, ...]) -> dict[str, int]:
 
 
 @lru_cache(maxsize=4096)
-def _core_shapes(topology: Topology, dims: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+def core_shapes(topology: Topology, dims: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Shapes of all cores, see ``TermSpec.core_shape``."""
     sizes = _sizes(dims, ranks)
     return tuple(tuple(sizes[label] for label in topology.core_labels(core)) for core in range(len(topology.legs)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import log
 
 from torch import Tensor
@@ -12,7 +13,8 @@ from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
 from tensornet_compress.decompose.to_network import feasible_ranks
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.layout import FibreOrder, Layout, Tensorization, choose_radices
-from tensornet_compress.network import IntFormat, NetworkSpec, NumberFormat, TermSpec, Topology, format_nbytes
+from tensornet_compress.network import IntFormat, NumberFormat, TermSpec, Topology, format_nbytes
+from tensornet_compress.network.spec import core_shapes
 from tensornet_compress.searching.graphs import merged, native, with_one_core_less
 from tensornet_compress.searching.store import SpectrumStore
 
@@ -43,19 +45,36 @@ class Shape:
         layout = Layout(tensorization=self.tensorization, mode_order=order, fibre_orders=self.fibre_orders)
         return layout, Topology(legs=legs, edges=self.topology.edges)
 
+    @cached_property
     def plain(self) -> Layout:
         """A layout whose positions are the digits in native order: cores of ``topology`` have the same sizes with it."""
-        return Layout.of(self.tensorization.radices, self.tensorization.shape, fibre_orders=self.fibre_orders)
+        plain = _plain(self.tensorization)
+        return plain if not self.fibre_orders else plain.model_copy(update={"fibre_orders": self.fibre_orders})
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape with ranks and formats; ``error`` is the relative error that spectra and formats predict."""
+    """A shape with ranks and the format of its cores; ``error`` is the relative error that spectra and the format predict."""
 
     shape: Shape
-    spec: NetworkSpec
+    ranks: tuple[int, ...]
+    fmt: NumberFormat
     nbytes: int
     error: float
+
+    @cached_property
+    def term(self) -> TermSpec:
+        """What is to be realised."""
+        layout, topology = self.shape.laid_out()
+        return TermSpec(layout=layout, topology=topology, ranks=self.ranks, formats=(self.fmt,) * len(topology.legs))
+
+    def same(self, other: Candidate) -> bool:
+        """Whether both are one network of one layout."""
+        return self.key() == other.key()
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for two candidates of one layout that are the same network."""
+        return self.shape.topology.legs, self.shape.topology.edges, self.ranks, self.fmt.name
 
     def joins(self, other: Candidate) -> bool:
         """Whether this has cores of ``other`` joined, so that it is another network, which competes by itself."""
@@ -64,12 +83,17 @@ class Candidate:
     def signature(self) -> tuple[object, ...]:
         """Equal for one network drawn in two ways: the digits of its cores, the wider bonds by the digits on one side, and,
         as bonds of rank 1 may join any two cores, the predicted error."""
-        topology, (term,) = self.shape.topology, self.spec.terms
+        topology = self.shape.topology
         everything = frozenset(range(len(self.shape.tensorization.modes)))
         sides = [frozenset(topology.side(bond)) for bond in range(len(topology.edges))]
         cores = frozenset(frozenset(legs) for legs in topology.legs)
-        wide = {(everything - side if 0 in side else side, rank) for side, rank in zip(sides, term.ranks) if rank > 1}
-        return term.formats[0].name, cores, frozenset(wide), round(self.error, 7)
+        wide = {(everything - side if 0 in side else side, rank) for side, rank in zip(sides, self.ranks) if rank > 1}
+        return self.fmt.name, cores, frozenset(wide), round(self.error, 7)
+
+
+@lru_cache(maxsize=256)
+def _plain(tensorization: Tensorization) -> Layout:
+    return Layout.of(tensorization.radices, tensorization.shape)
 
 
 def tensorize(shape: Sequence[int]) -> Tensorization:
@@ -102,17 +126,28 @@ def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: 
     if (slack * max_error) ** 2 <= 2 * rounding_error(fmt):
         return None
 
-    layout = shape.plain()
+    layout = shape.plain
 
     def ranks(topology: Topology) -> tuple[list[int], bool]:
         allowed = (slack * max_error) ** 2 - rounding_error(fmt) * len(topology.legs)
         # Rounding of fewer cores may leave room where that of all of them does not.
         squared = (allowed if allowed > 0 else (slack * max_error) ** 2) * store.energy
         dropped = [store.tails(topology.side(bond)) for bond in range(len(topology.edges))]
-        wanted = ranks_for_error(_spectra(store, topology), squared, layout, topology, dropped)
+        # No bond can do with less than what it needs were it the only one that drops anything.
+        wanted: Sequence[int] = [store.rank(topology.side(bond), squared) for bond in range(len(topology.edges))]
+        if sum(drop[rank] for drop, rank in zip(dropped, wanted)) > squared:
+            wanted = ranks_for_error(_spectra(store, topology), squared, layout, topology, dropped)
         return feasible_ranks(wanted, layout, topology), allowed > 0
 
     return _settled(shape, store, fmt, ranks)
+
+
+def at_its_least(candidate: Candidate, store: SpectrumStore, max_error: float, slack: float) -> bool:
+    """Whether no bond could do with less at this ``slack``, were it the only one that drops anything: then ``for_error``
+    would come to the same candidate again. Of tensors with a structure that is exact this is cheap to know."""
+    most = (slack * max_error) ** 2 * store.energy
+    bonds = enumerate(candidate.ranks)
+    return all(rank == 1 or store.tails(candidate.shape.topology.side(bond))[rank - 1] > most for bond, rank in bonds)
 
 
 def overlap_slack(candidate: Candidate) -> float:
@@ -124,7 +159,7 @@ def overlap_slack(candidate: Candidate) -> float:
 def for_bytes(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_bytes: int) -> Candidate | None:
     """The candidate of least predicted error within ``max_bytes``; ``None`` where none fits."""
 
-    layout = shape.plain()
+    layout = shape.plain
 
     def ranks(topology: Topology) -> tuple[list[int], bool]:
         try:
@@ -166,10 +201,10 @@ def _spectra(store: SpectrumStore, topology: Topology) -> list[Tensor]:
 
 
 def _candidate(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks: Sequence[int]) -> Candidate:
-    layout, placed = shape.laid_out()
-    term = TermSpec(layout=layout, topology=placed, ranks=tuple(ranks), formats=(fmt,) * len(placed.legs))
-    spec = NetworkSpec.model_validate({"shape": layout.shape, "dtype": "float32", "terms": (term,)})
-    sides = [shape.topology.side(bond) for bond in range(len(ranks))]
+    topology, layout = shape.topology, shape.plain
+    chosen = tuple(ranks)
+    nbytes = sum(format_nbytes(fmt, core) for core in core_shapes(topology, layout.dims, chosen)) + layout.order_nbytes
+    sides = [topology.side(bond) for bond in range(len(ranks))]
     dropped = sum(float(store.tails(side)[rank]) for side, rank in zip(sides, ranks)) / max(store.energy, 1e-300)
-    error = (dropped + rounding_error(fmt) * len(placed.legs)) ** 0.5
-    return Candidate(shape, spec, spec.nbytes, error)
+    error = (dropped + rounding_error(fmt) * len(topology.legs)) ** 0.5
+    return Candidate(shape, chosen, fmt, nbytes, error)

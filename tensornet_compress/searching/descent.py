@@ -18,8 +18,7 @@ _LARGEST_NBYTES = 2048
 
 def pays(candidate: Candidate) -> bool:
     """Whether a descent is worth its time: the network is small, and its cores have scales."""
-    integers = any(isinstance(fmt, IntFormat) for term in candidate.spec.terms for fmt in term.formats)
-    return integers and candidate.nbytes <= _LARGEST_NBYTES
+    return isinstance(candidate.fmt, IntFormat) and candidate.nbytes <= _LARGEST_NBYTES
 
 
 def descended(shape: Shape, cost: Callable[[Shape], float], alive: Callable[[], bool]) -> Shape:

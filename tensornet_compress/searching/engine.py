@@ -15,7 +15,7 @@ from tensornet_compress.layout import FibreOrder, Layout, Tensorization
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology, parse_format
 from tensornet_compress.network.network import DTYPES
-from tensornet_compress.searching.candidates import Candidate, Shape, for_bytes, for_error, overlap_slack, tensorize
+from tensornet_compress.searching.candidates import Candidate, Shape, at_its_least, for_bytes, for_error, overlap_slack, tensorize
 from tensornet_compress.searching.descent import descended, pays
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
 from tensornet_compress.searching.fibres import assigned, best_split
@@ -60,7 +60,8 @@ class Search:
         self.metric, self.given_metric = metric or euclidean(), metric
         self.dense_formats, self.note = in_reach(self.work, [parse_format(name) for name in formats or DENSE_FORMATS])
         self.formats, _ = in_reach(self.work, [parse_format(name) for name in formats or CORE_FORMATS])
-        self.norm, self.zero = self.metric.norm2(self._matrix(self.work)), not self.work.any()
+        self.norm = self.metric.norm2(self._matrix(self.work))
+        self.zero = not self.norm > 0 and not self.work.any()
         if not self.zero and not self.norm > 0:
             raise TensorNetError(f"the tensor's squared norm in the metric is {self.norm:.3g}; give a positive definite metric")
         self.found: list[Found] = []
@@ -195,7 +196,7 @@ class Search:
         best = self.limit.best(self.found)
         known = None if best is None else self.placed.get(id(best.network))
         if known is not None and known[1] is store and pays(known[0]) and "tree" in self.families:
-            shape, fmt = known[0].shape, known[0].spec.terms[0].formats[0]
+            shape, fmt = known[0].shape, known[0].fmt
             near = [descended(shape, partial(self._price, store, fmt, slack), self.alive) for slack in (1.0, known[2])]
             self._try(store, near)
 
@@ -261,26 +262,26 @@ class Search:
                     predicted.append((candidate, slack))
         predicted.sort(key=lambda pair: self.limit.cost(pair[0].nbytes, pair[0].error))
         most = _KEPT if self.work.numel() > _SMALL else _KEPT + 1
-        made: list[TermSpec] = []
+        made: list[tuple[object, ...]] = []
         signatures, missed = set(), 0
         for candidate, slack in predicted:
             if len(made) - missed >= most or self.limit.hopeless(candidate, self.found) or not self.alive():
                 return
-            if candidate.spec.terms[0] in made:
+            if candidate.key() in made:
                 continue
-            made.append(candidate.spec.terms[0])
+            made.append(candidate.key())
             if candidate.signature() not in signatures:
                 signatures.add(candidate.signature())
                 missed += not self._make(candidate, store, slack) and missed < most
-                careful = self._predict(candidate.shape, store, candidate.spec.terms[0].formats[0], 1.0)
-                if careful is not None and careful.spec != candidate.spec and len(made) == 1:
+                careful = self._predict(candidate.shape, store, candidate.fmt, 1.0) if len(made) == 1 and slack != 1.0 else None
+                if careful is not None and not careful.same(candidate):
                     self._make(careful, store, 1.0)
 
     def _expected(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat) -> tuple[Candidate | None, float]:
         """The candidate that is likely to keep the limit, and the slack that takes."""
         candidate = self._predict(shape, store, fmt, 1.0)
         slack = 1.0 if candidate is None or self.limit.max_error is None else overlap_slack(candidate)
-        if candidate is None or slack == 1.0:
+        if candidate is None or slack == 1.0 or self._final(candidate, store, slack):
             return candidate, slack
         return self._predict(candidate.shape, store, fmt, slack) or candidate, slack
 
@@ -289,12 +290,15 @@ class Search:
             return for_error(shape, store, fmt, self.limit.max_error, slack)
         return for_bytes(shape, store, fmt, self.limit.max_bytes or 0)
 
+    def _final(self, candidate: Candidate, store: SpectrumStore, slack: float) -> bool:
+        return self.limit.max_error is not None and at_its_least(candidate, store, self.limit.max_error, slack)
+
     def _make(self, candidate: Candidate, store: SpectrumStore, slack: float) -> bool:
         """Decompose and measure; where the error was predicted too high or too low, once more with other ranks. Whether any of
         these keeps the limit."""
         kept: Found | None = None
         for _ in range(_TRIES):
-            found = self._measure(candidate.shape.family, self._spec(candidate.spec.terms[0]), candidate.shape.ordered)
+            found = self._measure(candidate.shape.family, self._spec(candidate.term), candidate.shape.ordered)
             self.placed[id(found.network)] = candidate, store, slack
             if self.limit.max_error is None or self.limit.max_error == 0.0:
                 break
@@ -306,15 +310,17 @@ class Search:
                 if ratio > _LOOSE:
                     break
             slack *= min(4.0, 0.985 / ratio) if ratio > 0 else 4.0
-            following = self._predict(candidate.shape, store, candidate.spec.terms[0].formats[0], slack)
-            if following is None or following.spec == candidate.spec or not self.alive() or following.joins(candidate):
+            if slack >= 1.0 and self._final(candidate, store, slack):
+                break
+            following = self._predict(candidate.shape, store, candidate.fmt, slack)
+            if following is None or following.same(candidate) or not self.alive() or following.joins(candidate):
                 break
             candidate = following
         if store.dims and "native" not in self.spectra:
             self.spectra["native"] = store.leading(range((len(store.dims) + 1) // 2))
-        term, topology = candidate.spec.terms[0], candidate.shape.topology
-        if term.ranks and self.limit.best(self.found) is self.found[-1]:
-            widest = max(range(len(term.ranks)), key=term.ranks.__getitem__)
+        ranks, topology = candidate.ranks, candidate.shape.topology
+        if ranks and self.limit.best(self.found) is self.found[-1]:
+            widest = max(range(len(ranks)), key=ranks.__getitem__)
             self.spectra["best"] = store.leading(topology.side(widest))
         return kept is not None or self.limit.keeps(found)
 

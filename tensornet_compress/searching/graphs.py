@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from math import prod
 
 import numpy as np
@@ -28,6 +28,13 @@ def mutual_information(store: SpectrumStore, alive: Alive = lambda: True) -> np.
     count = len(store.dims)
     found = np.zeros((count, count))
     if not alive():
+        return found
+    if factors := store.factors():
+        # Modes of different factors of an outer product share nothing.
+        for modes, part in factors:
+            within = mutual_information(part, alive)
+            for (i, a), (j, b) in permutations(enumerate(modes), 2):
+                found[a, b] = within[i, j]
         return found
     single = [store.entropy({mode}) for mode in range(count)]
     for a, b in combinations(range(count), 2):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tensornet_compress.decompose.spectra import unfolding
 from tensornet_compress.metric import squared_norm
 
 PURE = 1e-13
@@ -18,14 +18,6 @@ _ALL_SUBSETS = 8
 _SUSPECT = 1e-10
 
 
-def rank_one_parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """``column, row`` with ``column row'`` the matrix, when that is of rank 1."""
-    row = matrix[int(torch.linalg.vector_norm(matrix, dim=1).argmax())]
-    place = int(row.abs().argmax())
-    # Of an outer product one column is exact but for rounding, which sums over long rows in single precision are not.
-    return matrix[:, place] / row[place], row
-
-
 def product_cut(tensor: Tensor, pure: float = PURE) -> tuple[list[int], Tensor, Tensor] | None:
     """Modes whose cut from all others is of rank 1 but for a share ``pure`` of the energy, with the two parts as vectors;
     ``None`` where the samples show no such cut.
@@ -33,28 +25,46 @@ def product_cut(tensor: Tensor, pure: float = PURE) -> tuple[list[int], Tensor, 
     Looks at all cuts of up to 8 modes, and at single modes and pairs of more. Entries are sampled with a fixed seed; a tensor
     that is zero almost everywhere shows nothing.
     """
-    for inside in _suspects(tensor):
-        matrix = unfolding(tensor, inside)
-        column, row = rank_one_parts(matrix)
-        left = squared_norm(torch.outer(column, row).sub_(matrix))
-        if 0 < left + 1e-300 <= pure * squared_norm(matrix):
-            return inside, column, row
+    cuts = _suspects(tensor)
+    energy = squared_norm(tensor) if cuts else 0.0
+    pivot = np.unravel_index(int(tensor.abs().argmax()), tuple(tensor.shape)) if cuts else ()
+    for inside in cuts:
+        rest = [mode for mode in range(tensor.ndim) if mode not in inside]
+        column, row = (tensor[tuple(slice(None) if m in own else int(pivot[m]) for m in range(tensor.ndim))] for own in (inside, rest))
+        # Of an outer product one column is exact but for rounding, which sums over long rows in single precision are not.
+        column = column.reshape(-1) / tensor[pivot]
+        product = torch.outer(column, row.reshape(-1))
+        left = squared_norm(product.reshape([tensor.shape[mode] for mode in (*inside, *rest)]).sub_(tensor.permute(*inside, *rest)))
+        if 0 < left + 1e-300 <= pure * energy:
+            return inside, column, row.reshape(-1)
     return None
 
 
 def _suspects(tensor: Tensor) -> list[list[int]]:
-    count = tensor.ndim
-    sizes = range(1, count // 2 + 1 if count <= _ALL_SUBSETS else 3)
-    cuts = [list(cut) for size in sizes for cut in combinations(range(count), size)]
-    if count < 2 or not cuts:
+    if tensor.ndim < 2:
         return []
+    cuts, flat = _samples(tuple(tensor.shape))
+    values = tensor.reshape(-1)[flat].double().cpu().numpy()
+    # Of a matrix of rank 1 nothing is left once the row and the column of its largest entry are taken out.
+    number = np.arange(len(cuts))
+    row, column = np.divmod(np.abs(values).reshape(len(cuts), -1).argmax(1), _SAMPLED)
+    largest = values[number, row, column]
+    values = values / np.where(largest == 0.0, 1.0, largest)[:, None, None]
+    left = values - values[number, :, column][:, :, None] * values[number, row][:, None, :]
+    pure = (largest != 0) & (np.square(left).sum((1, 2)) <= _SUSPECT * np.square(values).sum((1, 2)))
+    return [list(cut) for cut, is_pure in zip(cuts, pure) if is_pure]
+
+
+@lru_cache(maxsize=256)
+def _samples(shape: tuple[int, ...]) -> tuple[list[tuple[int, ...]], Tensor]:
+    """Cuts, and of each the places of a sampled submatrix of the unfolding in the flattened tensor: (cuts, 8, 8)."""
+    count = len(shape)
+    sizes = range(1, count // 2 + 1 if count <= _ALL_SUBSETS else 3)
+    cuts = [cut for size in sizes for cut in combinations(range(count), size)]
     draw = np.random.default_rng(0)
-    rows, columns = (np.stack([draw.integers(0, n, _SAMPLED) for n in tensor.shape]) for _ in range(2))
+    rows, columns = (np.stack([draw.integers(0, n, _SAMPLED) for n in shape]) for _ in range(2))
     within = np.zeros((len(cuts), count, 1, 1), bool)
     for number, cut in enumerate(cuts):
-        within[number, cut] = True
+        within[number, list(cut)] = True
     places = np.where(within, rows[None, :, :, None], columns[None, :, None, :])
-    flat = np.ravel_multi_index(tuple(places.transpose(1, 0, 2, 3)), tuple(tensor.shape))
-    values = np.linalg.svd(tensor.reshape(-1)[torch.from_numpy(flat)].double().cpu().numpy(), compute_uv=False)
-    pure = (values[:, 0] > 0) & (values[:, 1] ** 2 <= _SUSPECT * values[:, 0] ** 2)
-    return [cut for cut, is_pure in zip(cuts, pure) if is_pure]
+    return cuts, torch.from_numpy(np.ravel_multi_index(tuple(places.transpose(1, 0, 2, 3)), shape))

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensornet_compress.decompose.spectra import tails, unfolding
+from tensornet_compress.decompose.linalg import rank_one_parts
+from tensornet_compress.decompose.spectra import unfolding
 from tensornet_compress.metric import squared_norm
-from tensornet_compress.searching.products import PURE, product_cut, rank_one_parts
+from tensornet_compress.searching.products import PURE, product_cut
 
 EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
@@ -40,8 +41,8 @@ class SpectrumStore:
         self.modes = modes if modes.dtype == torch.float64 else modes.float()
         self.dims = tuple(modes.shape)
         self.energy = squared_norm(self.modes)
-        self._known: dict[frozenset[int], Tensor] = {}
-        self._tails: dict[frozenset[int], Tensor] = {}
+        self._known: dict[frozenset[int], np.ndarray] = {}
+        self._tails: dict[frozenset[int], np.ndarray] = {}
         self._falling: dict[frozenset[int], np.ndarray] = {}
         self._entropies: dict[frozenset[int], float] = {}
         self._parts: list[tuple[tuple[int, ...], SpectrumStore]] = []
@@ -54,6 +55,7 @@ class SpectrumStore:
 
     def factors(self) -> list[tuple[tuple[int, ...], SpectrumStore]]:
         """The smaller tensors that this one is seen to be an outer product of: their modes here, and their stores."""
+        self._seek_product()
         found: list[tuple[tuple[int, ...], SpectrumStore]] = []
         for modes, part in self._parts:
             inner = [(tuple(modes[place] for place in places), factor) for places, factor in part.factors()]
@@ -67,29 +69,34 @@ class SpectrumStore:
 
     def spectrum(self, left: Iterable[int]) -> Tensor:
         """Singular values (float64, on the CPU, descending) with the modes ``left`` as rows."""
-        key = self.key(left)
+        return torch.from_numpy(self._values(self.key(left)))
+
+    def _values(self, key: frozenset[int]) -> np.ndarray:
         if key not in self._known:
             self._known[key] = self._compute(key)
         return self._known[key]
 
     def leading(self, left: Iterable[int]) -> list[float]:
         """The first 256 singular values over the largest: for plots."""
-        values = self.spectrum(left)
-        found: list[float] = (values / values[0].clamp_min(1e-300))[:256].tolist()
+        values = self._values(self.key(left))
+        found: list[float] = (values[:256] / max(float(values[0]), 1e-300)).tolist()
         return found
 
-    def tails(self, left: Iterable[int]) -> Tensor:
+    def tails(self, left: Iterable[int]) -> np.ndarray:
         """Squared norm dropped at each rank, see ``decompose.spectra.tails``."""
         key = self.key(left)
         if key not in self._tails:
-            self._tails[key] = tails(self.spectrum(key))
+            values = self._values(key)
+            found = np.zeros(len(values) + 1)
+            np.cumsum(np.square(values[::-1]), out=found[-2::-1])
+            self._tails[key] = found
         return self._tails[key]
 
     def rank(self, left: Iterable[int], allowed: float) -> int:
         """The least rank (at least 1) that drops a squared norm of at most ``allowed``."""
         key = self.key(left)
         if key not in self._falling:
-            self._falling[key] = -self.tails(key).numpy()
+            self._falling[key] = -self.tails(key)
         return max(1, int(np.searchsorted(self._falling[key], -allowed, side="left")))
 
     def entropy(self, left: Iterable[int]) -> float:
@@ -103,9 +110,9 @@ class SpectrumStore:
                 inside = ((part, [place for place, mode in enumerate(modes) if mode in key]) for modes, part in self._parts)
                 self._entropies[key] = sum(part.entropy(places) for part, places in inside)
                 return self._entropies[key]
-            weights = self.spectrum(key).square()
-            weights = weights / weights.sum().clamp_min(1e-300)
-            self._entropies[key] = float(-(weights * weights.clamp_min(1e-300).log2()).sum())
+            weights = np.square(self._values(key))
+            weights /= max(float(weights.sum()), 1e-300)
+            self._entropies[key] = -float(weights @ np.log2(np.maximum(weights, 1e-300)))
         return self._entropies[key]
 
     def side(self, left: Iterable[int]) -> int:
@@ -113,17 +120,17 @@ class SpectrumStore:
         rows = prod(self.dims[mode] for mode in left)
         return min(rows, prod(self.dims) // max(rows, 1))
 
-    def _compute(self, key: frozenset[int]) -> Tensor:
+    def _compute(self, key: frozenset[int]) -> np.ndarray:
         """Of an outer product the product of the spectra of all factors that ``key`` cuts."""
         self._seek_product()
         if not self._parts:
             return self._cut(sorted(key))
-        product = torch.tensor([self.energy**0.5], dtype=torch.float64)
+        product = np.array([self.energy**0.5])
         for modes, part in self._parts:
             inside = [place for place, mode in enumerate(modes) if mode in key]
             if 0 < len(inside) < len(modes):
-                product = torch.outer(product, part.spectrum(inside) / max(part.energy, 1e-300) ** 0.5).flatten()
-        return product.sort(descending=True).values
+                product = np.outer(product, part._values(part.key(inside)) / max(part.energy, 1e-300) ** 0.5).ravel()
+        return np.sort(product)[::-1].copy()
 
     def _seek_product(self) -> None:
         """Once: split the tensor where sampled entries show an outer product, before any of its unfoldings is computed. Of a
@@ -134,17 +141,17 @@ class SpectrumStore:
         if found is not None:
             self._split(*found)
 
-    def _cut(self, inside: list[int]) -> Tensor:
+    def _cut(self, inside: list[int]) -> np.ndarray:
         """Spectrum of one unfolding; where that is of rank 1 the tensor is split."""
         matrix = unfolding(self.modes, inside)
         short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
         if len(short) > self._largest:
             return self._sketched(short)
         wide = short.double() if len(short) <= self._exact else short
-        squares = torch.linalg.eigvalsh(wide @ wide.T).double().cpu().flip(0).clamp_min(0)
-        if 0 < float(squares[0]) * self._pure >= float(squares[1:].sum()) and len(squares) > 1:
+        squares = torch.linalg.eigvalsh(wide @ wide.T).double().cpu().numpy()[::-1].clip(min=0.0)
+        if 0 < squares[0] * self._pure >= squares[1:].sum() and len(squares) > 1:
             self._split(inside, *rank_one_parts(matrix))
-        return squares.sqrt()
+        return np.sqrt(squares)
 
     def _split(self, inside: list[int], column: Tensor, row: Tensor) -> None:
         """Go on with the two parts of an outer product."""
@@ -154,7 +161,7 @@ class SpectrumStore:
             store = SpectrumStore(shaped, precise=self._exact > 0, pure=self._pure)
             self._parts.append((tuple(modes), store))
 
-    def _sketched(self, matrix: Tensor) -> Tensor:
+    def _sketched(self, matrix: Tensor) -> np.ndarray:
         sample = self._sample(matrix, min(_SKETCH, len(matrix)))
         for _ in range(_POWER_STEPS):
             sample = matrix @ (matrix.T @ torch.linalg.qr(sample)[0])
@@ -164,7 +171,7 @@ class SpectrumStore:
         mean = max(0.0, float(matrix.square().sum(dtype=torch.float64) - leading.sum())) / max(count, 1)
         highest = min(float(leading[-1]), 2 * mean)
         falling = torch.linspace(highest, max(0.0, 2 * mean - highest), count, dtype=torch.float64)
-        return torch.cat([leading, falling]).sort(descending=True).values.sqrt()
+        return torch.cat([leading, falling]).sort(descending=True).values.sqrt().numpy()
 
     def captured(self, left: Iterable[int]) -> float:
         """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""

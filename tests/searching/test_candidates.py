@@ -52,7 +52,7 @@ def test_cores_have_one_size_in_native_order_and_in_that_of_the_cores(order: lis
     shape = Shape("tree", Tensorization(shape=(6, 35), radices=((2, 3), (5, 7))), topology)
     ranks = tuple(range(2, 2 + len(topology.edges)))
     formats = (FP32,) * len(topology.legs)
-    plain = TermSpec(layout=shape.plain(), topology=topology, ranks=ranks, formats=formats)
+    plain = TermSpec(layout=shape.plain, topology=topology, ranks=ranks, formats=formats)
     layout, placed = shape.laid_out()
     ordered = TermSpec(layout=layout, topology=placed, ranks=ranks, formats=formats)
     cores = range(len(topology.legs))

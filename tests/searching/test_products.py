@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tensornet_compress.decompose.linalg import rank_one_parts
 from tensornet_compress.layout import Tensorization
 from tensornet_compress.network import Topology
 from tensornet_compress.searching import SpectrumStore
 from tensornet_compress.searching.graphs import mutual_information, native, side_by_side
-from tensornet_compress.searching.products import product_cut, rank_one_parts
+from tensornet_compress.searching.products import product_cut
 from tensornet_compress.searching.shapes import searched_shapes
 
 

@@ -156,7 +156,7 @@ def smallest(tensor: Tensor, error: float) -> dict[str, Any]:
             candidate = for_error(shape, store, parse_format(name), error, slack)
             if candidate is None or candidate.nbytes > 1.3 * min([*found, tensor.numel()]):
                 continue
-            network = realise(tensor, candidate.spec)
+            network = realise(tensor, NetworkSpec(shape=tuple(tensor.shape), terms=(candidate.term,)))
             if float((network.to_dense() - tensor).norm() / tensor.norm()) <= error:
                 found.append(network.nbytes)
                 errors[network.nbytes] = float((network.to_dense() - tensor).norm() / tensor.norm())

@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter, process_time
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from common import write_result
@@ -27,8 +27,7 @@ from tensornet_compress.bench.peers.search.ttnopt import available, optimal_tree
 
 ERROR = 1e-5
 CUT = 1e-6
-REPEATS = 5
-Result = TypeVar("Result")
+REPEATS = 15
 SWEEPS = (1, 2, 3, 4, 5, 7, 10)
 USUAL_SWEEPS = 5
 
@@ -118,31 +117,28 @@ def theirs(tensor: Tensor) -> dict[str, Any]:
 
 
 def growth(size: int) -> dict[str, Any]:
-    """Processor seconds on three hidden pairs of this size, medians of five repeats (TTNOpt on large tensors: of one)."""
-    families = tnc.searching.FAMILIES
-    tensor = pairs(0, size)
-    seconds, (only, _) = timed(lambda: search(tensor, ("tree",)), REPEATS)
-    row: dict[str, Any] = {"size": size, "entries": tensor.numel(), "tree_seconds": seconds}
-    row["tree_numbers"] = only.best.spec.terms[0].numbers
-    row["ours_seconds"] = timed(lambda: search(tensor, families), REPEATS)[0]
-    missing = available()
-    if missing is not None:
-        return row | {"ttnopt_skipped": missing}
-    repeats = REPEATS if size <= 10 else 1
-    seconds, tree = timed(lambda: optimal_tree(tensor, CUT, 1), repeats)
-    row |= {"ttnopt_seconds": seconds, "ttnopt_merged_numbers": tree.merged_numbers}
-    seconds, tree = timed(lambda: optimal_tree(tensor, CUT, USUAL_SWEEPS), repeats)
-    return row | {"ttnopt_usual_seconds": seconds, "ttnopt_usual_numbers": tree.merged_numbers}
-
-
-def timed(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
-    """Median processor seconds and the last result."""
-    seconds = []
-    for _ in range(repeats):
-        began = process_time()
-        result = work()
-        seconds.append(process_time() - began)
-    return median(seconds), result
+    """Processor seconds on three hidden pairs of this size, medians of repeats in turns (TTNOpt on large tensors: of one)."""
+    tensor, few = pairs(0, size), size > 10
+    row: dict[str, Any] = {"size": size, "entries": tensor.numel()}
+    works: dict[str, Callable[[], Any]] = {
+        "tree": lambda: search(tensor, ("tree",))[0].best.spec.terms[0].numbers,
+        "ours": lambda: search(tensor, tnc.searching.FAMILIES)[0].best.spec.terms[0].numbers,
+    }
+    if (missing := available()) is not None:
+        row["ttnopt_skipped"] = missing
+    else:
+        works["ttnopt"] = lambda: optimal_tree(tensor, CUT, 1).merged_numbers
+        works["ttnopt_usual"] = lambda: optimal_tree(tensor, CUT, USUAL_SWEEPS).merged_numbers
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    numbers: dict[str, int] = {}
+    for repeat in range(REPEATS):
+        for name, work in works.items():
+            if not (few and repeat and name.startswith("ttnopt")):
+                began = process_time()
+                numbers[name] = work()
+                seconds[name].append(process_time() - began)
+    row |= {f"{name}_seconds": median(values) for name, values in seconds.items()}
+    return row | {f"{name}_numbers": value for name, value in numbers.items()}
 
 
 def main() -> None:

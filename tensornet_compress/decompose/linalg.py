@@ -109,7 +109,9 @@ def _projected(matrix: Tensor, rank: int, norm: float) -> tuple[Tensor, Tensor, 
     core = basis.T @ matrix
     if not _norm(matrix - basis @ core) <= _lost(matrix) * norm:
         return None
-    U, S, Vh = svd(core)
+    Q, R = torch.linalg.qr(core.T)
+    V, S, Uh = _solve(R)
+    U, Vh = Uh.T, (Q @ V).T
     return (basis @ U)[:, :rank], S[:rank], Vh[:rank]
 
 

@@ -52,6 +52,11 @@ def _own_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[
     return U, S, Vh
 
 
+def _own_svd_unsigned(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """For ``tensor_train``, which sets the signs as ``fix_signs`` does."""
+    return truncated(matrix, n_eigenvecs)
+
+
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, r), S (r,), Vh (r, n) through ``tensorly.tenalg.svd_interface`` with our SVD and our signs."""
     with tensorly_backend():
@@ -70,4 +75,4 @@ def train_cores(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:
         U, S, Vh = truncated_svd(tensor, min(ranks[0], *tensor.shape))
         return [U[None], (S[:, None] * Vh)[:, :, None]]
     with tensorly_backend():
-        return list(tensor_train(tensor, rank=[1, *ranks, 1], svd=_own_svd).factors)
+        return list(tensor_train(tensor, rank=[1, *ranks, 1], svd=_own_svd_unsigned).factors)

@@ -42,7 +42,7 @@ class Layout(Frozen):
     @classmethod
     def native(cls, shape: tuple[int, ...]) -> Layout:
         """The tensor as it is."""
-        return cls.of(tuple((size,) for size in shape), shape=shape)
+        return _native(tuple(shape))
 
     @classmethod
     def of(
@@ -109,6 +109,11 @@ class Layout(Frozen):
         for order in reversed(self.fibre_orders):
             tensor = order.invert(tensor)
         return tensor
+
+
+@lru_cache(maxsize=256)
+def _native(shape: tuple[int, ...]) -> Layout:
+    return Layout.of(tuple((size,) for size in shape), shape=shape)
 
 
 @lru_cache(maxsize=4096)

@@ -37,7 +37,7 @@ class TermSpec(Frozen):
 
     def sizes(self) -> dict[str, int]:
         """Size of every index label."""
-        return _sizes(self.layout.dims, self.ranks)
+        return index_sizes(self.layout.dims, self.ranks)
 
     def core_shape(self, core: int) -> tuple[int, ...]:
         """Shape of a core, axes as in ``Topology.core_labels``."""
@@ -63,7 +63,8 @@ class TermSpec(Frozen):
         return self.model_copy(update={"formats": (fmt,) * len(self.formats)})
 
 
-def _sizes(dims: tuple[int, ...], ranks: tuple[int, ...]) -> dict[str, int]:
+def index_sizes(dims: tuple[int, ...], ranks: tuple[int, ...]) -> dict[str, int]:
+    """Size of every index label, see ``Topology.core_labels``."""
     positions = {f"p{position}": size for position, size in enumerate(dims)}
     return positions | {f"b{bond}": rank for bond, rank in enumerate(ranks)}
 
@@ -71,7 +72,7 @@ def _sizes(dims: tuple[int, ...], ranks: tuple[int, ...]) -> dict[str, int]:
 @lru_cache(maxsize=4096)
 def core_shapes(topology: Topology, dims: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Shapes of all cores, see ``TermSpec.core_shape``."""
-    sizes = _sizes(dims, ranks)
+    sizes = index_sizes(dims, ranks)
     return tuple(tuple(sizes[label] for label in topology.core_labels(core)) for core in range(len(topology.legs)))
 
 

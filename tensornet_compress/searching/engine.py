@@ -15,7 +15,15 @@ from tensornet_compress.layout import FibreOrder, Layout, Tensorization
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology, parse_format
 from tensornet_compress.network.network import DTYPES
-from tensornet_compress.searching.candidates import Candidate, Shape, at_its_least, for_bytes, for_error, overlap_slack, tensorize
+from tensornet_compress.searching.candidates import (
+    Candidate,
+    Shape,
+    at_its_least,
+    for_bytes,
+    for_error,
+    overlap_slack,
+    tensorize,
+)
 from tensornet_compress.searching.descent import descended, pays
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
 from tensornet_compress.searching.fibres import assigned, best_split
@@ -182,7 +190,8 @@ class Search:
         precise = ordered.numel() <= _FEW if error is None else error < _COARSE
         # What is allowed to be dropped must not be taken for rounding.
         pure = PURE if error is None else min(PURE, max((0.5 * error) ** 2, 1e-30))
-        self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=precise, pure=pure))
+        energy = self.norm if self.given_metric is None else None
+        self.stores.append(SpectrumStore(tensorization.apply(ordered), precise=precise, pure=pure, energy=energy))
         return self.stores[-1]
 
     def _search_modes(self, store: SpectrumStore, tensorization: Tensorization, orders: tuple[FibreOrder, ...]) -> None:

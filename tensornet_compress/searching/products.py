@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations
 
@@ -18,31 +19,33 @@ _ALL_SUBSETS = 8
 _SUSPECT = 1e-10
 
 
-def product_cut(tensor: Tensor, pure: float = PURE) -> tuple[list[int], Tensor, Tensor] | None:
-    """Modes whose cut from all others is of rank 1 but for a share ``pure`` of the energy, with the two parts as vectors;
-    ``None`` where the samples show no such cut.
+def product_cut(tensor: Tensor, energy: float, pure: float = PURE) -> tuple[list[int], Tensor, Tensor] | None:
+    """Modes whose cut from all others is of rank 1 but for a share ``pure`` of the ``energy`` (the squared norm), with the two
+    parts as vectors; ``None`` where the samples show no such cut.
 
     Looks at all cuts of up to 8 modes, and at single modes and pairs of more. Entries are sampled with a fixed seed; a tensor
     that is zero almost everywhere shows nothing.
     """
-    cuts = _suspects(tensor)
-    energy = squared_norm(tensor) if cuts else 0.0
-    pivot = np.unravel_index(int(tensor.abs().argmax()), tuple(tensor.shape)) if cuts else ()
-    for inside in cuts:
+    for inside, pivot in _suspects(tensor):
         rest = [mode for mode in range(tensor.ndim) if mode not in inside]
-        column, row = (tensor[tuple(slice(None) if m in own else int(pivot[m]) for m in range(tensor.ndim))] for own in (inside, rest))
+        column, row = _through(tensor, pivot, inside), _through(tensor, pivot, rest)
         # Of an outer product one column is exact but for rounding, which sums over long rows in single precision are not.
-        column = column.reshape(-1) / tensor[pivot]
-        product = torch.outer(column, row.reshape(-1))
-        left = squared_norm(product.reshape([tensor.shape[mode] for mode in (*inside, *rest)]).sub_(tensor.permute(*inside, *rest)))
-        if 0 < left + 1e-300 <= pure * energy:
-            return inside, column, row.reshape(-1)
+        column = column / tensor[pivot]
+        product = torch.outer(column, row).reshape([tensor.shape[mode] for mode in (*inside, *rest)])
+        if 0 < squared_norm(product.sub_(tensor.permute(*inside, *rest))) + 1e-300 <= pure * energy:
+            return inside, column, row
     return None
 
 
-def _suspects(tensor: Tensor) -> list[list[int]]:
+def _through(tensor: Tensor, place: tuple[int, ...], free: Sequence[int]) -> Tensor:
+    """The entries of which all modes but the free ones are as in ``place``, as a vector."""
+    return tensor[tuple(slice(None) if mode in free else index for mode, index in enumerate(place))].reshape(-1)
+
+
+def _suspects(tensor: Tensor) -> Iterator[tuple[list[int], tuple[int, ...]]]:
+    """Cuts of which a sampled submatrix is of rank 1, and the place of its largest entry."""
     if tensor.ndim < 2:
-        return []
+        return
     cuts, flat = _samples(tuple(tensor.shape))
     values = tensor.reshape(-1)[flat].double().cpu().numpy()
     # Of a matrix of rank 1 nothing is left once the row and the column of its largest entry are taken out.
@@ -52,7 +55,9 @@ def _suspects(tensor: Tensor) -> list[list[int]]:
     values = values / np.where(largest == 0.0, 1.0, largest)[:, None, None]
     left = values - values[number, :, column][:, :, None] * values[number, row][:, None, :]
     pure = (largest != 0) & (np.square(left).sum((1, 2)) <= _SUSPECT * np.square(values).sum((1, 2)))
-    return [list(cut) for cut, is_pure in zip(cuts, pure) if is_pure]
+    for cut in np.flatnonzero(pure):
+        place = np.unravel_index(int(flat[cut, row[cut], column[cut]]), tuple(tensor.shape))
+        yield list(cuts[cut]), tuple(map(int, place))
 
 
 @lru_cache(maxsize=256)

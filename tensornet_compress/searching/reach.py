@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
@@ -24,7 +23,7 @@ def in_reach(tensor: Tensor, formats: Sequence[NumberFormat]) -> tuple[list[Numb
     pivoted = [fmt.name for fmt in formats if isinstance(fmt, PivotFormat)]
     if pivoted:
         raise TensorNetError(f"{pivoted} belong to two cores of a matrix; a search takes {[name[:-1] for name in pivoted]}")
-    peak = float(torch.linalg.vector_norm(tensor, float("inf"))) if tensor.numel() else 0.0
+    peak = float(tensor.abs().max()) if tensor.numel() else 0.0
     if peak == 0.0:
         return list(formats), "; every entry is zero, so there is nothing to search"
     if 1 / _NEAR <= peak <= _NEAR:

@@ -80,7 +80,7 @@ def searched_shapes(
         return Shape(family, tensorization, topology, orders, ordered=bool(orders) or not native(topology))
 
     shared = mutual_information(store, alive)
-    order = spectral_order(shared)
+    order = spectral_order(shared) if {"cut", "tt"} & set(families) else []
     if "cut" in families:
         cuts = [Topology.two_cores(count, sorted(side)) for side in _cuts(tensorization, order)]
         if any(store.side(cut.legs[0]) > EXACT_SIDE for cut in cuts):

@@ -18,6 +18,7 @@ EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
 _MANY = 1 << 20
 _FEW = 1 << 12
+_TINY = 1 << 8
 _SKETCH = 256
 _POWER_STEPS = 1
 _GLANCE = 64
@@ -34,13 +35,13 @@ class SpectrumStore:
     ones: from then on only these are cut, and spectra of the whole are products of theirs.
     """
 
-    def __init__(self, modes: Tensor, precise: bool = True, pure: float = PURE):
+    def __init__(self, modes: Tensor, precise: bool = True, pure: float = PURE, energy: float | None = None):
         self._pure = pure
         self._exact = EXACT_SIDE if precise else 0
         self._largest = LARGEST_SIDE if modes.numel() <= _MANY else min(EXACT_SIDE, LARGEST_SIDE)
         self.modes = modes if modes.dtype == torch.float64 else modes.float()
         self.dims = tuple(modes.shape)
-        self.energy = squared_norm(self.modes)
+        self.energy = squared_norm(self.modes) if energy is None else energy
         self._known: dict[frozenset[int], np.ndarray] = {}
         self._tails: dict[frozenset[int], np.ndarray] = {}
         self._falling: dict[frozenset[int], np.ndarray] = {}
@@ -136,7 +137,7 @@ class SpectrumStore:
         """Once: split the tensor where sampled entries show an outer product, before any of its unfoldings is computed. Of a
         small matrix the only spectrum tells as much."""
         known = self._sought or (len(self.dims) < 3 and self.modes.numel() <= _FEW)
-        found = None if known else product_cut(self.modes, self._pure)
+        found = None if known else product_cut(self.modes, self.energy, self._pure)
         self._sought = True
         if found is not None:
             self._split(*found)
@@ -147,8 +148,11 @@ class SpectrumStore:
         short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
         if len(short) > self._largest:
             return self._sketched(short)
-        wide = short.double() if len(short) <= self._exact else short
-        squares = torch.linalg.eigvalsh(wide @ wide.T).double().cpu().numpy()[::-1].clip(min=0.0)
+        if short.numel() <= _TINY:
+            squares = np.square(np.linalg.svd(short.double().cpu().numpy(), compute_uv=False))
+        else:
+            wide = short.double() if len(short) <= self._exact else short
+            squares = torch.linalg.eigvalsh(wide @ wide.T).double().cpu().numpy()[::-1].clip(min=0.0)
         if 0 < squares[0] * self._pure >= squares[1:].sum() and len(squares) > 1:
             self._split(inside, *rank_one_parts(matrix))
         return np.sqrt(squares)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tensornet_compress.decompose.linalg import rank_one_parts
 from tensornet_compress.layout import Tensorization
+from tensornet_compress.metric import squared_norm
 from tensornet_compress.network import Topology
 from tensornet_compress.searching import SpectrumStore
 from tensornet_compress.searching.graphs import mutual_information, native, side_by_side
@@ -26,7 +27,7 @@ def product(order: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_parts_of_a_product_are_found(order, dtype):
     tensor = product(order, dtype)
-    found = product_cut(tensor)
+    found = product_cut(tensor, squared_norm(tensor))
     assert found is not None
     inside, column, row = found
     assert {order[mode] for mode in inside} in ({0, 1, 2}, {3, 4})
@@ -35,13 +36,13 @@ def test_the_parts_of_a_product_are_found(order, dtype):
 
 @pytest.mark.parametrize("tensor", [torch.randn(4, 5, 6), torch.zeros(3, 3, 3), torch.eye(16).reshape(4, 4, 16)])
 def test_what_is_no_product_has_none(tensor):
-    assert product_cut(tensor) is None
+    assert product_cut(tensor, squared_norm(tensor)) is None
 
 
 def test_samples_alone_do_not_decide():
     tensor = torch.ones(40, 40, dtype=torch.float64)
     tensor[7, 9] = 2.0
-    assert product_cut(tensor) is None
+    assert product_cut(tensor, squared_norm(tensor)) is None
 
 
 @pytest.mark.parametrize("left", [{0}, {1, 3}, {0, 2}, {0, 1, 4}, {2, 4}])
@@ -70,13 +71,13 @@ def test_large_products_in_single_precision_are_found():
     parts = [torch.randn(10, 10, generator=generator) for _ in range(3)]
     tensor = torch.einsum("ab,cd,ef->acebdf", *parts).contiguous()
     for _ in range(2):
-        found = product_cut(tensor)
+        found = product_cut(tensor, squared_norm(tensor))
         assert found is not None
         inside, _, row = found
         assert len(inside) == 2
         assert inside[1] == inside[0] + tensor.ndim // 2
         tensor = row.reshape([10] * (tensor.ndim - 2))
-    assert product_cut(tensor) is None
+    assert product_cut(tensor, squared_norm(tensor)) is None
 
 
 def test_rank_one_parts_give_the_matrix_back():

@@ -94,7 +94,7 @@ def others(matrix: Tensor) -> dict[str, Callable[[], Coded]]:
 def searched(name: str, matrix: Tensor, bits: float) -> dict[str, Any]:
     """The search with entry sorts among the orderings: its network, and what it says of the best sort."""
     limit = int(bits * matrix.numel() / 8)
-    result = tnc.search(matrix, max_bytes=limit, orderings=("mode", "fibre", "entry"), time_budget=30)
+    result = tnc.search(matrix, max_bytes=limit, orderings=("mode", "fibre", "entry"), time_budget=120)
     sort, null = result.entry_sort, result.null
     row = {
         "tensor": name,

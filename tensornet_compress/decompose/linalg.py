@@ -30,7 +30,7 @@ def require_finite(tensor: Tensor, what: str) -> None:
     if tensor.numel() == 0:
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} is empty; there is nothing to decompose")
     # A sum of finite numbers can overflow, but one with a NaN or an infinity is never finite: one cheap pass nearly always.
-    if not isfinite(float(tensor.sum())) and not torch.isfinite(tensor).all():
+    if not isfinite(float(tensor.detach().sum())) and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} holds {bad} NaN or infinite entries; clean it first")
 

@@ -143,8 +143,8 @@ def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: 
 
 
 def at_its_least(candidate: Candidate, store: SpectrumStore, max_error: float, slack: float) -> bool:
-    """Whether no bond could do with less at this ``slack``, were it the only one that drops anything: then ``for_error``
-    would come to the same candidate again. Of tensors with a structure that is exact this is cheap to know."""
+    """Whether no bond could do with less at this ``slack``, were it the only one that drops anything. Then ``for_error`` comes
+    to the same candidate again, if that was predicted with no more slack: cheap to know where a structure is exact."""
     most = (slack * max_error) ** 2 * store.energy
     bonds = enumerate(candidate.ranks)
     return all(rank == 1 or store.tails(candidate.shape.topology.side(bond))[rank - 1] > most for bond, rank in bonds)

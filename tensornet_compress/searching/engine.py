@@ -300,6 +300,7 @@ class Search:
         return for_bytes(shape, store, fmt, self.limit.max_bytes or 0)
 
     def _final(self, candidate: Candidate, store: SpectrumStore, slack: float) -> bool:
+        """Whether more slack than this candidate was predicted with changes nothing."""
         return self.limit.max_error is not None and at_its_least(candidate, store, self.limit.max_error, slack)
 
     def _make(self, candidate: Candidate, store: SpectrumStore, slack: float) -> bool:
@@ -319,7 +320,7 @@ class Search:
                 if ratio > _LOOSE:
                     break
             slack *= min(4.0, 0.985 / ratio) if ratio > 0 else 4.0
-            if slack >= 1.0 and self._final(candidate, store, slack):
+            if ratio <= 1 and self._final(candidate, store, slack):
                 break
             following = self._predict(candidate.shape, store, candidate.fmt, slack)
             if following is None or following.same(candidate) or not self.alive() or following.joins(candidate):

@@ -66,20 +66,32 @@ def test_truncation_of_other_matrices_is_that_of_the_whole_svd(rank, noise, seed
     assert left == pytest.approx(float((wanted[rank:] ** 2).sum() ** 0.5), rel=1e-8)
 
 
+@pytest.mark.parametrize("rank", [1, 10])
 @pytest.mark.parametrize("scale", [1e18, 1e-25, 1e-30, 0.0])
-def test_truncation_at_any_scale(scale):
+def test_truncation_at_any_scale(scale, rank):
     matrix = random_tensor((200, 150), 3, torch.float32) * scale
-    U, S, Vh = truncated(matrix, 10)
+    U, S, Vh = truncated(matrix, rank)
     left = (matrix.double() - (U.double() * S.double()) @ Vh.double()).norm()
-    wanted = torch.linalg.svdvals(matrix.double())[10:].square().sum().sqrt()
+    wanted = torch.linalg.svdvals(matrix.double())[rank:].square().sum().sqrt()
     assert float(left) == pytest.approx(float(wanted), rel=1e-5)
 
 
-def test_truncation_refuses_what_is_not_finite():
+@pytest.mark.parametrize("scale", [1e15, 1e-18])
+def test_outer_products_at_any_scale(scale):
+    column, row = random_tensor((90,), 0, torch.float32), random_tensor((70,), 1, torch.float32)
+    matrix = torch.outer(column, row) * scale
+    U, S, Vh = truncated(matrix, 1)
+    assert float(((U * S) @ Vh - matrix).norm()) <= 1e-6 * float(matrix.norm())
+    assert float(S) == pytest.approx(float(column.norm() * row.norm()) * scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_truncation_refuses_what_is_not_finite(bad, rank):
     matrix = torch.ones(100, 100)
-    matrix[3, 4] = float("nan")
+    matrix[3, 4] = float(bad)
     with pytest.raises(TensorNetError, match="1 NaN or infinite"):
-        truncated(matrix, 2)
+        truncated(matrix, rank)
 
 
 class NoConvergence:

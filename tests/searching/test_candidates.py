@@ -11,7 +11,7 @@ from tensornet_compress.decompose import bond_spectra, ranks_for_error, tails
 from tensornet_compress.layout import Layout, Tensorization
 from tensornet_compress.network import TermSpec, Topology, parse_format
 from tensornet_compress.searching import SpectrumStore
-from tensornet_compress.searching.candidates import Candidate, Shape, for_error
+from tensornet_compress.searching.candidates import Candidate, Shape, at_its_least, for_error
 
 FP32 = parse_format("fp32")
 
@@ -78,3 +78,39 @@ def test_what_is_measured_once_is_not_measured_again() -> None:
     result = tnc.search(tensor, max_error=1e-4, formats=("fp32",), topologies=("tree",), null=False)
     assert [found.network.nbytes for found in result.found].count(4 * 108) == 1
     assert result.best.nbytes == 4 * 108
+
+
+@given(st.integers(0, 999), st.floats(1e-3, 0.5), st.floats(1.0, 4.0), st.sampled_from(["fp32", "int8g64", "int4g64z"]))
+def test_a_candidate_at_its_least_stays_with_more_slack(seed: int, error: float, slack: float, name: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randn(4, 6, 2, generator=generator, dtype=torch.float64) for _ in range(2)]
+    noise = 10.0 ** float(torch.empty(()).uniform_(-4, 0, generator=generator))
+    tensor = torch.einsum("aib,cjb->aicj", *parts) + noise * torch.randn(4, 6, 4, 6, generator=generator, dtype=torch.float64)
+    store = SpectrumStore(tensor)
+    shape = Shape("tree", Tensorization.native((4, 6, 4, 6)), Topology.balanced_tree(range(4)))
+    candidate = for_error(shape, store, parse_format(name), error)
+    if candidate is not None and at_its_least(candidate, store, error, slack):
+        again = for_error(candidate.shape, store, parse_format(name), error, slack)
+        assert again is not None
+        assert again.same(candidate)
+        assert (again.nbytes, again.error) == (candidate.nbytes, candidate.error)
+
+
+def test_structure_that_is_exact_is_at_its_least_and_noise_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(8, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    exact, noise = a @ b.T, torch.randn(8, 8, generator=generator, dtype=torch.float64)
+    for tensor, error, expected in ((exact, 1e-3, True), (noise, 0.3, False)):
+        store = SpectrumStore(tensor)
+        candidate = for_error(Shape("svd", Tensorization.native((8, 8)), Topology.two_cores(2, (0,))), store, FP32, error)
+        if candidate is not None:
+            assert at_its_least(candidate, store, error, 4.0) is expected
+
+
+@given(st.permutations(range(4)), st.integers(1, 3), st.sampled_from(["fp32", "bf16", "int4g64z", "int8g64"]))
+def test_bytes_that_are_predicted_are_those_of_the_term(order: list[int], seed: int, name: str) -> None:
+    tensor = torch.randn(4, 5, 6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    shape = Shape("tree", Tensorization.native((4, 5, 6, 3)), Topology.balanced_tree(order))
+    candidate = for_error(shape, SpectrumStore(tensor), parse_format(name), 0.7)
+    if candidate is not None:
+        assert candidate.nbytes == candidate.term.nbytes

@@ -10,19 +10,10 @@ from torch import Tensor
 
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.progress import Progress, SilentProgress
+from tensornet_compress.searching.checks import check_formats, check_metric, check_names, check_numbers, check_tensor
 from tensornet_compress.searching.control import controlled, shuffles
 from tensornet_compress.searching.engine import Search
-from tensornet_compress.searching.limit import (
-    KNOWN_ORDERINGS,
-    ORDERINGS,
-    Limit,
-    Ordering,
-    check_formats,
-    check_metric,
-    check_names,
-    check_numbers,
-    check_tensor,
-)
+from tensornet_compress.searching.limit import KNOWN_ORDERINGS, ORDERINGS, Limit, Ordering
 from tensornet_compress.searching.result import Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family
 from tensornet_compress.threads import limited_threads

@@ -151,7 +151,7 @@ def search_trees() -> str:
             f"{r['tree_seconds']:.3f}",
             f"{r['ours_seconds']:.3f}",
             f"{r['ttnopt_seconds']:.3f} / {r['ttnopt_usual_seconds']:.3f}",
-            f"{r['tree_seconds'] / r['ttnopt_seconds']:.2f} / {r['tree_seconds'] / r['ttnopt_usual_seconds']:.2f}",
+            f"{r['tree_seconds'] / r['ttnopt_seconds']:.3f} / {r['tree_seconds'] / r['ttnopt_usual_seconds']:.3f}",
         ]
         for r in load("search_trees")["growth"]
         if "ttnopt_seconds" in r

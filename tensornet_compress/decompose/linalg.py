@@ -83,7 +83,7 @@ def _outer_product(matrix: Tensor, norm: float) -> tuple[Tensor, Tensor, Tensor]
     column, row = rank_one_parts(matrix)
     if not _norm(torch.outer(column, row).sub_(matrix)) <= _lost(matrix) * norm:
         return None
-    length, width = _norm(column), _norm(row)
+    length, width = (float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in (column, row))
     return (column / length)[:, None], matrix.new_tensor([length * width]), (row / width)[None]
 
 
@@ -116,7 +116,9 @@ def _projected(matrix: Tensor, rank: int, norm: float) -> tuple[Tensor, Tensor, 
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    """A norm to be compared: in the tensor's own precision, a third of the time, unless squares might leave that."""
+    found = float(torch.linalg.vector_norm(tensor))
+    return found if 1e-12 < found < 1e12 else float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def _lost(matrix: Tensor) -> float:
@@ -172,6 +174,8 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 def fix_signs(U: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
     """Make the largest entry of each column of U positive, so that equal input gives equal bytes."""
+    if U.shape[1] == 1:
+        return (-U, -Vh) if float(U[int(U.abs().argmax())]) < 0 else (U, Vh)
     largest = U.gather(0, U.abs().argmax(0, keepdim=True))
     signs = torch.where(largest < 0, -1.0, 1.0).to(U)
     return U * signs, Vh * signs.T

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import tensorly
-from tensorly.decomposition import tensor_train
 from tensorly.tenalg.svd import svd_interface
 from torch import Tensor
 
@@ -52,11 +51,6 @@ def _own_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[
     return U, S, Vh
 
 
-def _own_svd_unsigned(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """For ``tensor_train``, which sets the signs as ``fix_signs`` does."""
-    return truncated(matrix, n_eigenvecs)
-
-
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, r), S (r,), Vh (r, n) through ``tensorly.tenalg.svd_interface`` with our SVD and our signs."""
     with tensorly_backend():
@@ -65,14 +59,16 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train_cores(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-    """TT-SVD by ``tensorly.decomposition.tensor_train``: cores (r_k, n_k, r_k+1), boundary ranks 1.
+    """TT-SVD (Oseledets 2011) with tensorly's SVD: cores (r_k, n_k, r_k+1), boundary ranks 1, all but the last orthonormal.
 
-    ``ranks`` are the inner ranks; tensorly lowers one that its unfolding cannot support.
+    ``ranks`` are the inner ranks; one that its unfolding cannot support is lowered. The cores of
+    ``tensorly.decomposition.tensor_train`` with our SVD, to the bit, without its further passes over both sides of every bond.
     """
-    if tensor.ndim == 1:
-        return [tensor.reshape(1, -1, 1)]
-    if tensor.ndim == 2:
-        U, S, Vh = truncated_svd(tensor, min(ranks[0], *tensor.shape))
-        return [U[None], (S[:, None] * Vh)[:, :, None]]
-    with tensorly_backend():
-        return list(tensor_train(tensor, rank=[1, *ranks, 1], svd=_own_svd_unsigned).factors)
+    cores, rest = [], tensor.reshape(1, -1)
+    for size, rank in zip(tensor.shape[:-1], ranks):
+        before = len(rest)
+        matrix = rest.reshape(before * size, -1)
+        U, S, Vh = truncated_svd(matrix, min(rank, *matrix.shape))
+        cores.append(U.reshape(before, size, -1))
+        rest = S[:, None] * Vh
+    return [*cores, rest.reshape(-1, tensor.shape[-1], 1)]

@@ -17,7 +17,7 @@ def decompose_tree(laid_out: Tensor, topology: Topology, ranks: Sequence[int]) -
     """Cores of ``laid_out`` over ``topology`` and the ranks in fact used (a rank that an unfolding cannot have is lowered).
 
     The squared error is at most the sum over bonds of the squared singular values dropped from the unfoldings of the
-    whole tensor, and at least the largest of these. Chains go through tensorly's ``tensor_train``.
+    whole tensor, and at least the largest of these. All SVDs go through tensorly.
     """
     require_finite(laid_out, "tensor")
     laid_out = laid_out.to(working_dtype(laid_out.dtype))

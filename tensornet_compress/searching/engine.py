@@ -30,7 +30,7 @@ from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information, numbers, train_of
 from tensornet_compress.searching.limit import Limit, Ordering
 from tensornet_compress.searching.products import PURE
-from tensornet_compress.searching.reach import in_reach
+from tensornet_compress.searching.reach import in_reach, peak_of
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
 from tensornet_compress.searching.starts import LARGEST_ASSIGNED, changed_orders, fibre_starts
@@ -66,8 +66,9 @@ class Search:
         self.work = self.tensor if tensor.dtype == torch.float64 else self.tensor.float()
         self.limit, self.orderings, self.families, self.deadline = limit, orderings, families, deadline
         self.metric, self.given_metric = metric or euclidean(), metric
-        self.dense_formats, self.note = in_reach(self.work, [parse_format(name) for name in formats or DENSE_FORMATS])
-        self.formats, _ = in_reach(self.work, [parse_format(name) for name in formats or CORE_FORMATS])
+        peak = peak_of(self.work)
+        self.dense_formats, self.note = in_reach(peak, [parse_format(name) for name in formats or DENSE_FORMATS])
+        self.formats, _ = in_reach(peak, [parse_format(name) for name in formats or CORE_FORMATS])
         self.norm = self.metric.norm2(self._matrix(self.work))
         self.zero = not self.norm > 0 and not self.work.any()
         if not self.zero and not self.norm > 0:

@@ -214,10 +214,12 @@ def merged(topology: Topology, dims: Sequence[int], ranks: Sequence[int], overhe
     """Neighbouring cores are contracted while that stores no more numbers at these ranks: a bond of full rank is of no use.
     ``overhead``: what a core takes besides its numbers, in numbers (the scale of a small integer core)."""
     legs, widths = list(topology.legs), dict(zip(topology.edges, ranks))
+    sizes = _sizes(legs, dims, widths)
     while widths:
-        saved, edge = _most_saved(legs, dims, widths)
+        saved, edge = _most_saved(sizes, widths)
         if saved + overhead < 0:
             break
+        sizes[edge[0]] += sizes.pop(edge[1]) - saved
         legs, widths = _contracted(legs, widths, edge)
     return topology if len(legs) == len(topology.legs) else Topology(legs=tuple(legs), edges=tuple(widths))
 
@@ -225,16 +227,21 @@ def merged(topology: Topology, dims: Sequence[int], ranks: Sequence[int], overhe
 def with_one_core_less(topology: Topology, dims: Sequence[int], ranks: Sequence[int]) -> Topology:
     """Those two neighbouring cores are contracted which that makes least larger."""
     legs, widths = list(topology.legs), dict(zip(topology.edges, ranks))
-    legs, widths = _contracted(legs, widths, _most_saved(legs, dims, widths)[1])
+    legs, widths = _contracted(legs, widths, _most_saved(_sizes(legs, dims, widths), widths)[1])
     return Topology(legs=tuple(legs), edges=tuple(widths))
 
 
-def _most_saved(legs: Legs, dims: Sequence[int], widths: Widths) -> tuple[int, tuple[int, int]]:
-    """The bond whose two cores are most numbers smaller when contracted (the first of equals), and how many that are."""
+def _sizes(legs: Legs, dims: Sequence[int], widths: Widths) -> list[int]:
+    """Of every core the count of its numbers."""
     sizes = [prod(dims[position] for position in core) for core in legs]
     for (a, b), width in widths.items():
         sizes[a] *= width
         sizes[b] *= width
+    return sizes
+
+
+def _most_saved(sizes: Sequence[int], widths: Widths) -> tuple[int, tuple[int, int]]:
+    """The bond whose two cores are most numbers smaller when contracted (the first of equals), and how many that are."""
     saved = {(a, b): sizes[a] + sizes[b] - sizes[a] * sizes[b] // width**2 for (a, b), width in widths.items()}
     edge = max(saved, key=saved.__getitem__)
     return saved[edge], edge

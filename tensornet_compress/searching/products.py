@@ -1,4 +1,4 @@
-"""Outer products: is a tensor one of two smaller ones? Seen in a few sampled entries, then checked on all."""
+"""Outer products: is a tensor one of smaller ones? Seen in a few sampled entries, then checked on all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tensornet_compress.decompose.spectra import unfolding
 from tensornet_compress.metric import squared_norm
 
 PURE = 1e-13
@@ -19,30 +20,36 @@ _ALL_SUBSETS = 8
 _SUSPECT = 1e-10
 
 
-def product_cut(tensor: Tensor, energy: float, pure: float = PURE) -> tuple[list[int], Tensor, Tensor] | None:
-    """Modes whose cut from all others is of rank 1 but for a share ``pure`` of the ``energy`` (the squared norm), with the two
-    parts as vectors; ``None`` where the samples show no such cut.
+def product_parts(tensor: Tensor, energy: float, pure: float = PURE) -> list[tuple[tuple[int, ...], Tensor]]:
+    """The smaller tensors that a tensor is an outer product of, but for a share ``pure`` of the ``energy`` (its squared norm)
+    at every cut, up to their scales, with the modes of each; nothing where samples show no such cut.
 
-    Looks at all cuts of up to 8 modes, and at single modes and pairs of more. Entries are sampled with a fixed seed; a tensor
-    that is zero almost everywhere shows nothing.
+    Looks at all cuts of up to 8 modes, and at single modes and pairs of more. Entries are sampled once with a fixed seed; a
+    tensor that is zero almost everywhere shows nothing. A part may be a product itself, where a cut of it was not looked at.
     """
-    for inside, pivot in _suspects(tensor):
-        rest = [mode for mode in range(tensor.ndim) if mode not in inside]
-        column, row = _through(tensor, pivot, inside), _through(tensor, pivot, rest)
+    parts: list[tuple[tuple[int, ...], Tensor]] = []
+    left = tuple(range(tensor.ndim))
+    for cut, pivot in _suspects(tensor):
+        if not set(cut) < set(left):
+            continue
+        inside = [place for place, mode in enumerate(left) if mode in cut]
+        rest = [place for place, mode in enumerate(left) if mode not in cut]
+        place = tuple(pivot[mode] for mode in left)
+        column, row = _through(tensor, place, inside), _through(tensor, place, rest)
         # Of an outer product one column is exact but for rounding, which sums over long rows in single precision are not.
-        column = column / tensor[pivot]
-        product = torch.outer(column, row).reshape([tensor.shape[mode] for mode in (*inside, *rest)])
-        if 0 < squared_norm(product.sub_(tensor.permute(*inside, *rest))) + 1e-300 <= pure * energy:
-            return inside, column, row
-    return None
+        scaled = (column / tensor[place]).reshape(-1)
+        if squared_norm(torch.outer(scaled, row.reshape(-1)).sub_(unfolding(tensor, inside))) <= pure * energy:
+            parts.append((tuple(cut), column))
+            tensor, left, energy = row, tuple(left[place] for place in rest), squared_norm(row)
+    return [*parts, (left, tensor)] if parts else []
 
 
 def _through(tensor: Tensor, place: tuple[int, ...], free: Sequence[int]) -> Tensor:
-    """The entries of which all modes but the free ones are as in ``place``, as a vector."""
-    return tensor[tuple(slice(None) if mode in free else index for mode, index in enumerate(place))].reshape(-1)
+    """The entries of which all modes but the free ones are as in ``place``."""
+    return tensor[tuple(slice(None) if mode in free else index for mode, index in enumerate(place))]
 
 
-def _suspects(tensor: Tensor) -> Iterator[tuple[list[int], tuple[int, ...]]]:
+def _suspects(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Cuts of which a sampled submatrix is of rank 1, and the place of its largest entry."""
     if tensor.ndim < 2:
         return
@@ -57,7 +64,7 @@ def _suspects(tensor: Tensor) -> Iterator[tuple[list[int], tuple[int, ...]]]:
     pure = (largest != 0) & (np.square(left).sum((1, 2)) <= _SUSPECT * np.square(values).sum((1, 2)))
     for cut in np.flatnonzero(pure):
         place = np.unravel_index(int(flat[cut, row[cut], column[cut]]), tuple(tensor.shape))
-        yield list(cuts[cut]), tuple(map(int, place))
+        yield cuts[cut], tuple(map(int, place))
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
@@ -12,8 +13,13 @@ from tensornet_compress.network import FloatFormat, NumberFormat, PivotFormat
 _NEAR, _FAR = 1e5, 1e15
 
 
-def in_reach(tensor: Tensor, formats: Sequence[NumberFormat]) -> tuple[list[NumberFormat], str]:
-    """The formats that can hold numbers of this size, and what to say of those left out (empty: none were).
+def peak_of(tensor: Tensor) -> float:
+    """The largest magnitude of the entries; 0 where there are none."""
+    return max(map(abs, map(float, torch.aminmax(tensor)))) if tensor.numel() else 0.0
+
+
+def in_reach(peak: float, formats: Sequence[NumberFormat]) -> tuple[list[NumberFormat], str]:
+    """The formats that can hold numbers of up to this size, and what to say of those left out (empty: none were).
 
     Integer formats keep fp16 scales, which do not reach far beyond 1e5 and below 1e-5.
 
@@ -23,7 +29,6 @@ def in_reach(tensor: Tensor, formats: Sequence[NumberFormat]) -> tuple[list[Numb
     pivoted = [fmt.name for fmt in formats if isinstance(fmt, PivotFormat)]
     if pivoted:
         raise TensorNetError(f"{pivoted} belong to two cores of a matrix; a search takes {[name[:-1] for name in pivoted]}")
-    peak = float(tensor.abs().max()) if tensor.numel() else 0.0
     if peak == 0.0:
         return list(formats), "; every entry is zero, so there is nothing to search"
     if 1 / _NEAR <= peak <= _NEAR:

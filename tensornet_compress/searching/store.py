@@ -12,7 +12,7 @@ from torch import Tensor
 from tensornet_compress.decompose.linalg import rank_one_parts
 from tensornet_compress.decompose.spectra import unfolding
 from tensornet_compress.metric import squared_norm
-from tensornet_compress.searching.products import PURE, product_cut
+from tensornet_compress.searching.products import PURE, product_parts
 
 EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
@@ -126,21 +126,21 @@ class SpectrumStore:
         self._seek_product()
         if not self._parts:
             return self._cut(sorted(key))
-        product = np.array([self.energy**0.5])
+        product, cut = np.array([self.energy**0.5]), 0
         for modes, part in self._parts:
             inside = [place for place, mode in enumerate(modes) if mode in key]
             if 0 < len(inside) < len(modes):
                 product = np.outer(product, part._values(part.key(inside)) / max(part.energy, 1e-300) ** 0.5).ravel()
-        return np.sort(product)[::-1].copy()
+                cut += 1
+        return product if cut < 2 else np.sort(product)[::-1].copy()
 
     def _seek_product(self) -> None:
         """Once: split the tensor where sampled entries show an outer product, before any of its unfoldings is computed. Of a
         small matrix the only spectrum tells as much."""
         known = self._sought or (len(self.dims) < 3 and self.modes.numel() <= _FEW)
-        found = None if known else product_cut(self.modes, self.energy, self._pure)
         self._sought = True
-        if found is not None:
-            self._split(*found)
+        if not known:
+            self._split(product_parts(self.modes, self.energy, self._pure))
 
     def _cut(self, inside: list[int]) -> np.ndarray:
         """Spectrum of one unfolding; where that is of rank 1 the tensor is split."""
@@ -154,16 +154,17 @@ class SpectrumStore:
             wide = short.double() if len(short) <= self._exact else short
             squares = torch.linalg.eigvalsh(wide @ wide.T).double().cpu().numpy()[::-1].clip(min=0.0)
         if 0 < squares[0] * self._pure >= squares[1:].sum() and len(squares) > 1:
-            self._split(inside, *rank_one_parts(matrix))
+            rest = [mode for mode in range(len(self.dims)) if mode not in inside]
+            self._split(
+                (tuple(modes), part.reshape([self.dims[mode] for mode in modes]))
+                for modes, part in zip((inside, rest), rank_one_parts(matrix))
+            )
         return np.sqrt(squares)
 
-    def _split(self, inside: list[int], column: Tensor, row: Tensor) -> None:
-        """Go on with the two parts of an outer product."""
-        rest = [mode for mode in range(len(self.dims)) if mode not in inside]
-        for modes, part in ((inside, column), (rest, row)):
-            shaped = part.reshape([self.dims[mode] for mode in modes])
-            store = SpectrumStore(shaped, precise=self._exact > 0, pure=self._pure)
-            self._parts.append((tuple(modes), store))
+    def _split(self, parts: Iterable[tuple[tuple[int, ...], Tensor]]) -> None:
+        """Go on with the parts of an outer product, if there are any."""
+        for modes, part in parts:
+            self._parts.append((modes, SpectrumStore(part, precise=self._exact > 0, pure=self._pure)))
 
     def _sketched(self, matrix: Tensor) -> np.ndarray:
         sample = self._sample(matrix, min(_SKETCH, len(matrix)))

@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensorly.decomposition import tensor_train
 
 import tensornet_compress as tnc
 from tensornet_compress.decompose import decompose_tree
-from tensornet_compress.decompose.tensorly_adapter import tensorly_backend, tensorly_left_alone
+from tensornet_compress.decompose.linalg import truncated
+from tensornet_compress.decompose.tensorly_adapter import tensorly_backend, tensorly_left_alone, train_cores
 from tensornet_compress.network import TensorNetwork
 from tests.generators import FP32, SEEDS, random_tensor
 
@@ -36,6 +38,21 @@ def test_trains_agree_with_tensorly(shape, seed, rank):
     theirs = tensorly.decomposition.tensor_train(tensor.numpy(), [1, *[rank] * (len(shape) - 1), 1])
     assert np.allclose(dense.numpy(), theirs.to_tensor(), atol=1e-8)
     assert tuple(theirs.rank[1:-1]) == tuple(ranks)
+
+
+@given(SHAPES, SEEDS, st.integers(1, 4), st.sampled_from([torch.float32, torch.float64]))
+def test_cores_of_trains_are_those_of_tensorly_with_our_svd(shape, seed, rank, dtype):
+    tensor = random_tensor(shape, seed).to(dtype)
+    ranks = [rank] * (len(shape) - 1)
+
+    def solve(matrix, n_eigenvecs=None, **_):
+        return truncated(matrix, n_eigenvecs)
+
+    with tensorly_backend():
+        theirs = tensor_train(tensor, [1, *ranks, 1], svd=solve).factors
+    ours = train_cores(tensor, ranks)
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(mine, its) for mine, its in zip(ours, theirs))
 
 
 @given(SHAPES, SEEDS, st.integers(1, 4))

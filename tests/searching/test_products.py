@@ -13,7 +13,7 @@ from tensornet_compress.metric import squared_norm
 from tensornet_compress.network import Topology
 from tensornet_compress.searching import SpectrumStore
 from tensornet_compress.searching.graphs import mutual_information, native, side_by_side
-from tensornet_compress.searching.products import product_cut
+from tensornet_compress.searching.products import product_parts
 from tensornet_compress.searching.shapes import searched_shapes
 
 
@@ -23,26 +23,33 @@ def product(order: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch
     return torch.einsum("abc,de->abcde", *parts).permute(order).contiguous()
 
 
+def assert_product(parts, tensor):
+    """The parts are those of ``tensor``, up to their scales."""
+    labels = "abcdefgh"
+    joined = ",".join("".join(labels[mode] for mode in modes) for modes, _ in parts)
+    made = torch.einsum(f"{joined}->{labels[: tensor.ndim]}", *(part.double() for _, part in parts))
+    share = float((made * tensor).sum() / (made.norm() * tensor.double().norm()))
+    assert abs(share) == pytest.approx(1.0, abs=1e-12)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (3, 0, 4, 2, 1), (4, 2, 0, 1, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_parts_of_a_product_are_found(order, dtype):
     tensor = product(order, dtype)
-    found = product_cut(tensor, squared_norm(tensor))
-    assert found is not None
-    inside, column, row = found
-    assert {order[mode] for mode in inside} in ({0, 1, 2}, {3, 4})
-    assert column.numel() * row.numel() == tensor.numel()
+    found = product_parts(tensor, squared_norm(tensor))
+    assert sorted(sorted(order[mode] for mode in modes) for modes, _ in found) == [[0, 1, 2], [3, 4]]
+    assert_product(found, tensor)
 
 
 @pytest.mark.parametrize("tensor", [torch.randn(4, 5, 6), torch.zeros(3, 3, 3), torch.eye(16).reshape(4, 4, 16)])
 def test_what_is_no_product_has_none(tensor):
-    assert product_cut(tensor, squared_norm(tensor)) is None
+    assert not product_parts(tensor, squared_norm(tensor))
 
 
 def test_samples_alone_do_not_decide():
     tensor = torch.ones(40, 40, dtype=torch.float64)
     tensor[7, 9] = 2.0
-    assert product_cut(tensor, squared_norm(tensor)) is None
+    assert not product_parts(tensor, squared_norm(tensor))
 
 
 @pytest.mark.parametrize("left", [{0}, {1, 3}, {0, 2}, {0, 1, 4}, {2, 4}])
@@ -70,14 +77,18 @@ def test_large_products_in_single_precision_are_found():
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(10, 10, generator=generator) for _ in range(3)]
     tensor = torch.einsum("ab,cd,ef->acebdf", *parts).contiguous()
-    for _ in range(2):
-        found = product_cut(tensor, squared_norm(tensor))
-        assert found is not None
-        inside, _, row = found
-        assert len(inside) == 2
-        assert inside[1] == inside[0] + tensor.ndim // 2
-        tensor = row.reshape([10] * (tensor.ndim - 2))
-    assert product_cut(tensor, squared_norm(tensor)) is None
+    found = product_parts(tensor, squared_norm(tensor))
+    assert sorted(sorted(modes) for modes, _ in found) == [[0, 3], [1, 4], [2, 5]]
+    assert_product(found, tensor)
+
+
+def test_factors_of_one_mode_and_of_several_are_told_apart():
+    generator = torch.Generator().manual_seed(3)
+    one, three, two = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4,), (3, 2, 5), (4, 3)))
+    tensor = torch.einsum("c,aeb,fd->abcdef", one, three, two).contiguous()
+    found = product_parts(tensor, squared_norm(tensor))
+    assert sorted(sorted(modes) for modes, _ in found) == [[0, 1, 4], [2], [3, 5]]
+    assert_product(found, tensor)
 
 
 def test_rank_one_parts_give_the_matrix_back():

@@ -147,7 +147,7 @@ def search_trees() -> str:
     grown = [
         [
             f"{r['size']}^6 = {r['entries']:,}",
-            f"{3 * r['size'] ** 2} / {r['tree_numbers']} / {r['ttnopt_numbers']:,} / {r['ttnopt_usual_numbers']:,}",
+            f"{3 * r['size'] ** 2} / {r['tree_numbers']} / {r['ttnopt_merged_numbers']} / {r['ttnopt_usual_merged_numbers']}",
             f"{r['tree_seconds']:.3f}",
             f"{r['ours_seconds']:.3f}",
             f"{r['ttnopt_seconds']:.3f} / {r['ttnopt_usual_seconds']:.3f}",

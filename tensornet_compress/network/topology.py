@@ -34,12 +34,18 @@ class Topology(Frozen):
                 raise ValueError(f"edge {(a, b)} must join cores a < b of {len(self.legs)} cores")
         if not self.legs:
             raise ValueError("a network needs at least one core")
-        if len(set(self.edges)) != len(self.legs) - 1 or len(self.edges) != len(self.legs) - 1 or not _connected(self):
+        if len(self.edges) != len(self.legs) - 1 or _has_cycle(len(self.legs), self.edges):
             raise ValueError(f"edges {self.edges} do not make a tree of {len(self.legs)} cores")
-        for core in range(len(self.legs)):
-            if not self.legs[core] and sum(core in edge for edge in self.edges) < 2:
+        ends = [core for edge in self.edges for core in edge]
+        for core, legs in enumerate(self.legs):
+            if not legs and ends.count(core) < 2:
                 raise ValueError(f"core {core} has neither a leg nor two bonds")
         return self
+
+    @classmethod
+    def unchecked(cls, legs: tuple[tuple[int, ...], ...], edges: tuple[tuple[int, int], ...]) -> Topology:
+        """Without the checks, for what was made from a topology by steps that keep a tree a tree."""
+        return cls.model_construct(legs=legs, edges=edges)
 
     def _bare_graph(self) -> nx.Graph:
         graph: nx.Graph = nx.Graph()
@@ -133,12 +139,18 @@ class Topology(Frozen):
         return _sides(self.legs, self.edges)[bond]
 
 
-def _connected(topology: Topology) -> bool:
-    part = list(range(len(topology.legs)))
-    for a, b in topology.edges:
-        old, new = part[a], part[b]
-        part = [new if label == old else label for label in part]
-    return len(set(part)) == 1
+def _has_cycle(cores: int, edges: tuple[tuple[int, int], ...]) -> bool:
+    """Whether some edge joins two cores that earlier ones connect already."""
+    above = list(range(cores))
+    for a, b in edges:
+        while above[a] != a:
+            a = above[a]
+        while above[b] != b:
+            b = above[b]
+        if a == b:
+            return True
+        above[b] = a
+    return False
 
 
 @lru_cache(maxsize=4096)

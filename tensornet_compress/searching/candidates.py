@@ -43,7 +43,7 @@ class Shape:
         place = {mode: position for position, mode in enumerate(order)}
         legs = tuple(tuple(place[mode] for mode in core) for core in self.topology.legs)
         layout = Layout(tensorization=self.tensorization, mode_order=order, fibre_orders=self.fibre_orders)
-        return layout, Topology(legs=legs, edges=self.topology.edges)
+        return layout, Topology.unchecked(legs=legs, edges=self.topology.edges)
 
     @cached_property
     def plain(self) -> Layout:

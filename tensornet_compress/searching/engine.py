@@ -337,11 +337,18 @@ class Search:
 
     def _measure(self, family: str, spec: NetworkSpec, ordered: bool, feedback: ErrorFeedback | None = None) -> Found:
         network: TensorNetwork = realise(self.tensor, spec, self.given_metric, 1, feedback=feedback)
-        error = self._error_of(network.to_dense(self.work.dtype))
+        error = 0.0 if self._kept_whole(network) else self._error_of(network.to_dense(self.work.dtype))
         found = Found(family, network, error, ordered)
         self.found.append(found)
         self._note(f"{family} measured", network.nbytes, error)
         return found
+
+    def _kept_whole(self, network: TensorNetwork) -> bool:
+        """Whether what is stored are the very entries of the tensor, in native order."""
+        stored, layout = list(network.stored.values()), network.spec.terms[0].layout
+        return (
+            len(stored) == 1 and layout.is_native and stored[0].shape == self.work.shape and torch.equal(stored[0], self.work)
+        )
 
     def _error_of(self, dense: Tensor) -> float:
         squared = self.metric.norm2(self._matrix(self.work - dense))

@@ -174,7 +174,7 @@ def side_by_side(parts: Sequence[tuple[Sequence[int], Topology]]) -> Topology:
         if before is not None:
             edges.append((before, first))
         before = first
-    return Topology(legs=tuple(legs), edges=tuple(sorted(edges)))
+    return Topology.unchecked(legs=tuple(legs), edges=tuple(sorted(edges)))
 
 
 def native(topology: Topology) -> bool:
@@ -206,7 +206,7 @@ def exchanges(topology: Topology, bond: int) -> list[Topology]:
             edges = set(topology.edges)
             edges -= {(min(a, x), max(a, x)), (min(b, y), max(b, y))}
             edges |= {(min(b, x), max(b, x)), (min(a, y), max(a, y))}
-            found.append(Topology(legs=topology.legs, edges=tuple(sorted(edges))))
+            found.append(Topology.unchecked(legs=topology.legs, edges=tuple(sorted(edges))))
     return found
 
 
@@ -221,14 +221,14 @@ def merged(topology: Topology, dims: Sequence[int], ranks: Sequence[int], overhe
             break
         sizes[edge[0]] += sizes.pop(edge[1]) - saved
         legs, widths = _contracted(legs, widths, edge)
-    return topology if len(legs) == len(topology.legs) else Topology(legs=tuple(legs), edges=tuple(widths))
+    return topology if len(legs) == len(topology.legs) else Topology.unchecked(legs=tuple(legs), edges=tuple(widths))
 
 
 def with_one_core_less(topology: Topology, dims: Sequence[int], ranks: Sequence[int]) -> Topology:
     """Those two neighbouring cores are contracted which that makes least larger."""
     legs, widths = list(topology.legs), dict(zip(topology.edges, ranks))
     legs, widths = _contracted(legs, widths, _most_saved(_sizes(legs, dims, widths), widths)[1])
-    return Topology(legs=tuple(legs), edges=tuple(widths))
+    return Topology.unchecked(legs=tuple(legs), edges=tuple(widths))
 
 
 def _sizes(legs: Legs, dims: Sequence[int], widths: Widths) -> list[int]:

@@ -345,10 +345,10 @@ class Search:
 
     def _kept_whole(self, network: TensorNetwork) -> bool:
         """Whether what is stored are the very entries of the tensor, in native order."""
-        stored, layout = list(network.stored.values()), network.spec.terms[0].layout
-        return (
-            len(stored) == 1 and layout.is_native and stored[0].shape == self.work.shape and torch.equal(stored[0], self.work)
-        )
+        if len(network.stored) > 1 or not network.spec.terms[0].layout.is_native:
+            return False
+        (core,) = network.stored.values()
+        return core.dtype == self.work.dtype and core.shape == self.work.shape and torch.equal(core, self.work)
 
     def _error_of(self, dense: Tensor) -> float:
         squared = self.metric.norm2(self._matrix(self.work - dense))

@@ -27,6 +27,8 @@ from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
 
+_BLOCK = 1 << 16
+
 
 class Metric(Protocol):
     """What ALS refinement needs of a metric on (m, n) matrices."""
@@ -41,8 +43,11 @@ class Metric(Protocol):
 
 
 def squared_norm(tensor: Tensor) -> float:
-    """The sum of the squares of all entries in double precision, without a copy of the tensor."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    """The sum of the squares of all entries in double precision, a block at a time: no wide copy of the whole tensor."""
+    if tensor.device.type != "cpu" or tensor.numel() <= _BLOCK:
+        return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    blocks = (block.double() for block in tensor.detach().reshape(-1).split(_BLOCK))
+    return sum(float(torch.dot(block, block)) for block in blocks)
 
 
 class KroneckerMetric:

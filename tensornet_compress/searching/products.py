@@ -72,7 +72,8 @@ def _samples(shape: tuple[int, ...]) -> tuple[list[tuple[int, ...]], Tensor]:
     """Cuts, and of each the places of a sampled submatrix of the unfolding in the flattened tensor: (cuts, 8, 8)."""
     count = len(shape)
     sizes = range(1, count // 2 + 1 if count <= _ALL_SUBSETS else 3)
-    cuts = [cut for size in sizes for cut in combinations(range(count), size)]
+    # Of a cut in halves one side names both.
+    cuts = [cut for size in sizes for cut in combinations(range(count), size) if 2 * size < count or 0 in cut]
     draw = np.random.default_rng(0)
     rows, columns = (np.stack([draw.integers(0, n, _SAMPLED) for n in shape]) for _ in range(2))
     within = np.zeros((len(cuts), count, 1, 1), bool)

@@ -13,9 +13,12 @@ from threadpoolctl import ThreadpoolController
 @contextmanager
 def limited_threads(count: int = 1) -> Iterator[None]:
     """Run factorisations on ``count`` threads: small LAPACK calls are much slower on several threads of a busy machine."""
-    before = torch.get_num_threads()
+    before, pools = torch.get_num_threads(), _pools()
+    if before == count and all(pool.num_threads == count for pool in pools.lib_controllers):
+        yield
+        return
     try:
-        with _pools().limit(limits=count):
+        with pools.limit(limits=count):
             torch.set_num_threads(count)
             yield
     finally:

@@ -15,7 +15,7 @@ from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.decompose.pivots import refit_rows, stable_pivots
 from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
-from tensornet_compress.decompose.tree import decompose_tree
+from tensornet_compress.decompose.tree import tree_cores
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.network import FloatFormat, IntFormat, NetworkSpec, NumberFormat, PivotFormat, TensorNetwork, TermSpec
@@ -51,7 +51,7 @@ def realise(
     networks = []
     for number, term in enumerate(spec.terms):
         parts = _realise_term(rest, term, metric, sweeps, spectrum if number == 0 else None, feedback)
-        network = TensorNetwork(spec.model_copy(update={"terms": (term,)}), parts)
+        network = TensorNetwork(spec if len(spec.terms) == 1 else spec.model_copy(update={"terms": (term,)}), parts)
         networks.append(network)
         if number < len(spec.terms) - 1:
             rest = rest - network.to_dense(rest.dtype)
@@ -173,7 +173,7 @@ def metric_columns(metric: KroneckerMetric, rows: Tensor) -> Tensor:
 
 
 def _tree_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, sweeps: int) -> dict[str, Tensor]:
-    cores, ranks = decompose_tree(term.layout.apply(tensor), term.topology, term.ranks)
+    cores, ranks = tree_cores(term.layout.apply(tensor), term.topology, term.ranks)
     for bond, (used, wanted) in enumerate(zip(ranks, term.ranks)):
         _require_rank(wanted, used, bond)
     if metric.rows is not None or metric.columns is not None:

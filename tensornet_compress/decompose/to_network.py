@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor
 
@@ -88,14 +89,12 @@ def _ranks_within(spectra: Sequence[Tensor], allowed: float, layout: Layout, top
 
 def feasible_ranks(ranks: Sequence[int], layout: Layout, topology: Topology) -> list[int]:
     """Ranks lowered until no bond of a core exceeds the product of the core's other axes."""
-    lowered = list(ranks)
+    lowered, dims = list(ranks), layout.dims
+    sizes = [prod(dims[position] for position in legs) for legs in topology.legs]
     changed = True
     while changed:
         changed = False
-        for core, legs in enumerate(topology.legs):
-            own = 1
-            for position in legs:
-                own *= layout.dims[position]
+        for core, own in enumerate(sizes):
             bonds = topology.bonds_of(core)
             for bond in bonds:
                 limit = own

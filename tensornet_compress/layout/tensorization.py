@@ -38,7 +38,7 @@ class Tensorization(Frozen):
     @classmethod
     def native(cls, shape: tuple[int, ...]) -> Tensorization:
         """Every axis is one mode."""
-        return cls(shape=tuple(shape), radices=tuple((size,) for size in shape))
+        return _native(tuple(shape))
 
     @property
     def modes(self) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ class Tensorization(Frozen):
         if tuple(modes.shape) != self.modes:
             raise TensorNetError(f"expected modes of shape {self.modes}, was given {tuple(modes.shape)}")
         full = modes.reshape(self.padded_shape)
-        return full[tuple(slice(size) for size in self.shape)].contiguous()
+        return (full[tuple(slice(size) for size in self.shape)] if full.shape != self.shape else full).contiguous()
 
     def digits(self, axis: int, index: Tensor) -> list[Tensor]:
         """Mixed-radix digits of indices along ``axis``: one tensor like ``index`` per radix."""
@@ -84,6 +84,11 @@ class Tensorization(Frozen):
             result.append(index % radix)
             index = torch.div(index, radix, rounding_mode="floor")
         return result[::-1]
+
+
+@lru_cache(maxsize=256)
+def _native(shape: tuple[int, ...]) -> Tensorization:
+    return Tensorization(shape=shape, radices=tuple((size,) for size in shape))
 
 
 # Plain functions with a memory, as copies of a model with other fields would keep what a cached property remembers.

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Annotated, Literal
 
@@ -207,6 +207,7 @@ def grouped_view(shape: tuple[int, ...], group: int) -> tuple[int, int]:
     return (total // last, last) if last >= group else (1, total)
 
 
+@lru_cache(maxsize=256)
 def parse_format(name: str) -> FloatFormat | IntFormat | PivotFormat:
     """``fp32 | bf16 | fp16 | int<2..8>g<group>[z|o]`` -> format (``z``: integer zero points, ``o``: float offsets); a floating
     point name with ``p`` after it is that of two cores whose first one holds the identity (``PivotFormat``).

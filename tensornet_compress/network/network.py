@@ -13,7 +13,6 @@ from tensornet_compress.layout import pack_permutation
 from tensornet_compress.network.contraction import Program, plan_contraction
 from tensornet_compress.network.formats import PivotFormat
 from tensornet_compress.network.spec import NetworkSpec, TermSpec, index_sizes
-from tensornet_compress.network.topology import Topology
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -75,13 +74,12 @@ def decode_core(term: TermSpec, term_index: int, core: int, stored: Mapping[str,
 
 def contract_term(term: TermSpec, cores: Sequence[Tensor]) -> Tensor:
     """Cores of a term -> its dense tensor of the original shape."""
-    return term.layout.invert(_rebuild(term.topology, term.layout.dims, term.ranks).run(cores))
+    return term.layout.invert(_rebuild(term.topology.all_labels, term.layout.dims, term.ranks).run(cores))
 
 
 @lru_cache(maxsize=1024)
-def _rebuild(topology: Topology, dims: tuple[int, ...], ranks: tuple[int, ...]) -> Program:
-    labels = [topology.core_labels(core) for core in range(len(topology.legs))]
-    output = tuple(f"p{position}" for position in range(topology.positions))
+def _rebuild(labels: tuple[tuple[str, ...], ...], dims: tuple[int, ...], ranks: tuple[int, ...]) -> Program:
+    output = tuple(f"p{position}" for position in range(len(dims)))
     return plan_contraction(labels, output, index_sizes(dims, ranks))
 
 

@@ -56,7 +56,7 @@ class Topology(Frozen):
     @classmethod
     def one_core(cls, positions: int) -> Topology:
         """The dense tensor."""
-        return cls(legs=(tuple(range(positions)),))
+        return _one_core(positions)
 
     @classmethod
     def two_cores(cls, positions: int, left: Sequence[int]) -> Topology:
@@ -102,10 +102,7 @@ class Topology(Frozen):
     def balanced_tree(cls, positions: Sequence[int]) -> Topology:
         """The balanced binary tree over positions in the given order (hierarchical Tucker)."""
 
-        def halve(part: Sequence[int]) -> Nested:
-            return part[0] if len(part) == 1 else (halve(part[: len(part) // 2]), halve(part[len(part) // 2 :]))
-
-        return cls.tree(halve(list(positions)))
+        return _balanced(tuple(positions))
 
     @property
     def positions(self) -> int:
@@ -132,11 +129,29 @@ class Topology(Frozen):
 
     def core_labels(self, core: int) -> tuple[str, ...]:
         """Labels of a core's axes: bonds to lower cores, legs, bonds to higher cores (``p3``: position 3, ``b1``: bond 1)."""
-        return _labels(self.legs, self.edges)[core]
+        return self.all_labels[core]
+
+    @property
+    def all_labels(self) -> tuple[tuple[str, ...], ...]:
+        """``core_labels`` of every core."""
+        return _labels(self.legs, self.edges)
 
     def side(self, bond: int) -> tuple[int, ...]:
         """Positions on the lower core's side of a bond, ascending."""
         return _sides(self.legs, self.edges)[bond]
+
+
+@lru_cache(maxsize=256)
+def _one_core(positions: int) -> Topology:
+    return Topology(legs=(tuple(range(positions)),))
+
+
+@lru_cache(maxsize=256)
+def _balanced(positions: tuple[int, ...]) -> Topology:
+    def halve(part: Sequence[int]) -> Nested:
+        return part[0] if len(part) == 1 else (halve(part[: len(part) // 2]), halve(part[len(part) // 2 :]))
+
+    return Topology.tree(halve(positions))
 
 
 def _has_cycle(cores: int, edges: tuple[tuple[int, int], ...]) -> bool:

@@ -42,7 +42,7 @@ class Shape:
         order = tuple(mode for legs in self.topology.legs for mode in legs)
         place = {mode: position for position, mode in enumerate(order)}
         legs = tuple(tuple(place[mode] for mode in core) for core in self.topology.legs)
-        layout = Layout(tensorization=self.tensorization, mode_order=order, fibre_orders=self.fibre_orders)
+        layout = self.plain if order == self.plain.mode_order else self.plain.model_copy(update={"mode_order": order})
         return layout, Topology.unchecked(legs=legs, edges=self.topology.edges)
 
     @cached_property
@@ -179,7 +179,7 @@ def _settled(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks_of: Ra
     while len(topology.legs) > 1:
         ranks, kept = ranks_of(topology)
         simpler = merged(topology, store.dims, ranks, _overhead(fmt))
-        if simpler == topology:
+        if simpler is topology:
             if kept:
                 ordered = shape.ordered and (bool(shape.fibre_orders) or not native(topology))
                 return _candidate(replace(shape, topology=topology, ordered=ordered), store, fmt, ranks)

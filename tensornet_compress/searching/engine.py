@@ -263,18 +263,18 @@ class Search:
     def _try(self, store: SpectrumStore, shapes: Iterable[Shape]) -> None:
         """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far, and as
         many more as miss the limit when measured."""
-        predicted: list[tuple[Candidate, float]] = []
+        predicted: list[tuple[Candidate, float, bool]] = []
         for shape in shapes:
             for fmt in self.formats:
-                candidate, slack = self._expected(shape, store, fmt)
+                candidate, slack, careful = self._expected(shape, store, fmt)
                 if candidate is not None:
                     self._note(f"{shape.family} in {fmt.name}, predicted", candidate.nbytes, candidate.error)
-                    predicted.append((candidate, slack))
-        predicted.sort(key=lambda pair: self.limit.cost(pair[0].nbytes, pair[0].error))
+                    predicted.append((candidate, slack, careful))
+        predicted.sort(key=lambda item: self.limit.cost(item[0].nbytes, item[0].error))
         most = _KEPT if self.work.numel() > _SMALL else _KEPT + 1
         made: list[tuple[object, ...]] = []
         signatures, missed = set(), 0
-        for candidate, slack in predicted:
+        for candidate, slack, careful in predicted:
             if len(made) - missed >= most or self.limit.hopeless(candidate, self.found) or not self.alive():
                 return
             if candidate.key() in made:
@@ -283,17 +283,19 @@ class Search:
             if candidate.signature() not in signatures:
                 signatures.add(candidate.signature())
                 missed += not self._make(candidate, store, slack) and missed < most
-                careful = self._predict(candidate.shape, store, candidate.fmt, 1.0) if len(made) == 1 and slack != 1.0 else None
-                if careful is not None and not careful.same(candidate):
-                    self._make(careful, store, 1.0)
+                other = None if careful or len(made) > 1 else self._predict(candidate.shape, store, candidate.fmt, 1.0)
+                if other is not None and not other.same(candidate):
+                    self._make(other, store, 1.0)
 
-    def _expected(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat) -> tuple[Candidate | None, float]:
-        """The candidate that is likely to keep the limit, and the slack that takes."""
+    def _expected(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat) -> tuple[Candidate | None, float, bool]:
+        """The candidate that is likely to keep the limit, the slack that takes, and whether it is what a careful prediction,
+        one without slack, comes to as well."""
         candidate = self._predict(shape, store, fmt, 1.0)
         slack = 1.0 if candidate is None or self.limit.max_error is None else overlap_slack(candidate)
         if candidate is None or slack == 1.0 or self._final(candidate, store, slack):
-            return candidate, slack
-        return self._predict(candidate.shape, store, fmt, slack) or candidate, slack
+            return candidate, slack, True
+        bold = self._predict(candidate.shape, store, fmt, slack)
+        return bold or candidate, slack, bold is None
 
     def _predict(self, shape: Shape, store: SpectrumStore, fmt: NumberFormat, slack: float) -> Candidate | None:
         if self.limit.max_error is not None:

@@ -112,7 +112,7 @@ def _trees(store: SpectrumStore, allowed: float, alive: Alive) -> Iterator[Topol
         return
     count = len(store.dims)
     if count < 3:
-        yield Topology.tree(tuple(range(count)))
+        yield Topology.balanced_tree(range(count))
         return
     yield reconnected(store, Topology.tree(agglomerated(store, alive)), allowed, alive)
     order = spectral_order(mutual_information(store, alive))

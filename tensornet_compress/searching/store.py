@@ -89,7 +89,7 @@ class SpectrumStore:
         if key not in self._tails:
             values = self._values(key)
             found = np.zeros(len(values) + 1)
-            np.cumsum(np.square(values[::-1]), out=found[-2::-1])
+            np.square(values[::-1]).cumsum(out=found[-2::-1])
             self._tails[key] = found
         return self._tails[key]
 
@@ -98,7 +98,7 @@ class SpectrumStore:
         key = self.key(left)
         if key not in self._falling:
             self._falling[key] = -self.tails(key)
-        return max(1, int(np.searchsorted(self._falling[key], -allowed, side="left")))
+        return max(1, int(self._falling[key].searchsorted(-allowed)))
 
     def entropy(self, left: Iterable[int]) -> float:
         """Entanglement entropy in bits: of the squared singular values as a distribution."""
@@ -130,9 +130,13 @@ class SpectrumStore:
         for modes, part in self._parts:
             inside = [place for place, mode in enumerate(modes) if mode in key]
             if 0 < len(inside) < len(modes):
-                product = np.outer(product, part._values(part.key(inside)) / max(part.energy, 1e-300) ** 0.5).ravel()
+                values = part._values(part.key(inside)) / max(part.energy, 1e-300) ** 0.5
+                product = np.multiply.outer(product, values).reshape(-1) if cut else product * values
                 cut += 1
-        return product if cut < 2 else np.sort(product)[::-1].copy()
+        if cut > 1:
+            product.sort()
+            product = product[::-1].copy()
+        return product
 
     def _seek_product(self) -> None:
         """Once: split the tensor where sampled entries show an outer product, before any of its unfoldings is computed. Of a

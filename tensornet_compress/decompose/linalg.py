@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import inf, isfinite
 
 import numpy as np
@@ -99,7 +98,9 @@ def rank_one_parts(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _projected(matrix: Tensor, rank: int, norm: float) -> tuple[Tensor, Tensor, Tensor] | None:
     """Triplets from a basis of ``rank + 8`` random combinations of columns; None where that is not the whole range."""
     count = rank + _SPARE
-    sample = matrix @ _drawn(matrix.shape[1], count + _PROBES, matrix.dtype).to(matrix.device)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(matrix.shape[1], count + _PROBES, generator=generator, dtype=matrix.dtype).to(matrix.device)
+    sample = matrix @ drawn
     basis = torch.linalg.qr(sample[:, :count])[0]
     probes = sample[:, count:]
     # Most matrices are told by a few combinations that the basis was not made of.
@@ -112,12 +113,6 @@ def _projected(matrix: Tensor, rank: int, norm: float) -> tuple[Tensor, Tensor, 
     V, S, Uh = _solve(R)
     U, Vh = Uh.T, (Q @ V).T
     return (basis @ U)[:, :rank], S[:rank], Vh[:rank]
-
-
-@lru_cache(maxsize=8)
-def _drawn(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Standard normal numbers (rows, columns), seeded; kept, as a search asks for the same ones of every layout."""
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 def _norm(tensor: Tensor) -> float:

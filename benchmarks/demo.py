@@ -21,17 +21,16 @@ import tensornet_compress.kv as kv
 from tensornet_compress.cli.kv import PROFILE_FOLDER, counted, evaluate_cache
 from tensornet_compress.cli.main import continue_text, folder_nbytes
 from tensornet_compress.cli.progress import RichProgress
-from tensornet_compress.compression import PLAN_ATTRIBUTE, model_nbytes
-from tensornet_compress.evaluate import Reference, evaluate_language
-from tensornet_compress.evaluate.language import LanguageQuality
+from tensornet_compress.compress import model_nbytes
+from tensornet_compress.compress.report import CompressionReport
+from tensornet_compress.evaluate import LanguageQuality, Reference, evaluate_language
 from tensornet_compress.inputs import calibration_windows, heldout_windows, resolve_model
 from tensornet_compress.nn import decoded
-from tensornet_compress.report import CompressionReport
-from tensornet_compress.reporting import write_report
-from tensornet_compress.reporting.from_kv import kv_result
-from tensornet_compress.reporting.from_weights import OURS, weights_result
-from tensornet_compress.results import Measure, write_result
-from tensornet_compress.results.made import made_here
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
+from tensornet_compress.report import Measure, write_report, write_result
+from tensornet_compress.report.from_kv import kv_result
+from tensornet_compress.report.from_weights import OURS, weights_result
+from tensornet_compress.report.made import made_here
 
 PROMPT = "The capital of France is"
 CACHES = (("storage", 2.0), ("live", 3.0))

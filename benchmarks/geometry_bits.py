@@ -20,8 +20,9 @@ from geometry_common import CALIBRATION, HELDOUT, VALIDATION, Language, Rows, qu
 from geometry_peers import GPTQ, quantise_model
 
 import tensornet_compress as tnc
-from tensornet_compress.compression import PLAN_ATTRIBUTE, model_nbytes, survey_model
+from tensornet_compress.compress import model_nbytes, survey_model
 from tensornet_compress.nn import find_targets, layer_weight
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tensornet_compress.train import Propagation, heal, propagate
 
 FORMATS = {4.5: "int4g64o", 3.5: "int3g64o", 3.0: "int3g0z", 2.5: "int2g64o"}

@@ -26,11 +26,14 @@ from geometry_models import ARCHITECTURES, IGNORED, Digits, mean_loss, quality, 
 from torch import nn
 
 import tensornet_compress as tnc
-from tensornet_compress.decompose import matrix_spectrum, weighted_cores
-from tensornet_compress.metric import ElementwiseMetric, collect_statistics
-from tensornet_compress.network import TensorNetwork, parse_format
+from tensornet_compress.calibrate import collect_statistics
+from tensornet_compress.coding import parse_format
+from tensornet_compress.decompose import matrix_spectrum
+from tensornet_compress.experimental import reduce_gradually, weighted_cores
+from tensornet_compress.metric import ElementwiseMetric
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
-from tensornet_compress.train import Schedule, heal, isvt, reduce_gradually
+from tensornet_compress.tensor import TensorNetwork
+from tensornet_compress.train import Schedule, heal, isvt
 from tensornet_compress.train.setup import rank_spec
 
 KEEPS = (0.9, 0.8, 0.6, 0.4)

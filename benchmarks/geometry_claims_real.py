@@ -29,7 +29,9 @@ from geometry_common import Rows
 from torch import Tensor, nn
 
 import tensornet_compress as tnc
+from tensornet_compress.calibrate import collect_statistics
 from tensornet_compress.decompose import MatrixSpectrum, matrix_spectrum
+from tensornet_compress.experimental import reduce_gradually
 from tensornet_compress.inputs import (
     calibration_windows,
     heldout_windows,
@@ -38,11 +40,10 @@ from tensornet_compress.inputs import (
     load_tokenizer,
     wikipedia_articles,
 )
-from tensornet_compress.metric import collect_statistics, euclidean
-from tensornet_compress.network import TensorNetwork
+from tensornet_compress.metric import euclidean
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
-from tensornet_compress.train import Problem, Schedule, curvature, heal, isvt, reduce_gradually
-from tensornet_compress.train.heal import next_token_loss
+from tensornet_compress.tensor import TensorNetwork
+from tensornet_compress.train import Problem, Schedule, curvature, heal, isvt, next_token_loss
 from tensornet_compress.train.setup import rank_spec
 
 KEEPS = (0.9, 0.8, 0.6, 0.4)

@@ -26,13 +26,13 @@ from common import LENGTH, MODEL, RESULTS, write_result
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.compression import compress
+from tensornet_compress.calibrate import collect_statistics, kept_output, model_inputs, sampled_loss, statistics_by_block
+from tensornet_compress.coding import parse_format
+from tensornet_compress.compress import compress
 from tensornet_compress.decompose import realise
 from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_tokenizer
-from tensornet_compress.metric import collect_statistics, kept_output, model_inputs, sampled_loss, statistics_by_block
-from tensornet_compress.network import parse_format
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
-from tensornet_compress.plan import Plan, layer_plan
+from tensornet_compress.nn.plan import Plan, layer_plan
 from tensornet_compress.train import BlockRefinement, Propagation, Schedule, heal, isvt, propagate
 from tensornet_compress.train.setup import rank_spec
 

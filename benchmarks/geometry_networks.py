@@ -20,8 +20,8 @@ from common import LENGTH, MODEL, original_layers, write_result
 from encoder_table import _encode, _sentences
 from torch import Tensor
 
-from tensornet_compress.budget.options import native_layout
-from tensornet_compress.compression.moments import input_moments
+from tensornet_compress.calibrate.input_moments import input_moments
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes, realise
 from tensornet_compress.evaluate import Reference, compare_embeddings, evaluate_language, sentence_embeddings
 from tensornet_compress.inputs import (
@@ -32,10 +32,10 @@ from tensornet_compress.inputs import (
     load_tokenizer,
     wikipedia_articles,
 )
-from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric, input_second_moment
-from tensornet_compress.network import NetworkSpec, TermSpec, Topology, parse_format
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
+from tensornet_compress.options import native_layout
+from tensornet_compress.tensor import Layout, NetworkSpec, TermSpec, Topology
 
 SHARES = (0.4,)
 SWEEPS = 4

@@ -22,12 +22,12 @@ from common import LENGTH, MODEL, RESULTS, Lines, original_layers
 from geometry_common import Rows, qualities
 
 import tensornet_compress as tnc
-from tensornet_compress.budget.options import SIZE_SHARES
-from tensornet_compress.compression import PLAN_ATTRIBUTE, survey_model
+from tensornet_compress.compress import survey_model
 from tensornet_compress.evaluate import Reference
 from tensornet_compress.inputs import calibration_windows, heldout_windows, load_causal_lm, load_tokenizer
 from tensornet_compress.nn import NetworkModule, find_targets, layer_weight
-from tensornet_compress.plan import Plan
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
+from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.train import BlockRefinement, Propagation, heal, propagate
 
 KEEPS = (0.8, 0.6)

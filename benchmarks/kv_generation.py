@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, QuantizedCache
 
 import tensornet_compress.kv as kv
-from tensornet_compress.kv.attention import contracting
+from tensornet_compress.kv.live.attention import contracting
 
 
 @torch.no_grad()

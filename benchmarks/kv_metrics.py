@@ -19,8 +19,8 @@ import torch
 from kv_quality import Live, measure, storage
 
 import tensornet_compress.kv as kv
-from tensornet_compress.kv.capture import Runner
-from tensornet_compress.kv.joint import JointCodec
+from tensornet_compress.kv.profile.capture import Runner
+from tensornet_compress.kv.storage.codec import JointCodec
 
 METRICS = ("fisher", "queries", "euclidean")
 RATES = (2.0, 1.25)

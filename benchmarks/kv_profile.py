@@ -23,9 +23,9 @@ from kv_speed import contenders, fill
 from transformers import DynamicCache
 
 import tensornet_compress.kv as kv
-from tensornet_compress.kv import attention
-from tensornet_compress.kv.attention import contracting
-from tensornet_compress.kv.planes import PlaneLayout
+from tensornet_compress.coding.planes import PlaneLayout
+from tensornet_compress.kv.live import attention
+from tensornet_compress.kv.live.attention import contracting
 
 HOT = (64, 512, 1024, 2048)
 

@@ -34,12 +34,12 @@ from tensornet_compress.bench.peers.caches.sequence import SequenceSvd, Sequence
 from tensornet_compress.bench.peers.caches.stock import Stock
 from tensornet_compress.bench.peers.caches.turboquant import TurboQuant
 from tensornet_compress.bench.side import Unavailable
-from tensornet_compress.kv.capture import Runner, windows
-from tensornet_compress.kv.codec import BlockCodec
-from tensornet_compress.kv.free import FreeCodec
-from tensornet_compress.kv.joint import JointCodec
-from tensornet_compress.kv.moments import SideMoments, side_rows
+from tensornet_compress.kv.payload import BlockCodec
+from tensornet_compress.kv.profile.capture import Runner, windows
+from tensornet_compress.kv.profile.moments import SideMoments, side_rows
 from tensornet_compress.kv.rope import Rotary
+from tensornet_compress.kv.storage.codec import JointCodec
+from tensornet_compress.kv.storage.sequence_codec import FreeCodec
 
 BODY = slice(common.SINKS, common.CONTEXT - common.WINDOW)
 RATES = (4.0, 3.0, 2.0, 1.5, 1.25, 1.0)

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import DynamicCache, QuantizedCache
 
 import tensornet_compress.kv as kv
-from tensornet_compress.kv.attention import contracting
-from tensornet_compress.kv.joint import JointCodec
-from tensornet_compress.kv.livelayer import LiveLayer
+from tensornet_compress.kv.live.attention import contracting
+from tensornet_compress.kv.live.layer import LiveLayer
+from tensornet_compress.kv.storage.codec import JointCodec
 
 Make = Callable[[], Any]
 

@@ -19,9 +19,9 @@ import kv_common as common
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.joint import JointCodec
-from tensornet_compress.kv.moments import rows_of
-from tensornet_compress.kv.profile import SIDES
+from tensornet_compress.kv.profile.moments import rows_of
+from tensornet_compress.kv.profile.profile import SIDES
+from tensornet_compress.kv.storage.codec import JointCodec
 
 BODY = slice(common.SINKS, common.CONTEXT - common.WINDOW)
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tensornet_compress.reporting import write_report
-from tensornet_compress.results import read_result
-from tests.reporting.chromium import browser, find_chromium
+from tensornet_compress.report import read_result, write_report
+from tests.report.chromium import browser, find_chromium
 
 COLOURS = 224
 

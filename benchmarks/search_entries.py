@@ -16,9 +16,10 @@ from common import write_result
 from torch import Tensor
 
 import tensornet_compress as tnc
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise
-from tensornet_compress.network import NetworkSpec, parse_format
 from tensornet_compress.searching.entries import entropy_coded, sort_entries
+from tensornet_compress.tensor import NetworkSpec
 
 Coded = tuple[Tensor, int]
 BITS = (3.32, 4.32)

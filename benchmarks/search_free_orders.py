@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.evaluate import Reference, evaluate_language
-from tensornet_compress.nn import FreeOrders, free_orders, reordered
+from tensornet_compress.experimental import FreeOrders, free_orders, reordered
 
 WINDOWS = 8
 

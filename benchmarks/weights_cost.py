@@ -20,9 +20,9 @@ from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.cli.main import folder_nbytes
+from tensornet_compress.compress.workers import run_jobs
 from tensornet_compress.evaluate.ledger import folder_ledger
 from tensornet_compress.inputs import resolve_model
-from tensornet_compress.jobs import run_jobs
 
 
 def bare_svd(weight: Tensor) -> float:

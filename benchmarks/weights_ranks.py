@@ -10,9 +10,9 @@ from typing import Any
 from common import LENGTH, MODEL, Lines, language_inputs, original_layers, write_result
 
 import tensornet_compress as tnc
-from tensornet_compress.budget.options import SIZE_SHARES
-from tensornet_compress.compression import survey_model
+from tensornet_compress.compress import survey_model
 from tensornet_compress.evaluate import Reference, evaluate_language
+from tensornet_compress.options.forms import SIZE_SHARES
 
 KEEP = (0.6, 0.8)
 WINDOWS = 8

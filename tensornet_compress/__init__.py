@@ -11,43 +11,42 @@ from typing import TYPE_CHECKING, Any
 from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
-    from tensornet_compress.budget import Budget
-    from tensornet_compress.checkpoint import load, load_network, load_plan, save, save_network
-    from tensornet_compress.compression import apply_plan, compress
+    from tensornet_compress.coding import parse_format
+    from tensornet_compress.compress import Budget, apply_plan, compress
+    from tensornet_compress.compress.report import CompressionReport
     from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
-    from tensornet_compress.layout import Layout
-    from tensornet_compress.network import NetworkSpec, TensorNetwork, Topology, parse_format
+    from tensornet_compress.files import load, load_network, load_plan, save, save_network
     from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
-    from tensornet_compress.plan import Plan
-    from tensornet_compress.report import CompressionReport
+    from tensornet_compress.nn.plan import Plan
     from tensornet_compress.searching import SearchResult, search
+    from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, Topology
 
 _HOMES = {
-    "Budget": "budget",
-    "CompressionReport": "report",
-    "Layout": "layout",
-    "NetworkSpec": "network",
-    "Plan": "plan",
+    "Budget": "compress",
+    "CompressionReport": "compress.report",
+    "Layout": "tensor",
+    "NetworkSpec": "tensor",
+    "Plan": "nn.plan",
     "SearchResult": "searching",
     "TNConv2d": "nn",
     "TNEmbedding": "nn",
     "TNLinear": "nn",
     "TensorNetError": "errors",
-    "TensorNetwork": "network",
-    "Topology": "network",
-    "apply_plan": "compression",
-    "compress": "compression",
+    "TensorNetwork": "tensor",
+    "Topology": "tensor",
+    "apply_plan": "compress",
+    "compress": "compress",
     "decoded": "nn",
-    "load": "checkpoint",
-    "load_network": "checkpoint",
-    "load_plan": "checkpoint",
+    "load": "files",
+    "load_network": "files",
+    "load_plan": "files",
     "materialize": "nn",
-    "parse_format": "network",
+    "parse_format": "coding",
     "realise": "decompose",
     "round_cores": "decompose",
-    "save": "checkpoint",
-    "save_network": "checkpoint",
+    "save": "files",
+    "save_network": "files",
     "search": "searching",
     "to_network": "decompose",
 }

@@ -9,8 +9,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensornet_compress.layout import FibreOrder, Layout
-from tensornet_compress.network import FloatFormat, IntFormat, NetworkSpec, TermSpec, Topology
+from tensornet_compress.coding import FloatFormat, IntFormat
+from tensornet_compress.tensor import FibreOrder, Layout, NetworkSpec, TermSpec, Topology
 
 SEEDS = st.integers(0, 2**31 - 1)
 

@@ -66,4 +66,4 @@ def test_files_named_on_the_page_exist() -> None:
 
 def test_an_upward_import_would_be_seen() -> None:
     assert imports().has_edge("cli", "searching")
-    assert not imports().has_edge("layout", "network")
+    assert not imports().has_edge("coding", "tensor")

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 import tensornet_compress as tnc
 import tensornet_compress.kv as kv
-from tensornet_compress.checkpoint import Manifest
-from tensornet_compress.kv.persist import BlockRecord, CacheRecord
-from tensornet_compress.kv.profile import ProfileSpec, SideSpec
-from tensornet_compress.layout import FibreOrder
-from tensornet_compress.network import TermSpec
+from tensornet_compress.files import Manifest
+from tensornet_compress.kv.files import BlockRecord, CacheRecord
+from tensornet_compress.kv.profile.profile import ProfileSpec, SideSpec
 from tensornet_compress.nn import NetworkModule
-from tensornet_compress.plan import LayerPlan, Plan
+from tensornet_compress.nn.plan import LayerPlan, Plan
+from tensornet_compress.tensor import FibreOrder, TermSpec
 from tests.cache_reader import Cache, Profile
 from tests.documents import ROOT, blocks
 from tests.file_reader import read_model, read_safetensors, term_dense

@@ -7,8 +7,8 @@ import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.evaluate import Reference, evaluate_language
-from tensornet_compress.network import NetworkSpec
 from tensornet_compress.nn import replace_module
+from tensornet_compress.tensor import NetworkSpec
 
 TARGETS = ["layers.12.mlp.*", "layers.13.self_attn.*"]
 

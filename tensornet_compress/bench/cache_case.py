@@ -14,10 +14,10 @@ from torch import Tensor
 from tensornet_compress.bench.registry import Registry
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv import Profile, calibrate
-from tensornet_compress.kv.capture import Runner, windows
-from tensornet_compress.kv.moments import SideMoments, side_rows
-from tensornet_compress.kv.profile import SIDES
+from tensornet_compress.kv.profile.calibrate import calibrate
+from tensornet_compress.kv.profile.capture import Runner, windows
+from tensornet_compress.kv.profile.moments import SideMoments, side_rows
+from tensornet_compress.kv.profile.profile import SIDES, Profile
 from tensornet_compress.kv.rope import Rotary
 
 States = list[Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tensornet_compress.kv.capture import Runner
+from tensornet_compress.kv.profile.capture import Runner
 
 COPY_SKIP = 8
 

@@ -16,12 +16,12 @@ from tensornet_compress.bench import methods as _registered  # noqa: F401
 from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheMethod
 from tensornet_compress.bench.cache_documents import COPY_SKIP, Document, Reading, documents, read_on
 from tensornet_compress.bench.harness import Job
-from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
+from tensornet_compress.bench.metrics.registry import Scores, evaluate, metrics_of
 from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.side import require_fit
 from tensornet_compress.bench.texts import TEXTS, find_text
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.results import BitsOfLayer, Measure
+from tensornet_compress.report import BitsOfLayer, Measure
 
 FULL_BITS = (4.0, 3.0, 2.0, 1.5, 1.25, 1.0)
 QUICK_BITS = (4.0, 2.0, 1.0)

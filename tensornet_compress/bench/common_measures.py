@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tensornet_compress.results import Measure
+from tensornet_compress.report import Measure
 
 STORED = Measure(
     title="stored bytes",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tensornet_compress.results import Result, Row
-from tensornet_compress.results.settings import differences
+from tensornet_compress.report import Result, Row
+from tensornet_compress.report.settings import differences
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tensornet_compress.network import NetworkSpec
+from tensornet_compress.tensor import NetworkSpec
 
 
 def part_of(name: str, spec: NetworkSpec) -> str:

@@ -14,10 +14,10 @@ from pydantic import JsonValue
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.results import Measure, Result, Row, read_result, write_result
-from tensornet_compress.results.machine import this_machine
-from tensornet_compress.results.schema import Task
-from tensornet_compress.results.settings import widened
+from tensornet_compress.report import Measure, Result, Row, read_result, write_result
+from tensornet_compress.report.machine import this_machine
+from tensornet_compress.report.schema import Task
+from tensornet_compress.report.settings import widened
 from tensornet_compress.version import __version__
 
 SECONDS = Measure(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from tensornet_compress.bench.registry import Registry
-from tensornet_compress.checkpoint import MANIFEST
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files import MANIFEST
 from tensornet_compress.inputs import Kind, load_causal_lm, load_encoder, load_tokenizer, model_kind, resolve_model
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from tensornet_compress.bench.details import part_of
 from tensornet_compress.bench.weight_case import WeightCase
-from tensornet_compress.nn.module import NetworkModule
-from tensornet_compress.results import LayerCell
+from tensornet_compress.nn import NetworkModule
+from tensornet_compress.report import LayerCell
 
 
 def read_back(

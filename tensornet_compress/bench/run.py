@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from tensornet_compress.bench.harness import Harness, Job, start
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress
-from tensornet_compress.results import Measure, Result
+from tensornet_compress.report import Measure, Result
 
 
 class Bench(Protocol):

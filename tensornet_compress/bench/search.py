@@ -16,7 +16,7 @@ from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod
 from tensornet_compress.bench.tensors import TENSORS, BenchTensor, find_tensor
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.results import Measure
+from tensornet_compress.report import Measure
 
 MEASURES = {
     "nbytes": STORED,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tensornet_compress.bench.registry import Registry
-from tensornet_compress.results import Drawing, Spectrum
+from tensornet_compress.report import Drawing, Spectrum
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.race import clock_name
 from tensornet_compress.bench.registry import Registry
 from tensornet_compress.bench.side import Unavailable
-from tensornet_compress.results import Measure
+from tensornet_compress.report import Measure
 
 MEASURES = {
     "time": Measure(title="time", unit="s", better="lower", explanation="Median of one call; all contenders timed in turn."),

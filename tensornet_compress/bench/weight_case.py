@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from tensornet_compress.bench.registry import Registry
 from tensornet_compress.bench.side import require_fit
-from tensornet_compress.compression.metrics import calibrated_metrics
+from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.nn import KeptModules, Target, find_targets, layer_weight
 from tensornet_compress.nn.replace import set_submodule
-from tensornet_compress.results import Drawing, LayerCell
+from tensornet_compress.report import Drawing, LayerCell
 
 SLACK = 1.04
 """Peers whose formats come in steps may take this much of the bytes asked for; our methods and those with ranks never more."""

@@ -215,7 +215,7 @@ def execute(make: Callable[[], Mapping[str, Bench]], output: Output) -> None:
     from tensornet_compress.bench.compare import compare
     from tensornet_compress.bench.run import load_plugins, run
     from tensornet_compress.bench.side import SIDE
-    from tensornet_compress.results import read_result
+    from tensornet_compress.report import read_result
 
     old = read_result(output.compare) if output.compare is not None else None
     if output.resume and output.json is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.table import Table
 
-from tensornet_compress.results import Result, Row
+from tensornet_compress.report import Result, Row
 
 if TYPE_CHECKING:
     from tensornet_compress.bench.compare import Comparison

@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from tensornet_compress.checkpoint import MANIFEST, load, read_manifest
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.files import whole_file
+from tensornet_compress.files import MANIFEST, load, read_manifest
+from tensornet_compress.files.whole import whole_file
 from tensornet_compress.inputs import kind_of, load_causal_lm, load_tokenizer, model_kind, vocabulary_size
 
 _PIPED_WIDTH = 160

@@ -19,7 +19,9 @@ from tensornet_compress.cli.report import invocation, leave_report
 from tensornet_compress.errors import TensorNetError
 
 if TYPE_CHECKING:
-    from tensornet_compress.kv import CacheCost, CompressedCache, Profile
+    from tensornet_compress.kv.cache import CompressedCache
+    from tensornet_compress.kv.planning import CacheCost
+    from tensornet_compress.kv.profile.profile import Profile
 
 CacheMetric = Literal["fisher", "queries", "euclidean"]
 PROFILE_FOLDER = "kv_profile"
@@ -49,7 +51,8 @@ def kv_command(
 ) -> None:
     """Calibrate MODEL's KV cache, write the profile, and report quality and bytes of a cache at --bits."""
     from tensornet_compress.inputs import calibration_windows, heldout_windows
-    from tensornet_compress.kv import calibrate, costs, front
+    from tensornet_compress.kv.planning import costs, front
+    from tensornet_compress.kv.profile.calibrate import calibrate
 
     check_cache_options(bits, mode, None)
     cache_metric(metric)
@@ -102,7 +105,7 @@ def kv_command(
     typer.echo("profile_nbytes: all that is stored, for both modes and every rate; a cache holds the part that it uses")
     console().print(_front_table(kinds))
     write_json(json, result)
-    from tensornet_compress.reporting.from_kv import kv_result
+    from tensornet_compress.report.from_kv import kv_result
 
     leave_report(kv_result(model, [quality | {"mode": mode, "bits": bits}], profile, kinds, invocation()), out)
 
@@ -161,7 +164,7 @@ def check_cache_options(bits: float | None, mode: str, profile: Path | None) -> 
 
 def find_profile(model: str, folder: Path | None) -> Profile | None:
     """The profile in ``folder``, else the one beside the model; ``None`` when the model has none."""
-    from tensornet_compress.kv import Profile
+    from tensornet_compress.kv.profile.profile import Profile
 
     if folder is not None:
         if not (folder / "profile.json").is_file():
@@ -184,7 +187,7 @@ def evaluate_cache(
     """
     from transformers import DynamicCache
 
-    from tensornet_compress.kv import CompressedCache
+    from tensornet_compress.kv.cache import CompressedCache
 
     ahead = max(1, windows.shape[1] // 8)
     total: dict[str, float] = {}

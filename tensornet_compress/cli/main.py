@@ -103,11 +103,12 @@ def weights(
     json: JsonFile = None,
 ) -> None:
     """Compress the weights of MODEL into the folder OUT."""
-    from tensornet_compress.checkpoint import MANIFEST, save
     from tensornet_compress.cli.common import DTYPES
-    from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
+    from tensornet_compress.compress import compress
+    from tensornet_compress.files import MANIFEST, save
     from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, model_kind, resolve_model
-    from tensornet_compress.reporting.from_weights import weights_result
+    from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
+    from tensornet_compress.report.from_weights import weights_result
 
     budget = given_budget(bits_per_weight, ratio, size)
     if out.exists() and not overwrite:
@@ -181,7 +182,7 @@ def evaluate(
 ) -> None:
     """Perplexity of MODEL, and divergence from --reference, on held-out text; with --kv-bits also what a compressed cache
     changes against MODEL with an exact cache."""
-    from tensornet_compress.compression import model_nbytes
+    from tensornet_compress.compress import model_nbytes
     from tensornet_compress.evaluate import Reference, evaluate_language
     from tensornet_compress.inputs import heldout_windows
 
@@ -236,7 +237,7 @@ def generate(
     result: dict[str, Any] = {"model": model, "prompt": prompt}
     with RichProgress().stage("generate", max_new_tokens) as advance, ExitStack() as stack:
         if kv_bits is not None:
-            from tensornet_compress.kv import compressed
+            from tensornet_compress.kv.context import compressed
 
             caches = stack.enter_context(compressed(loaded, bits=kv_bits, mode=kv_mode, profile=profile))  # type: ignore[arg-type]
         result["text"] = continue_text(loaded, tokenizer, prompt, max_new_tokens, advance)

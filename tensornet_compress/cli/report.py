@@ -11,7 +11,7 @@ import typer
 
 from tensornet_compress.cli.common import plain_errors
 from tensornet_compress.errors import MissingExtraError, TensorNetError
-from tensornet_compress.results import Result, joined, read_result, without_peer_layers, write_result
+from tensornet_compress.report import Result, joined, read_result, without_peer_layers, write_result
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 
@@ -31,7 +31,7 @@ def report_command(
 
     Several files are put together: other methods, sizes or benchmarks with the same settings.
     """
-    from tensornet_compress.reporting import write_report
+    from tensornet_compress.report import write_report
 
     read = [read_result(path) for path in results]
     whole = without_peer_layers(joined(read)) if light else joined(read)
@@ -52,7 +52,7 @@ def leave_report(result: Result, folder: Path) -> None:
 
 def leave_page(result: Result, path: Path, otherwise: str = "") -> None:
     """Write the page, or a note where the report's packages are missing: what was measured is worth more than its picture."""
-    from tensornet_compress.reporting import write_report
+    from tensornet_compress.report import write_report
 
     try:
         typer.echo(f"report: {write_report(result, path)}")

@@ -12,7 +12,7 @@ from tensornet_compress.cli.common import plain_errors, write_json
 from tensornet_compress.cli.progress import RichProgress
 from tensornet_compress.cli.report import invocation, leave_page
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.files import whole_file
+from tensornet_compress.files.whole import whole_file
 from tensornet_compress.inputs.tensors import read_tensor
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -83,6 +83,6 @@ def search_command(
     }
     write_json(json, content)
     if html is not None:
-        from tensornet_compress.reporting.from_search import search_result
+        from tensornet_compress.report.from_search import search_result
 
         leave_page(search_result(result, file, tensor.shape, invocation(), max_error, max_bytes), html)

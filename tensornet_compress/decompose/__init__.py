@@ -2,7 +2,6 @@
 
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.alternate import alternate_terms, fit_network
-from tensornet_compress.decompose.elementwise import weighted_cores
 from tensornet_compress.decompose.linalg import singular_values, svd
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.decompose.pivots import stable_pivots
@@ -35,5 +34,4 @@ __all__ = [
     "tails",
     "to_network",
     "unfolding",
-    "weighted_cores",
 ]

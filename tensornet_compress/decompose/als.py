@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tensornet_compress.metric import Metric
-from tensornet_compress.network import TermSpec, contract_term, plan_contraction
+from tensornet_compress.tensor import TermSpec, contract_term, plan_contraction
 
 
 def refine_cores(

@@ -8,7 +8,7 @@ from tensornet_compress.decompose.quantise import ErrorFeedback
 from tensornet_compress.decompose.realise import column_feedback, realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.network import NetworkSpec, TensorNetwork
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
 
 def alternate_terms(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tensornet_compress.network import IntFormat
-from tensornet_compress.network.formats import FLOAT_DTYPES
+from tensornet_compress.coding import IntFormat
+from tensornet_compress.coding.formats import FLOAT_DTYPES
 
 _BLOCK = 128
 _MOST_CHANGE = 2.0

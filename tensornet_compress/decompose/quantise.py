@@ -12,9 +12,9 @@ from math import log2
 import torch
 from torch import Tensor
 
+from tensornet_compress.coding import IntFormat, NumberFormat
+from tensornet_compress.coding.formats import grouped_view
 from tensornet_compress.decompose.code_descent import improved_codes
-from tensornet_compress.network import IntFormat, NumberFormat
-from tensornet_compress.network.formats import grouped_view
 
 _BLOCK = 128
 ROUNDS = 2

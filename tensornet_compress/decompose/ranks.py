@@ -13,10 +13,10 @@ from math import log2, prod
 import numpy as np
 from torch import Tensor
 
+from tensornet_compress.coding import FloatFormat, NumberFormat, format_nbytes
 from tensornet_compress.decompose.spectra import tails
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.layout import Layout
-from tensornet_compress.network import FloatFormat, NumberFormat, Topology, format_nbytes
+from tensornet_compress.tensor import Layout, Topology
 
 _BISECTIONS = 26
 

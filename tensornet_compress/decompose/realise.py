@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tensornet_compress.coding import FloatFormat, IntFormat, NumberFormat, PivotFormat
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
@@ -18,8 +19,8 @@ from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
 from tensornet_compress.decompose.tree import tree_cores
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.network import FloatFormat, IntFormat, NetworkSpec, NumberFormat, PivotFormat, TensorNetwork, TermSpec
-from tensornet_compress.network.network import part_name
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
+from tensornet_compress.tensor.network import part_name
 
 _ITERATIONS = 3
 

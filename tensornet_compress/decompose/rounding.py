@@ -11,7 +11,7 @@ from torch import Tensor
 from tensornet_compress.decompose.linalg import fix_signs, svd
 from tensornet_compress.decompose.spectra import tails
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import Topology
+from tensornet_compress.tensor import Topology
 
 
 def round_cores(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose.linalg import singular_values
-from tensornet_compress.network import Topology
+from tensornet_compress.tensor import Topology
 
 
 def unfolding(laid_out: Tensor, left: Sequence[int]) -> Tensor:

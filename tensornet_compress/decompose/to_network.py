@@ -7,15 +7,15 @@ from math import prod
 
 from torch import Tensor
 
+from tensornet_compress.coding import FloatFormat, NumberFormat
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
 from tensornet_compress.decompose.realise import realise
 from tensornet_compress.decompose.spectra import bond_spectra, tails
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.network import FloatFormat, NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology
-from tensornet_compress.network.network import DTYPES
+from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
+from tensornet_compress.tensor.network import DTYPES
 
 
 def to_network(

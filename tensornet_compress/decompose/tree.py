@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.tensorly_adapter import train_cores, truncated_svd
-from tensornet_compress.network import Topology
+from tensornet_compress.tensor import Topology
 
 
 def decompose_tree(laid_out: Tensor, topology: Topology, ranks: Sequence[int]) -> tuple[list[Tensor], tuple[int, ...]]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.modes import evaluating
 
 
 class LanguageQuality(Frozen):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from tensornet_compress.checkpoint import TENSORS, read_manifest
+from tensornet_compress.files import TENSORS, read_manifest
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.network import expected_tensors
+from tensornet_compress.tensor import expected_tensors
 
 
 class LedgerRow(Frozen):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, DynamicCache, DynamicLayer
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.profile import Profile
+from tensornet_compress.kv.profile.profile import Profile
 from tensornet_compress.kv.rope import PositionRecorder, rotary_module, rotary_style, text_config
 
 
@@ -76,8 +76,8 @@ class CompressedCache(Cache):
     ) -> CompressedCache:
         """Pick the class of the mode."""
         if cls is CompressedCache:
-            from tensornet_compress.kv.livecache import LiveCache
-            from tensornet_compress.kv.storage import StorageCache
+            from tensornet_compress.kv.live.cache import LiveCache
+            from tensornet_compress.kv.storage.cache import StorageCache
 
             if mode not in ("live", "storage"):
                 raise TensorNetError(f"mode must be 'live' or 'storage', was given {mode!r}")
@@ -198,14 +198,14 @@ class CompressedCache(Cache):
 
     def save(self, path: str | Path) -> int:
         """Write to one file; returns its bytes. See ``persist.save_cache``."""
-        from tensornet_compress.kv.persist import save_cache
+        from tensornet_compress.kv.files import save_cache
 
         return save_cache(self, path)
 
     @staticmethod
     def load(path: str | Path, model: nn.Module, profile: Profile | None = None) -> CompressedCache:
         """Read a file written by ``save``. See ``persist.load_cache``."""
-        from tensornet_compress.kv.persist import load_cache
+        from tensornet_compress.kv.files import load_cache
 
         return load_cache(path, model, profile)
 

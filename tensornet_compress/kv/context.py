@@ -10,8 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.attention import contracting
 from tensornet_compress.kv.cache import CompressedCache
+from tensornet_compress.kv.live.attention import contracting
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tensornet_compress.coding.entropy import ROUNDING
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.profile import SIDES, Profile
-from tensornet_compress.kv.quantiser import ROUNDING
+from tensornet_compress.kv.profile.profile import SIDES, Profile
+from tensornet_compress.kv.profile.tree import SideTree
 from tensornet_compress.kv.rope import text_config
-from tensornet_compress.kv.tree import SideTree
 
 RATES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 _QUANTILES = 512

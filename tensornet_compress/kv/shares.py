@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.profile import Profile
-from tensornet_compress.kv.quantiser import classify
+from tensornet_compress.coding.entropy import classify
+from tensornet_compress.kv.profile.profile import Profile
 
 _ROWS = 512
 

@@ -1,6 +1,8 @@
 """Modules whose weights are networks, and the rules for putting them into a model."""
 
-from tensornet_compress.nn.absorb import FreeOrders, absorb_orders, free_orders, reordered
+from importlib import import_module
+from typing import Any
+
 from tensornet_compress.nn.conv import TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
@@ -9,7 +11,6 @@ from tensornet_compress.nn.replace import KeptModules, build_replacement, materi
 from tensornet_compress.nn.targets import Skipped, Target, find_targets, layer_weight, module_kind
 
 __all__ = [
-    "FreeOrders",
     "KeptModules",
     "NetworkModule",
     "Skipped",
@@ -17,14 +18,20 @@ __all__ = [
     "TNEmbedding",
     "TNLinear",
     "Target",
-    "absorb_orders",
     "build_replacement",
     "decoded",
     "find_targets",
-    "free_orders",
     "layer_weight",
     "materialize",
     "module_kind",
-    "reordered",
     "replace_module",
 ]
+
+# Public names whose code lies in the room `experimental`, above this one.
+_EXPERIMENTAL = ("FreeOrders", "absorb_orders", "free_orders", "reordered")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPERIMENTAL:
+        return getattr(import_module("tensornet_compress.experimental"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

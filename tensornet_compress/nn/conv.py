@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import NetworkSpec, TensorNetwork, TermSpec
 from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
 
 
 class TNConv2d(NetworkModule):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tensornet_compress.coding import FloatFormat
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import FloatFormat, NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
-from tensornet_compress.network.network import part_name
 from tensornet_compress.nn.linear import BATCH_BUCKETS
 from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
+from tensornet_compress.tensor.network import part_name
 
 
 class TNEmbedding(NetworkModule):

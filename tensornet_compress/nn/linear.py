@@ -8,17 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tensornet_compress.coding import FloatFormat, PivotFormat
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import (
-    FloatFormat,
-    NetworkSpec,
-    PivotFormat,
-    Program,
-    TensorNetwork,
-    TermSpec,
-    plan_contraction,
-)
 from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 
 BATCH_BUCKETS = (1, 16, 128, 1024)
 

@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.network import NetworkSpec, TensorNetwork, contract_term, expected_tensors
-from tensornet_compress.network.network import decode_core
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork, contract_term, expected_tensors
+from tensornet_compress.tensor.network import decode_core
 
 
 class NetworkModule(nn.Module):

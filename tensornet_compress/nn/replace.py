@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from tensornet_compress.errors import TargetError
-from tensornet_compress.network import TensorNetwork
 from tensornet_compress.nn.conv import TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
 from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.nn.targets import module_kind
+from tensornet_compress.tensor import TensorNetwork
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:

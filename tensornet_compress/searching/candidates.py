@@ -9,14 +9,13 @@ from math import log
 
 from torch import Tensor
 
-from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
-from tensornet_compress.decompose.to_network import feasible_ranks
+from tensornet_compress.coding import IntFormat, NumberFormat, format_nbytes
+from tensornet_compress.decompose import feasible_ranks, ranks_for_bytes, ranks_for_error
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.layout import FibreOrder, Layout, Tensorization, choose_radices
-from tensornet_compress.network import IntFormat, NumberFormat, TermSpec, Topology, format_nbytes
-from tensornet_compress.network.spec import core_shapes
 from tensornet_compress.searching.graphs import merged, native, with_one_core_less
 from tensornet_compress.searching.store import SpectrumStore
+from tensornet_compress.tensor import FibreOrder, Layout, Tensorization, TermSpec, Topology, choose_radices
+from tensornet_compress.tensor.spec import core_shapes
 
 _FINE_NUMBERS = 1 << 14
 _MANY_AXES = 5

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from tensornet_compress.network import IntFormat, Topology
+from tensornet_compress.coding import IntFormat
 from tensornet_compress.searching.candidates import Candidate, Shape
 from tensornet_compress.searching.graphs import native
+from tensornet_compress.tensor import Topology
 
 _LARGEST_NBYTES = 2048
 

@@ -9,12 +9,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from tensornet_compress.coding import NumberFormat, parse_format
 from tensornet_compress.decompose import ErrorFeedback, column_feedback, realise
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.layout import FibreOrder, Layout, Tensorization
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.network import NetworkSpec, NumberFormat, TensorNetwork, TermSpec, Topology, parse_format
-from tensornet_compress.network.network import DTYPES
+from tensornet_compress.options.reach import in_reach, peak_of
 from tensornet_compress.searching.candidates import (
     Candidate,
     Shape,
@@ -30,13 +29,14 @@ from tensornet_compress.searching.fibres import assigned, best_split
 from tensornet_compress.searching.graphs import mutual_information, numbers, train_of
 from tensornet_compress.searching.limit import Limit, Ordering
 from tensornet_compress.searching.products import PURE
-from tensornet_compress.searching.reach import in_reach, peak_of
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
 from tensornet_compress.searching.starts import LARGEST_ASSIGNED, changed_orders, fibre_starts
 from tensornet_compress.searching.store import SpectrumStore
 from tensornet_compress.searching.verdict import accepted
 from tensornet_compress.searching.zero import zero_terms
+from tensornet_compress.tensor import FibreOrder, Layout, NetworkSpec, Tensorization, TensorNetwork, TermSpec, Topology
+from tensornet_compress.tensor.network import DTYPES
 
 DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")

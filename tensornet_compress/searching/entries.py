@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tensornet_compress.decompose.linalg import require_finite, svd
+from tensornet_compress.decompose import svd
+from tensornet_compress.decompose.linalg import require_finite
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.layout import permutation_bits
+from tensornet_compress.tensor import permutation_bits
 
 Kind = Literal["global", "row", "block"]
 _CORE_BITS = 16

@@ -12,8 +12,8 @@ from scipy.sparse.csgraph import connected_components, laplacian
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from tensornet_compress.layout import FibreOrder
 from tensornet_compress.searching.smooth import smooth_fibres
+from tensornet_compress.tensor import FibreOrder
 
 _NEIGHBOURS = 8
 _PASSES = 60

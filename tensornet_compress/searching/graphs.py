@@ -9,9 +9,9 @@ from math import prod
 import numpy as np
 from scipy.sparse.csgraph import laplacian
 
-from tensornet_compress.network import Topology
-from tensornet_compress.network.topology import Nested
 from tensornet_compress.searching.store import SpectrumStore
+from tensornet_compress.tensor import Topology
+from tensornet_compress.tensor.topology import Nested
 
 _SWEEPS = 10
 Alive = Callable[[], bool]

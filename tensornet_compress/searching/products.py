@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensornet_compress.decompose.spectra import unfolding
+from tensornet_compress.decompose import unfolding
 from tensornet_compress.metric import squared_norm
 
 PURE = 1e-13

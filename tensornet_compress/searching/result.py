@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tensornet_compress.network import TensorNetwork
 from tensornet_compress.searching.entry_search import EntrySort
+from tensornet_compress.tensor import TensorNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from tensornet_compress.layout import FibreOrder, Tensorization
-from tensornet_compress.network import Topology
-from tensornet_compress.network.topology import Nested
 from tensornet_compress.searching.candidates import Shape
 from tensornet_compress.searching.graphs import (
     Alive,
@@ -26,6 +23,8 @@ from tensornet_compress.searching.graphs import (
     train_of,
 )
 from tensornet_compress.searching.store import EXACT_SIDE, SpectrumStore
+from tensornet_compress.tensor import FibreOrder, Tensorization, Topology
+from tensornet_compress.tensor.topology import Nested
 
 _GLANCED = 4
 Family = Literal["dense", "svd", "cut", "tt", "ttm", "tree"]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tensornet_compress.layout import FibreOrder
 from tensornet_compress.searching.fibres import diagonal_order, seriations
 from tensornet_compress.searching.graphs import Alive
+from tensornet_compress.tensor import FibreOrder
 
 LARGEST_ASSIGNED = 1024
 _LARGEST_FIBRES = 4096

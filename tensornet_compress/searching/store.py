@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tensornet_compress.decompose import unfolding
 from tensornet_compress.decompose.linalg import rank_one_parts
-from tensornet_compress.decompose.spectra import unfolding
 from tensornet_compress.metric import squared_norm
 from tensornet_compress.searching.products import PURE, product_parts
 

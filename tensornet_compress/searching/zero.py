@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from tensornet_compress.layout import Tensorization
-from tensornet_compress.network import NumberFormat, TermSpec
+from tensornet_compress.coding import NumberFormat
 from tensornet_compress.searching.shapes import Family, native_shapes
+from tensornet_compress.tensor import Tensorization, TermSpec
 
 
 def zero_terms(tensor: Tensor, families: Sequence[Family], formats: Sequence[NumberFormat]) -> Iterator[tuple[str, TermSpec]]:

@@ -1,8 +1,8 @@
 """Fitting what was compressed: propagation through blocks, refinement, healing."""
 
-from tensornet_compress.train.blocks import BlockRunner
-from tensornet_compress.train.bonds import shrink_bonds, threshold_bonds
-from tensornet_compress.train.gradual import GradualReport, reduce_gradually
+from importlib import import_module
+from typing import Any
+
 from tensornet_compress.train.heal import HealReport, heal, next_token_loss
 from tensornet_compress.train.isvt import IsvtReport, IsvtStep, isvt
 from tensornet_compress.train.problem import Problem
@@ -15,8 +15,6 @@ from tensornet_compress.train.stages import compress_in_stages
 __all__ = [
     "BlockRefinement",
     "BlockReport",
-    "BlockRunner",
-    "GradualReport",
     "HealReport",
     "IsvtReport",
     "IsvtStep",
@@ -30,7 +28,13 @@ __all__ = [
     "next_token_loss",
     "propagate",
     "proximal_step",
-    "reduce_gradually",
-    "shrink_bonds",
-    "threshold_bonds",
 ]
+
+# Public names whose code lies in the room `experimental`, above this one.
+_EXPERIMENTAL = ("GradualReport", "reduce_gradually", "shrink_bonds", "threshold_bonds")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPERIMENTAL:
+        return getattr(import_module("tensornet_compress.experimental"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tensornet_compress.calibrate import Batch, kept_output, model_inputs
+from tensornet_compress.calibrate.blocks import find_blocks, replaced_forwards
+from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.metric import Batch, kept_output, model_inputs
-from tensornet_compress.metric.blocks import find_blocks, replaced_forwards
-from tensornet_compress.modes import evaluating
-from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.nn import NetworkModule
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.masters import master_parameters, relative_groups
 from tensornet_compress.train.problem import MeanLoss

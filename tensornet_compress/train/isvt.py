@@ -21,16 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.budget import Budget
-from tensornet_compress.compression import PLAN_ATTRIBUTE
-from tensornet_compress.compression.sizes import Sizes
+from tensornet_compress.calibrate.collect import Loss
+from tensornet_compress.compress import Budget
+from tensornet_compress.compress.sizes import Sizes
 from tensornet_compress.decompose import matrix_spectrum, realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.metric.collect import Loss
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
-from tensornet_compress.plan import LayerPlan, layer_plan
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, layer_plan
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.problem import MeanLoss, Problem

@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from tensornet_compress.compression.metrics import calibrated_metrics, stored_metrics
-from tensornet_compress.metric import Batch, KroneckerMetric, StoredMetric, euclidean
+from tensornet_compress.calibrate import Batch
+from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, stored_metrics
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, layer_weight
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.nn import NetworkModule
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tensornet_compress.calibrate import kept_output, model_inputs
+from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import kept_output, model_inputs
-from tensornet_compress.modes import evaluating
 from tensornet_compress.nn import layer_weight, module_kind
 
 MeanLoss = Callable[[nn.Module, Any], Tensor]

@@ -16,18 +16,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tensornet_compress.compression.metrics import calibrated_metrics
+from tensornet_compress.calibrate import Batch, BlockRunner
+from tensornet_compress.calibrate.block_runner import Hook
+from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
+from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.decompose import fit_network
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.metric import Batch, input_second_moment
-from tensornet_compress.modes import evaluating
-from tensornet_compress.network import NetworkSpec, TensorNetwork
+from tensornet_compress.metric import input_second_moment
 from tensornet_compress.nn import Target, layer_weight, replace_module
-from tensornet_compress.plan import Plan
+from tensornet_compress.nn.plan import Plan
 from tensornet_compress.progress import Progress, SilentProgress
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 from tensornet_compress.threads import limited_threads
-from tensornet_compress.train.blocks import BlockRunner, Hook
 from tensornet_compress.train.refine import BlockRefinement, refine_block, relative_error
 from tensornet_compress.train.shift import ShiftMoments, crossed_share
 

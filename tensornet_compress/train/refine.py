@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tensornet_compress.calibrate import BlockRunner
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.train.blocks import BlockRunner
 from tensornet_compress.train.masters import master_parameters, relative_groups
 
 

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensornet_compress.calibrate import collect_statistics
+from tensornet_compress.calibrate.batches import calibration_fingerprint
+from tensornet_compress.calibrate.collect import Loss
+from tensornet_compress.coding import FloatFormat, format_nbytes, parse_format
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.layout import Layout
-from tensornet_compress.metric import GRADIENT_KINDS, KroneckerMetric, MetricKind, collect_statistics, metric_kind
-from tensornet_compress.metric.collect import Loss
-from tensornet_compress.network import FloatFormat, NetworkSpec, TermSpec, Topology, format_nbytes, parse_format
-from tensornet_compress.plan import LayerPlan, Plan, calibration_fingerprint
+from tensornet_compress.metric import GRADIENT_KINDS, KroneckerMetric, MetricKind, metric_kind
+from tensornet_compress.nn.plan import LayerPlan, Plan
+from tensornet_compress.tensor import Layout, NetworkSpec, TermSpec, Topology
 from tensornet_compress.train.threshold import Cost
 
 

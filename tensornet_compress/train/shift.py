@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tensornet_compress.calibrate import InputMoment
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import InputMoment
 
 
 class ShiftMoments:

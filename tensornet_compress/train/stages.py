@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.budget import Budget, output_divergence
-from tensornet_compress.compression import PLAN_ATTRIBUTE, compress
-from tensornet_compress.compression.sizes import Sizes
+from tensornet_compress.calibrate import Batch, kept_output, model_inputs, output_divergence
+from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.compress import Budget, compress
+from tensornet_compress.compress.report import CompressionReport, LayerReport, StageReport
+from tensornet_compress.compress.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import Batch, kept_output, metric_kind, model_inputs
-from tensornet_compress.modes import evaluating
+from tensornet_compress.metric import metric_kind
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
 from tensornet_compress.train.layer_errors import layer_errors

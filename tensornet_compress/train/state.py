@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError
-from tensornet_compress.files import whole_file
+from tensornet_compress.files.whole import whole_file
 
 
 def save_state(file: Path, settings: Mapping[str, Any], log: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from tensornet_compress.cli.main import app
-from tensornet_compress.results import read_result
+from tensornet_compress.report import read_result
 from tests import models
 
 runner = CliRunner()

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from tensornet_compress.bench.harness import describe
 from tensornet_compress.cli.common import figure
 from tensornet_compress.cli.main import app
-from tensornet_compress.results import Row
+from tensornet_compress.report import Row
 from tests import models
 
 CASES = {

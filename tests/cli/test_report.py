@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 
-import tensornet_compress.reporting as reporting
+import tensornet_compress.report as reporting
 from tensornet_compress.cli.main import app
 from tensornet_compress.cli.report import leave_report
 from tensornet_compress.errors import MissingExtraError
-from tensornet_compress.results import write_result
-from tests.reporting.synthetic import result, row
+from tensornet_compress.report import write_result
+from tests.report.synthetic import result, row
 
 
 def call(*arguments: object) -> tuple[int, str]:

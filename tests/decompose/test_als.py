@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import tensornet_compress as tnc
 from tensornet_compress.decompose import decompose_tree, feasible_ranks, refine_cores
 from tensornet_compress.metric import KroneckerMetric, euclidean, input_second_moment
-from tensornet_compress.network import TermSpec, contract_term
+from tensornet_compress.tensor import TermSpec, contract_term
 from tests.generators import FP32, SEEDS, correlated_moment, layouts, named_topologies, random_cores, random_tensor
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import alternate_terms, realise
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.network import NetworkSpec, TermSpec, Topology, parse_format
+from tensornet_compress.tensor import Layout, NetworkSpec, TermSpec, Topology
 from tests.generators import correlated_moment, random_tensor
 
 SHAPE = (24, 32)

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import ErrorFeedback
 from tensornet_compress.decompose.code_descent import improved_codes
-from tensornet_compress.network import parse_format
 from tests.generators import SEEDS, correlated_moment, random_tensor
 
 FORMATS = ["int2g32z", "int2g0z", "int3g32", "int3g64z", "int4g32o", "int4g0", "int8g64"]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import tensornet_compress as tnc
-from tensornet_compress.decompose.linalg import svd
+from tensornet_compress.compress.workers import run_jobs
+from tensornet_compress.decompose import svd
 from tensornet_compress.decompose.tensorly_adapter import tensorly_left_alone
-from tensornet_compress.jobs import run_jobs
 from tensornet_compress.threads import limited_threads
 from tests.generators import decaying_tensor
 

@@ -11,7 +11,7 @@ import tensornet_compress as tnc
 from tensornet_compress.decompose import decompose_tree
 from tensornet_compress.decompose.linalg import truncated
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend, tensorly_left_alone, train_cores
-from tensornet_compress.network import TensorNetwork
+from tensornet_compress.tensor import TensorNetwork
 from tests.generators import FP32, SEEDS, random_tensor
 
 SHAPES = st.lists(st.integers(2, 5), min_size=2, max_size=4).map(tuple)

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise, stable_pivots
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.layout import Layout
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.network import NetworkSpec, TermSpec, Topology, parse_format
+from tensornet_compress.tensor import Layout, NetworkSpec, TermSpec, Topology
 from tests.generators import SEEDS, correlated_moment, random_tensor
 
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tensornet_compress as tnc
+from tensornet_compress.coding import format_nbytes, parse_format
 from tensornet_compress.decompose import ErrorFeedback
 from tensornet_compress.metric import KroneckerMetric, input_second_moment
-from tensornet_compress.network import NetworkSpec, format_nbytes, parse_format
+from tensornet_compress.tensor import NetworkSpec
 from tests.generators import SEEDS, correlated_moment, random_tensor
 
 FORMATS = ["int2g32z", "int3g32", "int3g64z", "int4g32o", "int4g0", "int8g64"]

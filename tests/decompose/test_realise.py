@@ -5,11 +5,10 @@ import torch
 from hypothesis import given, settings
 
 import tensornet_compress as tnc
-from tensornet_compress.decompose import feasible_ranks
-from tensornet_compress.decompose.quantise import ErrorFeedback
+from tensornet_compress.decompose import ErrorFeedback, feasible_ranks
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.network import NetworkSpec
+from tensornet_compress.tensor import NetworkSpec
 from tests.generators import FP32, SEEDS, decaying_tensor, random_tensor, specs
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import tensornet_compress as tnc
 from tensornet_compress.decompose import bond_spectra, decompose_tree
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import TermSpec, contract_term
+from tensornet_compress.tensor import TermSpec, contract_term
 from tests.generators import FP32, SEEDS, decaying_tensor, named_topologies, random_tensor
 
 SHAPE = (4, 3, 5, 4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tensornet_compress as tnc
 from tensornet_compress.decompose import bond_spectra, decompose_tree, feasible_ranks, tails, unfolding
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import TermSpec, contract_term
+from tensornet_compress.tensor import TermSpec, contract_term
 from tests.generators import FORMATS, FP32, SEEDS, decaying_tensor, layouts, named_topologies, random_tensor
 
 

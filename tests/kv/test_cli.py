@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import tensornet_compress.cli.kv as command
 import tensornet_compress.kv as kv
-from tensornet_compress.results import read_result
+from tensornet_compress.report import read_result
 from tests.kv.tiny_models import VOCABULARY, tiny, tiny_profile
 
 

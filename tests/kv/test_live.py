@@ -11,12 +11,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tensornet_compress.kv as kv
+from tensornet_compress.coding.planes import Planes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.attention import NAME, attend, contracting
-from tensornet_compress.kv.free import own_basis
-from tensornet_compress.kv.live import ALLOWED, Curve, SideCode, allocate
-from tensornet_compress.kv.livelayer import LiveView
-from tensornet_compress.kv.planes import Planes
+from tensornet_compress.kv.live.attention import NAME, attend, contracting
+from tensornet_compress.kv.live.codec import ALLOWED, Curve, SideCode, allocate
+from tensornet_compress.kv.live.layer import LiveView
+from tensornet_compress.kv.storage.sequence_codec import own_basis
 from tests.kv.tiny_models import FAMILIES, generate, tiny, tiny_profile
 
 

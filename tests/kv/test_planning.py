@@ -53,8 +53,8 @@ def test_predicted_error_is_that_of_the_code() -> None:
     ids = torch.randint(1, VOCABULARY, (1, 400), generator=torch.Generator().manual_seed(6))
     states = _plain_states(model, ids)
     predicted = next(c.error for c in kv.costs(model, profile, 400, (3.0,)) if c.mode == "storage")
-    from tensornet_compress.kv.joint import JointCodec
-    from tensornet_compress.kv.moments import rows_of
+    from tensornet_compress.kv.profile.moments import rows_of
+    from tensornet_compress.kv.storage.codec import JointCodec
 
     codec = JointCodec(profile, 3.0, rate_control=False)
     decoded = codec.decode(codec.encode(*states))
@@ -67,7 +67,7 @@ def test_predicted_error_is_that_of_the_code() -> None:
 
 
 def _plain_states(model: torch.nn.Module, ids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    from tensornet_compress.kv.capture import Runner
+    from tensornet_compress.kv.profile.capture import Runner
 
     with torch.no_grad(), Runner(model) as runner:
         cache, positions = runner.prefill(ids, torch.ones_like(ids))

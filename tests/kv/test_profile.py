@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import tensornet_compress.kv as kv
 from tensornet_compress.errors import CheckpointError, TensorNetError
-from tensornet_compress.kv.joint import JointCodec
-from tensornet_compress.kv.persist import fingerprint
+from tensornet_compress.kv.files import fingerprint
+from tensornet_compress.kv.storage.codec import JointCodec
 from tests.kv.tiny_models import FAMILIES, VOCABULARY, tiny, tiny_profile
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tensornet_compress.kv as kv
-from tensornet_compress.kv.capture import Runner, Window
-from tensornet_compress.kv.queries import QueryMoments
+from tensornet_compress.kv.profile.capture import Runner, Window
+from tensornet_compress.kv.profile.queries import QueryMoments
 from tests.kv.tiny_models import FAMILIES, VOCABULARY, tiny
 
 TOKENS = 64

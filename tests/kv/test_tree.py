@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.grouping import (
+from tensornet_compress.kv.profile.grouping import (
     consecutive_groups,
     joint_bits,
     pair_information,
     search_groups,
     unit_channels,
 )
-from tensornet_compress.kv.tree import SideTree, StoredBasis, build_tree, whiten
+from tensornet_compress.kv.profile.tree import SideTree, StoredBasis, build_tree, whiten
 
 UNITS, WIDTH = 6, 8
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import tensornet_compress as tnc
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import NetworkSpec
+from tensornet_compress.tensor import NetworkSpec
 from tests.generators import FLOAT_FORMATS, FORMATS, FP32, SEEDS, layouts, named_topologies, random_cores, random_tensor, specs
 
 

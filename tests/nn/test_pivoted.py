@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import tensornet_compress as tnc
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise
-from tensornet_compress.layout import Layout
-from tensornet_compress.network import NetworkSpec, TermSpec, Topology, parse_format
+from tensornet_compress.tensor import Layout, NetworkSpec, TermSpec, Topology
 from tests.generators import random_tensor
 
 SHAPE, RANK = (14, 9), 5

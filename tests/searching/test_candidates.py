@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tensornet_compress as tnc
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import bond_spectra, ranks_for_error, tails
-from tensornet_compress.layout import Layout, Tensorization
-from tensornet_compress.network import TermSpec, Topology, parse_format
 from tensornet_compress.searching import SpectrumStore
 from tensornet_compress.searching.candidates import Candidate, Shape, at_its_least, for_error
+from tensornet_compress.tensor import Layout, Tensorization, TermSpec, Topology
 
 FP32 = parse_format("fp32")
 

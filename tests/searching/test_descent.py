@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tensornet_compress as tnc
-from tensornet_compress.layout import Tensorization
-from tensornet_compress.network import Topology
 from tensornet_compress.searching.candidates import Shape
 from tensornet_compress.searching.descent import descended, neighbours
+from tensornet_compress.tensor import Tensorization, Topology
 
 TRAIN = Topology.train([(0, 1), (2,), (3, 4), (5,)])
 TREE = Topology(legs=((0,), (1, 5), (), (2, 3), (4,)), edges=((0, 2), (1, 2), (2, 3), (3, 4)))

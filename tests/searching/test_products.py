@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensornet_compress.decompose.linalg import rank_one_parts
-from tensornet_compress.layout import Tensorization
 from tensornet_compress.metric import squared_norm
-from tensornet_compress.network import Topology
 from tensornet_compress.searching import SpectrumStore
 from tensornet_compress.searching.graphs import mutual_information, native, side_by_side
 from tensornet_compress.searching.products import product_parts
 from tensornet_compress.searching.shapes import searched_shapes
+from tensornet_compress.tensor import Tensorization, Topology
 
 
 def product(order: tuple[int, ...], dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import tensornet_compress as tnc
-from tensornet_compress.compression import PLAN_ATTRIBUTE, model_nbytes
+from tensornet_compress.compress import model_nbytes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.network import NetworkSpec
 from tensornet_compress.nn import NetworkModule, Target, layer_weight
-from tensornet_compress.plan import Plan, layer_plan
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan, layer_plan
+from tensornet_compress.tensor import NetworkSpec
 from tensornet_compress.train import BlockRefinement, Propagation, propagate
 from tests.models import VOCABULARY, batches, tiny_bert, tiny_gpt2, tiny_llama
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from tensornet_compress.bench.metrics.registry import TOKEN_METRICS, Scores, TokenMetric
-from tensornet_compress.results import Measure
+from tensornet_compress.report import Measure
 
 
 def tokens(scores: Scores) -> Tensor:

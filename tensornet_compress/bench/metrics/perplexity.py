@@ -5,7 +5,7 @@ from math import exp
 from torch import Tensor
 
 from tensornet_compress.bench.metrics.registry import TOKEN_METRICS, Scores, TokenMetric
-from tensornet_compress.results import Measure
+from tensornet_compress.report import Measure
 
 _OVERFLOW = 700.0
 

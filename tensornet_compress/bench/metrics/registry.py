@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tensornet_compress.bench.registry import Registry
-from tensornet_compress.results import Measure
+from tensornet_compress.report import Measure
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from typing import Any
 
 from tensornet_compress.bench.read_back import read_back
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
-from tensornet_compress.budget import Budget
-from tensornet_compress.budget.options import SIZE_SHARES
-from tensornet_compress.compression import compress, survey_model
-from tensornet_compress.nn.module import NetworkModule
-from tensornet_compress.reporting.drawing_of import kinds_of
+from tensornet_compress.compress import Budget, compress, survey_model
+from tensornet_compress.nn import NetworkModule
+from tensornet_compress.options.forms import SIZE_SHARES
+from tensornet_compress.report.drawing_of import kinds_of
 
 REFINE = 1
 QUICK_SWEEPS, FULL_SWEEPS = 0, 1

@@ -31,8 +31,9 @@ def heats(settings: SpeedSettings) -> Iterator[Heat]:
 def _decode(settings: SpeedSettings) -> Timed:
     from transformers import DynamicCache, QuantizedCache
 
-    from tensornet_compress.kv import LiveCache, calibrate
-    from tensornet_compress.kv.attention import contracting
+    from tensornet_compress.kv.live.attention import contracting
+    from tensornet_compress.kv.live.cache import LiveCache
+    from tensornet_compress.kv.profile.calibrate import calibrate
 
     source, text = find_model(settings.model), find_text(settings.text)
     model, tokenizer = source.load(), source.tokenizer()

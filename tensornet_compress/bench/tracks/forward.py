@@ -14,8 +14,8 @@ from tensornet_compress.bench.peers.weights.tensorly import digits
 from tensornet_compress.bench.race import race
 from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.bench.speed import OURS, TRACKS, Heat, SpeedSettings, Timed, Track
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
-from tensornet_compress.network import parse_format
 
 SHAPES = ((576, 576), (1536, 576))
 

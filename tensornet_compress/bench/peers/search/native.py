@@ -9,13 +9,13 @@ from torch import Tensor
 
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod, Stored
 from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import feasible_ranks, ranks_for_error
-from tensornet_compress.network import TermSpec, parse_format
-from tensornet_compress.searching import search
+from tensornet_compress.searching import SpectrumStore, search
 from tensornet_compress.searching.candidates import rounding_error, tensorize
 from tensornet_compress.searching.engine import CORE_FORMATS
 from tensornet_compress.searching.shapes import native_shapes
-from tensornet_compress.searching.store import SpectrumStore
+from tensornet_compress.tensor import TermSpec
 
 
 def peer(tensor: Tensor, family: Any, error: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod, Stored
 from tensornet_compress.bench.side import SIDE, Unavailable
-from tensornet_compress.network import format_nbytes, parse_format
+from tensornet_compress.coding import format_nbytes, parse_format
 from tensornet_compress.searching.candidates import rounding_error, tensorize
 from tensornet_compress.searching.engine import CORE_FORMATS
 

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod, Stored
 from tensornet_compress.bench.side import SIDE, Unavailable
+from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise
-from tensornet_compress.network import NetworkSpec, Topology, parse_format
+from tensornet_compress.searching import SpectrumStore
 from tensornet_compress.searching.candidates import Shape, for_error, tensorize
 from tensornet_compress.searching.engine import CORE_FORMATS
 from tensornet_compress.searching.graphs import merged
-from tensornet_compress.searching.store import SpectrumStore
+from tensornet_compress.tensor import NetworkSpec, Topology
 
 _NOISE = 1e-10
 _ANY = 1 << 30

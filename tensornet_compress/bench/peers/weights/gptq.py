@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from tensornet_compress.bench.peers.weights.rtn import format_for
 from tensornet_compress.bench.read_back import read_back
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
+from tensornet_compress.calibrate import Batch, BlockRunner
+from tensornet_compress.calibrate.block_runner import Hook
+from tensornet_compress.coding import IntFormat, parse_format
 from tensornet_compress.decompose import realise
-from tensornet_compress.metric import Batch
-from tensornet_compress.network import IntFormat, NetworkSpec, TensorNetwork, parse_format
-from tensornet_compress.nn import Target, find_targets, layer_weight, replace_module
-from tensornet_compress.nn.module import NetworkModule
-from tensornet_compress.train.blocks import BlockRunner, Hook
+from tensornet_compress.nn import NetworkModule, Target, find_targets, layer_weight, replace_module
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
 
 @dataclass(frozen=True)

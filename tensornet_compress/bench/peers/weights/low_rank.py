@@ -18,9 +18,9 @@ from tensornet_compress.bench.weight_case import (
     by_layer,
     require_rank_one,
 )
+from tensornet_compress.coding import format_nbytes, parse_format
 from tensornet_compress.decompose import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.metric import euclidean
-from tensornet_compress.network import format_nbytes, parse_format
 from tensornet_compress.nn import Target
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tensornet_compress.bench.peers.weights.grids import GROUPS, grid_for
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, WeightMethod, by_layer
-from tensornet_compress.network import parse_format
+from tensornet_compress.coding import parse_format
 from tensornet_compress.nn import Target
 
 CODES = {bits: float(bits) for bits in range(2, 9)}

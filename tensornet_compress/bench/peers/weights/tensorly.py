@@ -21,8 +21,8 @@ from tensornet_compress.bench.weight_case import (
     require_rank_one,
 )
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
-from tensornet_compress.layout import choose_radices
 from tensornet_compress.nn import Target
+from tensornet_compress.tensor import choose_radices
 
 DIGITS = 3
 Decompose = Callable[[Any, tuple[int, ...]], Any]

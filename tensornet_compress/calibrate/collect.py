@@ -1,0 +1,190 @@
+"""One pass over calibration batches that collects what a set of metrics needs, and frees gradients as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensornet_compress.calibrate.modes import frozen
+from tensornet_compress.calibrate.moments import (
+    has_input_moment,
+    input_vectors,
+    model_inputs,
+    require_unchanged,
+    version_of,
+    weight_users,
+)
+from tensornet_compress.calibrate.outputs import graph_start, kept_output, sampled_loss
+from tensornet_compress.calibrate.statistics import GradientStatistics
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import GRADIENT_KINDS, metric_kind
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def collect_statistics(
+    model: nn.Module,
+    batches: Iterable[Any],
+    names: Collection[str],
+    kinds: Collection[str],
+    *,
+    tied: Mapping[str, Sequence[str]] | None = None,
+    loss: Loss | None = None,
+    precision: torch.dtype | None = None,
+    advance: Callable[[], None] = lambda: None,
+    seed: int = 0,
+    strict: bool = True,
+) -> dict[str, GradientStatistics]:
+    """Statistics of the named layers for the given metrics, in one pass.
+
+    Args:
+        model: left as found (mode, parameters, ``requires_grad`` flags, gradients, hooks). No parameter gets a gradient: what a
+            layer needs is made from the gradient of its output and dropped at once.
+        batches: ids or dicts as everywhere; anything else when ``loss`` takes it. An ``attention_mask`` in a dict leaves
+            padding out.
+        names: linear, Conv1D and ungrouped convolution layers.
+        kinds: metrics to prepare, see ``METRIC_KINDS``; without gradient metrics no backward pass is made.
+        tied: modules that use a named layer's weight too: their calls count as calls of that layer. The gradients of all calls
+            with one example make up that example's gradient; calls with unlike numbers of examples count each for itself.
+        loss: ``loss(model, batch)``, summed over examples, each example's part depending on that example alone. By default
+            minus the log-likelihood of labels drawn from the model itself (the true Fisher information).
+        precision: dtype of matrix products under autocast.
+        strict: refuse a loss that depends on no named layer; without it such layers have no gradients (see ``reached``).
+
+    Raises:
+        TensorNetError: an unknown metric or layer, no batches, or a loss that depends on no named layer.
+    """
+    wanted = [metric_kind(kind) for kind in kinds]
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules or not has_input_moment(modules[name]):
+            raise TensorNetError(f"{name!r} is no layer with input vectors; linear layers and ungrouped convolutions are")
+    collector = _Collector({name: GradientStatistics(wanted) for name in names}, bool(GRADIENT_KINDS & set(wanted)))
+    users = {name: weight_users(model, [name, *(tied or {}).get(name, ())]) for name in names}
+    sharing = {name: [model.get_submodule(user) for user in found] for name, found in users.items()}
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    count = 0
+    with frozen(model), collector.listening(sharing), torch.set_grad_enabled(collector.gradients):
+        for batch in batches:
+            collector.begin(batch)
+            with nullcontext() if precision is None else torch.autocast(device.type, dtype=precision):
+                total = _total(model, batch, loss, device, generator)
+            if collector.gradients:
+                if total.requires_grad:
+                    total.backward()
+                elif strict:
+                    raise unreached(model)
+                collector.end()
+            count += 1
+            advance()
+    if not count:
+        raise TensorNetError("calibration was given no batches")
+    return collector.statistics
+
+
+def unreached(model: nn.Module) -> TensorNetError:
+    """The error of a loss that depends on no named layer."""
+    return TensorNetError(f"no named layer reaches the loss of {type(model).__name__}")
+
+
+def _total(model: nn.Module, batch: Any, loss: Loss | None, device: torch.device, generator: torch.Generator) -> Tensor:
+    if loss is not None:
+        return loss(model, batch)
+    output, logits = kept_output(model, model_inputs(batch, device))
+    return sampled_loss(output, logits, generator)
+
+
+class _Collector:
+    def __init__(self, statistics: dict[str, GradientStatistics], gradients: bool):
+        self.statistics, self.gradients = statistics, gradients
+        self._mask: Tensor | None = None
+        self._calls: dict[str, _Calls] = {}
+
+    def begin(self, batch: Any) -> None:
+        """Note the padding of a batch."""
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        self._mask = None if mask is None else mask.bool()
+        self._calls = {name: _Calls(statistics) for name, statistics in self.statistics.items()}
+
+    def end(self) -> None:
+        """Take in what came back of layers some of whose calls do not reach the loss."""
+        for calls in self._calls.values():
+            calls.finish()
+
+    @contextmanager
+    def listening(self, modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
+        handles = [
+            module.register_forward_hook(self._hook(name), with_kwargs=True)
+            for name, users in modules.items()
+            for module in users
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
+        def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor | None:
+            given = arguments[0] if arguments else next(iter(keywords.values()))
+            vectors = _by_example(input_vectors(module, given.detach()))
+            mask = self._mask if self._mask is not None and self._mask.shape == vectors.shape[:2] else None
+            flat = vectors[mask.to(vectors.device)] if mask is not None else vectors.flatten(0, 1)
+            calls = self._calls[name]
+            self.statistics[name].add_inputs(flat, again=calls.made > 0)
+            calls.made += 1
+            if not self.gradients:
+                return None
+            # The first layer on the way starts the graph: no parameter and no input asks for a gradient.
+            started = output if output.requires_grad else graph_start(output)
+            version = version_of(vectors)
+
+            def backward(gradient: Tensor) -> None:
+                if self.statistics[name].kinds & {"row-fisher", "elementwise"}:
+                    require_unchanged(vectors, version, name, "the input or the kronecker metric")
+                calls.came_back(module, vectors, gradient, mask)
+
+            started.register_hook(backward)
+            return started
+
+        return forward
+
+
+class _Calls:
+    """The calls of one layer with one batch, whose gradients are kept until all of them came back."""
+
+    def __init__(self, statistics: GradientStatistics):
+        self.made = 0
+        self._statistics = statistics
+        self._back: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def came_back(self, module: nn.Module, vectors: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
+        """Note the gradient of one call's output, beside its input vectors (examples, tokens, n)."""
+        if isinstance(module, nn.Conv2d):
+            gradient = gradient.flatten(2).transpose(1, 2)
+        self._back.append((vectors, _by_example(gradient.detach()), mask))
+        if len(self._back) == self.made:
+            self.finish()
+
+    def finish(self) -> None:
+        """Add the examples of the calls that came back."""
+        back, self._back = self._back, []
+        alike = len({len(vectors) for vectors, _, _ in back}) == 1
+        for calls in [back] if alike else [[call] for call in back]:
+            for example in range(len(calls[0][0])):
+                self._statistics.add_example([_real_tokens(*call, example) for call in calls])
+
+
+def _real_tokens(vectors: Tensor, gradients: Tensor, mask: Tensor | None, example: int) -> tuple[Tensor, Tensor]:
+    kept = slice(None) if mask is None else mask[example].to(gradients.device)
+    return vectors[example][kept], gradients[example][kept]
+
+
+def _by_example(vectors: Tensor) -> Tensor:
+    """(examples, ..., n) -> (examples, tokens, n)."""
+    return vectors[:, None] if vectors.ndim == 2 else vectors.flatten(1, -2)

@@ -1,0 +1,108 @@
+"""What a compression did: per layer and in all, as data, JSON and text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensornet_compress.compress.budget import Budget
+from tensornet_compress.frozen import Frozen
+
+
+class LayerReport(Frozen):
+    """One compressed layer. ``error`` is the squared error in the metric relative to the weight's own squared norm."""
+
+    name: str
+    kind: str
+    family: str
+    network: str
+    weights: int
+    nbytes: int
+    original_nbytes: int
+    error: float
+    sensitivity: float | None = None
+    note: str = ""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 x stored bytes / weights."""
+        return 8 * self.nbytes / self.weights
+
+
+class StageReport(Frozen):
+    """One stage of a compression: divergence (nats per token, or one minus the cosine) on batches that no stage saw, the same
+    on the ``selection`` batches that stages choose by, seconds, and whether its result was kept."""
+
+    name: str
+    divergence: float
+    selection: float
+    seconds: float
+    kept: bool = True
+
+
+class CompressionReport(Frozen):
+    """Result of ``compress``: layers, skipped layers with reasons, bytes and the time of each stage.
+
+    ``divergences``: output divergence on calibration tokens after each allocation (the least one was kept). ``stages``: what
+    ``compress_in_stages`` measured after each of its stages.
+
+    ``nbytes`` are the stored bytes of all tensors of the model, ``targeted_nbytes`` those of the targeted modules.
+    """
+
+    budget: Budget
+    allocator: str
+    method: str
+    metric: str = "input"
+    nbytes: int
+    original_nbytes: int
+    targeted_nbytes: int
+    targeted_original_nbytes: int
+    targeted_weights: int
+    allowed_nbytes: int
+    layers: tuple[LayerReport, ...]
+    skipped: tuple[dict[str, str], ...]
+    seconds: dict[str, float]
+    divergences: tuple[float, ...] = ()
+    stages: tuple[StageReport, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 x stored bytes of the targeted modules / their weights."""
+        return 8 * self.targeted_nbytes / self.targeted_weights
+
+    @property
+    def ratio(self) -> float:
+        """Stored bytes of the whole model / original bytes."""
+        return self.nbytes / self.original_nbytes
+
+    def summary(self) -> dict[str, Any]:
+        """Headline figures, JSON-ready."""
+        families: dict[str, int] = {}
+        for layer in self.layers:
+            families[layer.family] = families.get(layer.family, 0) + 1
+        return {
+            "bits_per_weight": self.bits_per_weight,
+            "ratio": self.ratio,
+            "nbytes": self.nbytes,
+            "targeted_nbytes": self.targeted_nbytes,
+            "allowed_nbytes": self.allowed_nbytes,
+            "families": families,
+            "divergences": list(self.divergences),
+            "metric": self.metric,
+            "stages": [stage.model_dump() for stage in self.stages],
+            "seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.layers)} layers at {self.bits_per_weight:.3f} bits per weight (budget: {self.budget}); "
+            f"model {self.nbytes:,} of {self.original_nbytes:,} bytes, ratio {self.ratio:.4f}"
+        ]
+        families = ", ".join(f"{count} {family}" for family, count in self.summary()["families"].items())
+        lines.append(f"stored as: {families}; {len(self.skipped)} layers left alone")
+        for stage in self.stages:
+            dropped = "" if stage.kept else " (not kept)"
+            measured = f"divergence {stage.divergence:.5g} on held-out batches ({stage.selection:.5g} on those to choose by)"
+            lines.append(f"{stage.name}: {measured}, {stage.seconds:.0f} s{dropped}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)

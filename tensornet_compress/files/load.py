@@ -1,0 +1,223 @@
+"""Reading a compressed model from a folder that may be damaged or hostile."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
+from tensornet_compress.files.manifest import TENSORS, Manifest, read_manifest
+from tensornet_compress.files.orders import with_permutations
+from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan
+from tensornet_compress.nn.replace import set_submodule
+from tensornet_compress.tensor import check_stored, expected_tensors
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+
+
+def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.device | str = "cpu") -> Any:
+    """A compressed model from a folder written by ``save``, in eval mode.
+
+    Args:
+        out_dir: the folder.
+        model: for models that are not from transformers, an uncompressed instance of the same architecture; its targeted layers
+            are replaced and all of its tensors overwritten.
+        device: where the tensors go.
+
+    Raises:
+        CheckpointError: unknown version, missing or unknown tensors, wrong shapes or dtypes, truncated files.
+    """
+    folder = Path(out_dir)
+    manifest = read_manifest(folder)
+    with _open(folder / TENSORS) as file:
+        header = {name: _description(file, name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        plan = _unpack_orders(manifest.plan, file, header)
+        skeleton = model if model is not None else _skeleton(folder, manifest)
+        _check(skeleton, plan, manifest, header)
+        tensors = {name: file.get_tensor(name).to(device) for name in header}
+    _check_contents(plan, tensors)
+    for name, layer in plan.layers.items():
+        replacement = _network_module(layer, name, tensors)
+        set_submodule(skeleton, name, replacement)
+        for other in layer.tied:
+            bias = tensors.get(manifest.shared.get(f"{other}.bias", f"{other}.bias"))
+            set_submodule(skeleton, other, _tied_module(skeleton.get_submodule(other), layer, bias, replacement))
+    _assign(skeleton, {name: value for name, value in tensors.items() if not _inside(name, plan)})
+    _share(skeleton, {name: other for name, other in manifest.shared.items() if not _inside(name, plan)})
+    setattr(skeleton, PLAN_ATTRIBUTE, plan)
+    return skeleton.to(device).eval()
+
+
+def load_plan(out_dir: str | Path) -> Plan:
+    """The plan of a saved folder, index orders included, for ``tnc.apply_plan``.
+
+    Raises:
+        CheckpointError: as ``load``.
+    """
+    folder = Path(out_dir)
+    manifest = read_manifest(folder)
+    with _open(folder / TENSORS) as file:
+        return _unpack_orders(manifest.plan, file, set(file.keys()))
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{str(path)!r} is missing; the folder is not whole")
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read as safetensors ({error}); the file is truncated or damaged"
+        ) from error
+
+
+def _description(file: Any, name: str) -> tuple[tuple[int, ...], torch.dtype | None]:
+    piece = file.get_slice(name)
+    return tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype())
+
+
+def _unpack_orders(plan: Plan, file: Any, header: Collection[str]) -> Plan:
+    def read(name: str) -> Tensor:
+        if name not in header:
+            raise CheckpointError(f"the packed order {name!r} is missing from {TENSORS}")
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    try:
+        return with_permutations(plan, read)
+    except TensorNetError as error:
+        raise error if isinstance(error, CheckpointError) else CheckpointError(str(error)) from error
+
+
+def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
+    """The architecture with parameters on the meta device; buffers that no file holds are computed."""
+    if manifest.architecture is None:
+        raise CheckpointError(f"{str(folder)!r} holds no transformers model; pass load(..., model=an uncompressed instance)")
+    try:
+        import transformers
+        from accelerate import init_empty_weights
+    except ImportError as error:
+        raise MissingExtraError(
+            f"loading a transformers model needs the 'hf' extra ({error}); pip install tensornet-compress[hf]"
+        ) from error
+    architecture: Any = getattr(transformers, manifest.architecture, None)
+    if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
+        raise CheckpointError(f"{manifest.architecture!r} is not a model class of transformers {transformers.__version__}")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{str(folder)!r} has no config.json; the folder is not whole")
+    try:
+        config_class: Any = architecture.config_class
+        config = config_class.from_pretrained(folder)
+        with init_empty_weights(include_buffers=False):
+            model: Any = architecture(config)
+        if (folder / "generation_config.json").is_file() and model.can_generate():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # a damaged configuration may fail anywhere in transformers, with any exception
+        raise CheckpointError(
+            f"{str(folder / 'config.json')!r} does not describe a {manifest.architecture}: {error}"
+        ) from error
+    return model
+
+
+def _check(
+    model: nn.Module, plan: Plan, manifest: Manifest, header: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]
+) -> None:
+    """Names, shapes and dtypes of the file against what the model and the plan ask for, before anything is changed."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, layer in plan.layers.items():
+        unknown = [other for other in (name, *layer.tied) if other not in modules]
+        if unknown:
+            raise CheckpointError(f"the plan speaks of modules {unknown} that a {type(model).__name__} does not have")
+    wanted: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {}
+    for name, layer in plan.layers.items():
+        for part, (shape, dtype) in expected_tensors(layer.spec).items():
+            wanted[f"{name}.{part}"] = (shape, dtype)
+    for name, tensor in model.state_dict().items():
+        if not _inside(name, plan) or name.rpartition(".")[2] == "bias":
+            wanted[name] = (tuple(tensor.shape), None)
+    for name, other in manifest.shared.items():
+        if _inside(name, plan):
+            continue
+        if name not in wanted or other not in wanted or other in manifest.shared:
+            raise CheckpointError(f"the manifest says that {name!r} is shared with {other!r}, which the model does not have so")
+    for name in manifest.shared:
+        wanted.pop(name, None)
+    missing, extra = sorted(set(wanted) - set(header)), sorted(set(header) - set(wanted))
+    if missing or extra:
+        raise CheckpointError(f"{TENSORS} does not fit the model: missing {missing[:5]}, unknown {extra[:5]}")
+    for name, (shape, expected) in wanted.items():
+        found_shape, found_dtype = header[name]
+        if found_shape != shape:
+            raise CheckpointError(f"tensor {name!r} has shape {found_shape}, expected {shape}")
+        if expected is not None and not _same_kind(found_dtype, expected):
+            raise CheckpointError(f"tensor {name!r} is stored as {found_dtype}, expected {expected}")
+    total = sum(prod(shape) * (dtype.itemsize if dtype is not None else 8) for shape, dtype in header.values())
+    if all(dtype is not None for _, dtype in header.values()) and total != manifest.nbytes:
+        raise CheckpointError(f"{TENSORS} holds {total:,} bytes of tensors, the manifest says {manifest.nbytes:,}")
+
+
+def _check_contents(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    for name, layer in plan.layers.items():
+        try:
+            check_stored(layer.spec, _stored(layer, name, tensors))
+        except TensorNetError as error:
+            raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
+
+
+def _same_kind(found: torch.dtype | None, expected: torch.dtype) -> bool:
+    """Equal, or both floating point: a model cast to another dtype may be saved as it is."""
+    return found == expected or (found is not None and found.is_floating_point and expected.is_floating_point)
+
+
+def _inside(name: str, plan: Plan) -> bool:
+    """Whether a tensor belongs to a module that the plan replaces."""
+    owner = name.rpartition(".")[0]
+    return owner in plan.layers or any(owner in layer.tied for layer in plan.layers.values())
+
+
+def _stored(layer: LayerPlan, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {part: tensors[f"{name}.{part}"] for part in expected_tensors(layer.spec) if "order" not in part}
+
+
+def _network_module(layer: LayerPlan, name: str, tensors: Mapping[str, Tensor]) -> NetworkModule:
+    stored = _stored(layer, name, tensors)
+    bias = tensors.get(f"{name}.bias")
+    if layer.kind == "embedding":
+        return TNEmbedding(layer.spec, stored, layer.padding_idx)
+    if layer.kind == "conv2d":
+        if layer.geometry is None:
+            raise CheckpointError(f"the plan of convolution {name!r} lacks its geometry")
+        return TNConv2d(layer.spec, layer.geometry, stored, bias)
+    return TNLinear(layer.spec, stored, bias, conv1d=layer.kind == "conv1d")
+
+
+def _tied_module(original: nn.Module, layer: LayerPlan, bias: Tensor | None, owner: NetworkModule) -> NetworkModule:
+    if isinstance(original, nn.Embedding):
+        return TNEmbedding(layer.spec, owner.stored(), original.padding_idx).share_network(owner)
+    return TNLinear(layer.spec, owner.stored(), bias, conv1d=layer.kind == "conv1d").share_network(owner)
+
+
+def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        prefix, _, leaf = name.rpartition(".")
+        module = model.get_submodule(prefix)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        else:
+            module._buffers[leaf] = tensor
+
+
+def _share(model: nn.Module, shared: Mapping[str, str]) -> None:
+    for name, other in shared.items():
+        prefix, _, leaf = name.rpartition(".")
+        source_prefix, _, source_leaf = other.rpartition(".")
+        source = model.get_submodule(source_prefix)
+        registry = "_parameters" if source_leaf in source._parameters else "_buffers"
+        getattr(model.get_submodule(prefix), registry)[leaf] = getattr(source, registry)[source_leaf]

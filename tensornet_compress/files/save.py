@@ -1,0 +1,138 @@
+"""Writing a compressed model to a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tensornet_compress.errors import CheckpointError
+from tensornet_compress.files.manifest import MANIFEST, TENSORS, Manifest
+from tensornet_compress.files.orders import without_permutations
+from tensornet_compress.nn import NetworkModule
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
+from tensornet_compress.version import __version__
+
+
+class LayersReport(Protocol):
+    """What ``save`` reads of a report of ``compress``: bytes before, and each layer's family, sizes and error."""
+
+    original_nbytes: int
+    layers: Any
+
+
+def save(
+    model: nn.Module,
+    out_dir: str | Path,
+    tokenizer: Any = None,
+    report: LayersReport | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a compressed model: ``model.safetensors``, ``tensornet.json``, and for transformers models their configuration.
+
+    The folder appears whole or not at all. ``report`` adds per-layer errors for ``inspect``.
+
+    Raises:
+        CheckpointError: the model was not compressed, or ``out_dir`` exists and ``overwrite`` is false.
+    """
+    plan = getattr(model, PLAN_ATTRIBUTE, None)
+    if not isinstance(plan, Plan):
+        raise CheckpointError(f"this {type(model).__name__} holds no plan; call tnc.compress on it before tnc.save")
+    tensors, shared = unique_tensors(model)
+    _check_plan(model, plan)
+    for name in plan.layers:
+        network = model.get_submodule(name).network()  # type: ignore[operator]
+        tensors |= {f"{name}.{key}": value for key, value in network.stored_tensors().items() if "order" in key}
+    config = getattr(model, "config", None)
+    is_transformers = hasattr(config, "save_pretrained")
+    manifest = Manifest(
+        tool=f"tensornet_compress {__version__}",
+        architecture=type(model).__name__ if is_transformers else None,
+        nbytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        original_nbytes=None if report is None else report.original_nbytes,
+        shared=shared,
+        plan=without_permutations(plan),
+        layers={} if report is None else {layer.name: _layer_entry(layer) for layer in report.layers},
+    )
+    with new_folder(Path(out_dir), overwrite) as folder:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS, metadata={"format": "pt"})
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        if is_transformers:
+            config.save_pretrained(folder)  # type: ignore[union-attr]
+            generation = getattr(model, "generation_config", None)
+            if generation is not None:
+                generation.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    return Path(out_dir)
+
+
+def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to store, each once and on the CPU, and name -> name of the one it is shared with."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() and key in first:
+            shared[name] = first[key]
+            continue
+        first[key] = name
+        tensors[name] = tensor.detach().cpu()
+    return tensors, shared
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+    if target.exists() and not overwrite:
+        raise CheckpointError(f"{str(target)!r} exists; choose another folder, or pass overwrite")
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{str(target)!r} is a file, a folder is needed")
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise CheckpointError(f"{str(target)!r} holds files but no {MANIFEST}: it was not written by this tool and is kept")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, old / "old")
+            os.replace(temporary, target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_plan(model: nn.Module, plan: Plan) -> None:
+    planned = set(plan.layers).union(*(layer.tied for layer in plan.layers.values()))
+    networks = (name for name, module in model.named_modules() if isinstance(module, NetworkModule))
+    unplanned = [name for name in networks if name not in planned]
+    if unplanned:
+        raise CheckpointError(
+            f"modules {unplanned[:5]} are networks that the model's plan does not speak of; compress all layers in one call"
+        )
+    for name in plan.layers:
+        module = model.get_submodule(name)
+        if getattr(module, "spec", None) != plan.layers[name].spec:
+            raise CheckpointError(f"the model's module {name!r} no longer is the network of its plan; compress it again")
+
+
+def _layer_entry(layer: Any) -> dict[str, Any]:
+    return {
+        "family": layer.family,
+        "weights": layer.weights,
+        "nbytes": layer.nbytes,
+        "original_nbytes": layer.original_nbytes,
+        "error": layer.error,
+    }

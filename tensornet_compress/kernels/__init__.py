@@ -1,0 +1,3 @@
+"""Products with coded numbers."""
+
+__all__ = []

@@ -1,0 +1,1 @@
+"""Live mode: packed codes that attention contracts with."""

@@ -1,0 +1,1 @@
+"""What calibration learns of a model's cache."""

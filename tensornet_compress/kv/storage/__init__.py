@@ -1,0 +1,1 @@
+"""Storage mode: entropy-coded blocks of all layers together."""

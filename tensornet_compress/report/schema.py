@@ -1,0 +1,179 @@
+"""The one result schema: rows of measured values, each method at each size, with the settings and machine that made them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.whole import whole_file
+from tensornet_compress.frozen import Frozen
+
+Task = Literal["weights", "kv", "search", "speed"]
+
+
+class Machine(Frozen):
+    """Where a result was made. ``packages``: versions by name."""
+
+    processor: str
+    cores: int
+    threads: int
+    device: str = "cpu"
+    python: str
+    packages: dict[str, str] = Field(default_factory=dict)
+    commit: str | None = None
+
+
+class Measure(Frozen):
+    """What a value means: ``unit`` as printed after it, ``better`` the direction that is better (``None``: neither)."""
+
+    title: str
+    unit: str = ""
+    better: Literal["lower", "higher"] | None = None
+    explanation: str = ""
+
+
+class LayerCell(Frozen):
+    """One layer of a compressed model: a cell of the heat map and a block of the ledger. ``error``: relative, Frobenius unless
+    the row's note says otherwise."""
+
+    name: str
+    kind: str
+    family: str
+    formats: str
+    ranks: tuple[int, ...] = ()
+    bits_per_weight: float
+    nbytes: int
+    error: float | None = None
+
+
+class Spectrum(Frozen):
+    """Singular values of one unfolding before and after ordering, each divided by the largest of both, in falling order."""
+
+    title: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+class Drawing(Frozen):
+    """A network to draw. ``legs``: per core the labels of its open legs; ``edges``: (core, core, rank)."""
+
+    title: str
+    legs: tuple[tuple[str, ...], ...]
+    edges: tuple[tuple[int, int, int], ...] = ()
+
+    @model_validator(mode="after")
+    def _edges_join_cores(self) -> Self:
+        for one, other, _ in self.edges:
+            if not (0 <= one < len(self.legs) and 0 <= other < len(self.legs)):
+                raise ValueError(f"edge ({one}, {other}) names a core that is not among the {len(self.legs)} cores")
+        return self
+
+
+class BitsOfLayer(Frozen):
+    """Bits per element that a cache spends on keys and values of one layer."""
+
+    layer: int
+    keys: float
+    values: float
+
+
+class Row(Frozen):
+    """One method on one subject (a model, a text, a tensor) at one size.
+
+    ``values``: measure name -> value, the names being those of ``Result.measures``. ``budget``: what was asked for (bits per
+    weight or per element, or the error allowed), in ``budget_unit``. ``skipped``: why the method could not run; then there are
+    no values. ``ours``: made by this package's own search and allocation, not by a peer's method. ``ledger``: stored bytes by
+    part.
+    """
+
+    task: Task
+    subject: str
+    method: str
+    ours: bool = False
+    budget: float | None = None
+    budget_unit: str = ""
+    values: dict[str, float] = Field(default_factory=dict)
+    seed: int | None = None
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    note: str = ""
+    skipped: str | None = None
+    layers: tuple[LayerCell, ...] = ()
+    ledger: dict[str, int] = Field(default_factory=dict)
+    spectra: tuple[Spectrum, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
+    cache_bits: tuple[BitsOfLayer, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str, float | None]:
+        """What identifies a row in its result, for resuming and comparing."""
+        return (self.task, self.subject, self.method, self.budget)
+
+    @model_validator(mode="after")
+    def _values_or_reason(self) -> Self:
+        if self.skipped is not None and self.values:
+            raise ValueError(f"row {self.key} was skipped ({self.skipped!r}) and still has values")
+        if self.skipped is None and not self.values:
+            raise ValueError(f"row {self.key} has neither values nor a reason for being skipped")
+        return self
+
+
+class Result(Frozen):
+    """All rows of one run. ``command`` reproduces it; ``settings`` are those common to the rows; ``complete`` is false while it
+    runs."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    command: str
+    version: str
+    made: str
+    machine: Machine
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    measures: dict[str, Measure]
+    rows: tuple[Row, ...] = ()
+    seconds: float | None = None
+    complete: bool = True
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        seen = set()
+        for row in self.rows:
+            unknown = sorted(set(row.values) - set(self.measures))
+            if unknown:
+                raise ValueError(f"row {row.key} has values {unknown} that `measures` does not explain")
+            if row.key in seen:
+                raise ValueError(f"two rows are {row.key}")
+            seen.add(row.key)
+        return self
+
+    def with_row(self, row: Row) -> Result:
+        """The result with ``row`` added, in the place of a row of the same key if there is one."""
+        kept = [other for other in self.rows if other.key != row.key]
+        content: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(content | {"rows": (*kept, row)})
+
+
+def read_result(path: str | os.PathLike[str]) -> Result:
+    """A result file.
+
+    Raises:
+        TensorNetError: the file is not JSON or not of this schema; the message names the field.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise TensorNetError(f"cannot read the result {str(path)!r}: {error.strerror}") from error
+    try:
+        return Result.from_json(text)
+    except TensorNetError as error:
+        raise TensorNetError(f"{str(path)!r} is {error}") from error
+
+
+def write_result(result: Result, path: str | os.PathLike[str]) -> Path:
+    """Write ``result`` to ``path`` under a temporary name, then rename."""
+    with whole_file(path) as file:
+        file.write_text(result.to_json(indent=1) + "\n", encoding="utf-8")
+    return Path(path)

@@ -1,0 +1,213 @@
+import pytest
+import torch
+from torch import nn
+
+import tensornet_compress as tnc
+from tensornet_compress.calibrate import first_tokens, fisher_sensitivity, measure_sensitivity, output_divergence
+from tensornet_compress.errors import TensorNetError
+from tests.generators import random_tensor
+from tests.models import VOCABULARY, batches, residual, tiny_bert, tiny_gpt2, tiny_llama
+
+MEASURES = [measure_sensitivity, fisher_sensitivity]
+
+
+def probes_of(model, names, size=0.02, seed=0):
+    """Each layer's weight with a little noise, and the squared Euclidean size of the noise."""
+
+    def probe(name):
+        weight = model.get_submodule(name).weight.detach().clone()
+        noise = size * random_tensor(tuple(weight.shape), seed, torch.float32)
+        return lambda: (weight + noise, float(noise.square().sum()))
+
+    return {name: probe(name) for name in names}
+
+
+LLAMA = [f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.q_proj", "mlp.down_proj")]
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}, [m.training for m in model.modules()]
+
+
+def hooks(model):
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+def same(before, after):
+    return before[1] == after[1] and all(torch.equal(before[0][name], after[0][name]) for name in before[0])
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_modules_of_both_modes_are_left_as_found(measure):
+    model = tiny_llama().train()
+    model.model.layers[0].mlp.eval()
+    before = state(model)
+    measure(model, batches(1), probes_of(model, LLAMA[:1]))
+    assert same(before, state(model))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_found(measure, training):
+    model = tiny_llama().train(training)
+    model.lm_head.weight.requires_grad_(False)
+    before, flags = state(model), [p.requires_grad for p in model.parameters()]
+    random = torch.get_rng_state()
+    measure(model, batches(2), probes_of(model, LLAMA))
+    assert same(before, state(model))
+    assert hooks(model) == 0
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    assert all("forward" not in m.__dict__ for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_model_is_left_as_found_when_its_forward_fails(measure, monkeypatch):
+    model = tiny_llama().train()
+    before = state(model)
+    calls = []
+
+    def fails_later(*_args):
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("out of memory")
+
+    handle = model.lm_head.register_forward_pre_hook(fails_later)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        measure(model, batches(4), probes_of(model, LLAMA))
+    handle.remove()
+    assert same(before, state(model))
+    assert hooks(model) == 0
+    assert all("forward" not in m.__dict__ for m in model.modules())
+
+
+def test_the_probe_equals_replacing_the_weight_by_hand():
+    model, ids = tiny_llama(), batches(2)
+    probes = probes_of(model, LLAMA, size=0.1)
+    measured = measure_sensitivity(model, ids, probes)
+    for name in LLAMA:
+        other = tiny_llama()
+        weight, error = probes[name]()
+        with torch.no_grad():
+            references = [model(x).logits.log_softmax(-1) for x in ids]
+            other.get_submodule(name).weight.copy_(weight)
+            outputs = [other(x).logits.log_softmax(-1) for x in ids]
+        kl = sum(float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(references, outputs)) / len(ids)
+        assert measured[name] == pytest.approx(kl / error, rel=1e-3)
+
+
+@pytest.mark.parametrize(("build", "names"), [(tiny_llama, LLAMA), (tiny_gpt2, ["transformer.h.0.mlp.c_fc"])])
+def test_one_backward_pass_comes_near_the_probes(build, names):
+    model, ids = build(), batches(8, rows=4)
+    probes = probes_of(model, names)
+    by_probe, by_fisher = (measure(model, ids, probes) for measure in MEASURES)
+    for name in names:
+        assert 0.4 <= by_fisher[name] / by_probe[name] <= 2.5
+
+
+def test_encoders_are_measured_by_the_angle_of_their_outputs():
+    model = tiny_bert()
+    probes = probes_of(model, ["encoder.layer.0.output.dense"], size=0.1)
+    assert measure_sensitivity(model, batches(2), probes)["encoder.layer.0.output.dense"] > 0
+
+
+def test_divergence_by_hand():
+    p, q = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log_softmax(-1)
+    wanted = float(torch.nn.functional.kl_div(q, p.log_softmax(-1), log_target=True, reduction="batchmean"))
+    assert output_divergence(p, q, logits=True) == pytest.approx(wanted, rel=1e-5)
+    assert output_divergence(torch.eye(2), torch.eye(2).flip(0), logits=False) == pytest.approx(1.0)
+    assert output_divergence(torch.eye(2), 3 * torch.eye(2), logits=False) == pytest.approx(0.0, abs=1e-6)
+
+
+def padded(ids, lengths, width, side):
+    """Batch of the first ``lengths[row]`` ids of each row with padding on one side, (rows, width)."""
+    mask, placed = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        where = slice(width - length, width) if side == "left" else slice(length)
+        placed[row, where], mask[row, where] = ids[row, :length], 1
+    return {"input_ids": placed, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "longest", "shapes"), [(70, 12, [(2, 12), (2, 12), (1, 12), (1, 10)]), (20, 16, [(1, 16), (1, 4)])]
+)
+def test_the_first_tokens_of_plain_and_right_padded_batches(tokens, longest, shapes):
+    """Padding behind the text is kept and counted with it."""
+    plain = [*batches(2), *(ids[:1] for ids in batches(3, seed=1))]
+    right = [padded(ids, [16, 5][: len(ids)], 16, "right") for ids in plain]
+    kept, kept_right = first_tokens(plain, tokens, longest), first_tokens(right, tokens, longest)
+    assert [tuple(ids.shape) for ids in kept] == shapes
+    for number, (rows, length) in enumerate(shapes):
+        assert torch.equal(kept[number], plain[number][:rows, :length])
+        assert all(torch.equal(value, right[number][name][:rows, :length]) for name, value in kept_right[number].items())
+
+
+def test_padding_before_the_text_is_left_out():
+    ids = batches(1, rows=3)[0]
+    (kept,) = first_tokens([padded(ids, [6, 2, 9], 40, "left")], 100, 8)
+    assert torch.equal(kept["attention_mask"], torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [0] * 7 + [1], [1] * 8]))
+    assert torch.equal(kept["input_ids"][0, 3:], ids[0, :5])
+    (cut,) = first_tokens([padded(ids, [6, 2, 9], 40, "left")], 100, 6)
+    assert torch.equal(cut["input_ids"], torch.stack([torch.cat([torch.zeros(3, dtype=ids.dtype), ids[0, :3]]), ids[2, :6]]))
+
+
+def test_only_real_tokens_of_left_padded_batches_count():
+    given = [padded(ids, [16, 4], 40, "left") for ids in batches(3)]
+    kept = first_tokens(given, 40, 64)
+    assert [int(batch["attention_mask"].sum()) for batch in kept] == [20, 20]
+
+
+def test_batches_of_padding_alone_are_passed_over_and_refused_when_there_are_no_others():
+    text = padded(batches(1)[0], [3, 3], 8, "left")
+    blank = {"input_ids": text["input_ids"], "attention_mask": torch.zeros(2, 8)}
+    assert len(first_tokens([blank, torch.zeros(2, 0, dtype=torch.long), text], 100, 8)) == 1
+    with pytest.raises(TensorNetError, match=r"none of the 2 calibration batches.*attention_mask"):
+        first_tokens([blank, blank], 100, 8)
+
+
+@pytest.mark.parametrize("options", [{}, {"sensitivity": "probe", "refine": 0}])
+def test_short_texts_behind_long_padding_calibrate_a_model(options):
+    given = [padded(ids, [16, 9], 300, "left") for ids in batches(2)]
+    report = tnc.compress(tiny_llama(layers=1), tnc.Budget(bits_per_weight=10), given, method="svd", workers=1, **options)
+    assert all(layer.sensitivity > 0 for layer in report.layers)
+
+
+def test_models_that_change_their_embeddings_in_place_have_the_same_sensitivities():
+    class Positions(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            torch.manual_seed(0)
+            self.in_place, self.embed = in_place, nn.Embedding(VOCABULARY, 8)
+            self.positions, self.map = nn.Parameter(torch.randn(16, 8)), nn.Linear(8, 6)
+
+        def forward(self, input_ids):
+            x = self.embed(input_ids)
+            if self.in_place:
+                x += self.positions
+            else:
+                x = x + self.positions
+            return self.map(x)
+
+    plain, in_place = (
+        fisher_sensitivity(model, batches(2), probes_of(model, ["map", "embed"]))
+        for model in (Positions(False), Positions(True))
+    )
+    assert plain == in_place
+    assert min(plain.values()) > 0
+
+
+def embedded(**options):
+    return residual(lambda: nn.Embedding(VOCABULARY, 8), 8, **options)
+
+
+def test_an_input_that_its_layer_is_added_to_in_place_is_refused():
+    model = embedded(in_place=True)
+    with pytest.raises(TensorNetError, match=r"input of 'map'.*in place.*sensitivity='probe'"):
+        fisher_sensitivity(model, batches(2), probes_of(model, ["map"]))
+
+
+def test_a_layer_under_two_names_counts_once():
+    once = fisher_sensitivity(embedded(), batches(2), probes_of(embedded(), ["map"]))
+    twice = fisher_sensitivity(embedded(alias=True), batches(2), probes_of(embedded(), ["map"]), {"map": ("alias",)})
+    assert once == twice

@@ -1,0 +1,137 @@
+"""Folders that are damaged, incomplete or do not fit are refused with one clear error."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tensornet_compress as tnc
+from tensornet_compress.errors import CheckpointError
+from tensornet_compress.files import MANIFEST, TENSORS
+from tests.files.saved import compressed, tensor_file
+from tests.models import tiny_convnet
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
+def test_truncated_tensors_are_refused(folder, share):
+    data = tensor_file(folder)
+    (folder / TENSORS).write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"truncated|damaged"):
+        tnc.load(folder)
+
+
+@pytest.mark.parametrize("name", [TENSORS, MANIFEST, "config.json"])
+def test_missing_files_are_named(folder, name):
+    os.remove(folder / name)
+    with pytest.raises(CheckpointError, match=name):
+        tnc.load(folder)
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / TENSORS)
+    change(tensors)
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+
+
+def core_name(tensors):
+    return next(name for name in sorted(tensors) if "core0" in name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(core_name(t)), "missing.*core0"),
+        (lambda t: t.pop("model.norm.weight"), "missing.*model.norm.weight"),
+        (lambda t: t.update(extra=torch.zeros(2)), "unknown.*extra"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight.*\(3,\).*\(32,\)"),
+        (lambda t: t.update({core_name(t): torch.zeros(3, 3, dtype=t[core_name(t)].dtype)}), r"core0.*\(3, 3\)"),
+        (lambda t: t.update({core_name(t): t[core_name(t)].to(torch.int64)}), "core0.*stored as"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(folder, change, message):
+    edit_tensors(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        tnc.load(folder)
+
+
+def edit_manifest(folder, change):
+    data = json.loads((folder / MANIFEST).read_text())
+    change(data)
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+def first_layer(data):
+    return next(iter(data["plan"]["layers"].values()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format_version=2), "version 2"),
+        (lambda d: d.pop("format_version"), "version None"),
+        (lambda d: d.update(surprise=1), "surprise"),
+        (lambda d: d.pop("plan"), "plan"),
+        (lambda d: d["plan"].update(version=7), "version"),
+        (lambda d: first_layer(d)["spec"].update(version=7), "version"),
+        (lambda d: first_layer(d).update(kind="lambda"), "kind"),
+        (lambda d: first_layer(d)["spec"].update(shape=[1, 1]), "shape"),
+        (lambda d: d["plan"]["layers"].update(ghost=first_layer(d)), "ghost"),
+        (lambda d: d.update(nbytes=1), "manifest says 1"),
+        (lambda d: d.update(shared={"lm_head.weight": "ghost.weight"}), "ghost.weight"),
+        (lambda d: d.update(architecture=None), "model="),
+    ],
+)
+def test_manifests_that_do_not_fit_are_refused(folder, change, message):
+    edit_manifest(folder, change)
+    with pytest.raises(CheckpointError, match=f"(?s).*{message}"):
+        tnc.load(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NoSuchModel",
+        "os.system",
+        "__builtins__",
+        "pipeline",
+        "PreTrainedModel",
+        "AutoModel",
+        "__import__('os')",
+        "",
+        "BertModel",
+    ],
+)
+def test_an_architecture_is_a_model_class_of_transformers_or_refused(folder, name):
+    edit_manifest(folder, lambda data: data.update(architecture=name))
+    with pytest.raises(CheckpointError):
+        tnc.load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2", '"text"', "null", "[]", "{}", "[" * 100_000, "\x00\x01"])
+def test_damaged_json_is_refused(folder, text):
+    (folder / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match=MANIFEST):
+        tnc.load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": "llama", "hidden_size": "many"}'])
+def test_a_damaged_configuration_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        tnc.load(folder)
+
+
+def test_a_refused_file_leaves_the_given_instance_alone(tmp_path):
+    model = tiny_convnet()
+    compressed(model, calibration=None, allocator="energy", budget=tnc.Budget(bits_per_weight=9.0))
+    folder = tnc.save(model, tmp_path / "out")
+    edit_tensors(folder, lambda tensors: tensors.pop("norm.running_mean"))
+    fresh = tiny_convnet(seed=3)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    with pytest.raises(CheckpointError, match="running_mean"):
+        tnc.load(folder, model=fresh)
+    after = fresh.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,4 +1,7 @@
-"""The harness: jobs in, rows out, written as they come."""
+"""The harness: jobs in, rows out, written as they come.
+
+Measures that several benchmarks have stand here: a name means the same in all of them, so that their rows fit one result.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,17 @@ SECONDS = Measure(
     unit="s",
     better="lower",
     explanation="Processor time of the row, evaluation included; what rows share is counted in the first of them.",
+)
+STORED = Measure(
+    title="stored bytes",
+    unit="bytes",
+    better="lower",
+    explanation="Everything: cores, scales, zero points and packed orders; of a model also what was left alone, in fp32.",
+)
+ERROR = Measure(
+    title="relative error",
+    better="lower",
+    explanation="Measured, Frobenius, of a model over all compressed weights; missing where bytes are only predicted.",
 )
 Key = tuple[str, str, str, float | None]
 

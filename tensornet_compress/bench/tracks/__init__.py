@@ -1,5 +1,5 @@
-"""Kinds of races: each file adds one."""
+"""Kinds of races: each file adds one or two."""
 
-from tensornet_compress.bench.tracks import compressing, decoding, forward, searching
+from tensornet_compress.bench.tracks import compressing, decoding, forward
 
-__all__ = ["compressing", "decoding", "forward", "searching"]
+__all__ = ["compressing", "decoding", "forward"]

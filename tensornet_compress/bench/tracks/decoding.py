@@ -1,94 +1,218 @@
-"""Decoding with a full cache: ours, transformers' exact cache and its quantised ones; every cache holds the same tokens."""
+"""Caches in use: decoding with a full one, coding and decoding of blocks, and memory; ours beside those of transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import tensornet_compress.kv as kv
 from tensornet_compress.bench.models import find_model
-from tensornet_compress.bench.peers.caches.stock import ready
-from tensornet_compress.bench.race import clock
+from tensornet_compress.bench.peers.stock_caches import ready
+from tensornet_compress.bench.processes import apart, resident
 from tensornet_compress.bench.side import Unavailable
-from tensornet_compress.bench.speed import OURS, TRACKS, Heat, SpeedSettings, Timed, Track
+from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock, race
 from tensornet_compress.bench.texts import find_text
+from tensornet_compress.kv.live.attention import contracting
+from tensornet_compress.kv.live.cache import LiveCache
+from tensornet_compress.kv.storage.codec import JointCodec
 
-NAMES = (OURS, "ours-rebuild", "dense", "quantized-quanto", "quantized-hqq")
-BITS = 3.0
-WINDOWS, LENGTH = 5, 256
-
-
-def heats(settings: SpeedSettings) -> Iterator[Heat]:
-    """One: after ``context`` tokens."""
-    yield Heat(f"decoding after {settings.context} tokens, batch 1", NAMES, lambda: _decode(settings))
-
-
-@torch.no_grad()
-def _decode(settings: SpeedSettings) -> Timed:
-    from transformers import DynamicCache, QuantizedCache
-
-    from tensornet_compress.kv.live.attention import contracting
-    from tensornet_compress.kv.live.cache import LiveCache
-    from tensornet_compress.kv.profile.calibrate import calibrate
-
-    source, text = find_model(settings.model), find_text(settings.text)
-    model, tokenizer = source.load(), source.tokenizer()
-    windows = text.windows(tokenizer, "calibration", LENGTH, WINDOWS)
-    # Speed does not depend on how good the bases are: a small Euclidean profile stands for any other.
-    with torch.enable_grad():
-        profile = calibrate(model, windows.split(1), metric="euclidean", joined=0, search=False)
-    needed = settings.context + settings.steps + 1
-    count = -(-needed // LENGTH)
-    ids = text.windows(tokenizer, "heldout", LENGTH, count).flatten()[:needed]
-    exact: Any = DynamicCache(config=model.config)
-    model(ids[None, : settings.context], past_key_values=exact, logits_to_keep=1)
-    states = [(layer.keys, layer.values) for layer in exact.layers]
-    makers: dict[str, tuple[Callable[[], Any], bool]] = {
-        OURS: (lambda: LiveCache(model, BITS, profile), True),
-        "ours-rebuild": (lambda: LiveCache(model, BITS, profile, attention="rebuild"), False),
-        "dense": (lambda: DynamicCache(config=model.config), False),
-    }
-    missing = {}
-    for name, backend, more in (("quantized-quanto", "quanto", {}), ("quantized-hqq", "hqq", {"axis_key": 1, "axis_value": 1})):
-        try:
-            ready(backend)
-            makers[name] = (partial(QuantizedCache, backend, model.config, nbits=4, **more), False)
-        except Unavailable as reason:
-            missing[name] = str(reason)
-    seconds: dict[str, list[float]] = {name: [] for name in makers}
-    rounds = max(1, settings.rounds // 4)
-    for number in range(rounds):
-        for name in list(makers) if number % 2 else list(makers)[::-1]:
-            make, contract = makers[name]
-            with contracting(model) if contract else nullcontext():
-                seconds[name] += _steps(model, _filled(make(), states), ids[settings.context :])
-    medians = {name: float(torch.tensor(values).median()) for name, values in seconds.items()}
-    return Timed(medians, missing, tokens=1, settings={"bits": BITS, "stock_bits": 4, "rounds": rounds})
+EXACT, STOCK = "dense", {"quantized-quanto": {}, "quantized-hqq": {"axis_key": 1, "axis_value": 1}}
+OURS_TIMED = (OURS, "ours-2-bits", "ours-rebuild", "ours-storage")
+BITS, STOCK_BITS = 3.0, 4
+WINDOWS, LENGTH, UNIT = 5, 256, 64
+CODED, RATES = 1024, (4.0, 2.0, 1.0)
+MEMORY = (EXACT, OURS, "ours-2-bits", "ours-storage")
 
 
-def _filled(cache: Any, states: list[tuple[Tensor, Tensor]]) -> Any:
-    """Hand a cache the states of a prompt, as a forward pass would."""
+@dataclass
+class Caches:
+    """A model, the states of a context, and empty caches of every kind. How good the bases of ``profile`` are makes no
+    difference to speed and memory: a small Euclidean one stands for any other."""
+
+    settings: SpeedSettings
+    profile: kv.Profile
+    context: int
+
+    @staticmethod
+    def calibrated(settings: SpeedSettings) -> kv.Profile:
+        """The small profile."""
+        source, text = find_model(settings.model), find_text(settings.text)
+        windows = text.windows(source.tokenizer(), "calibration", LENGTH, WINDOWS)
+        return kv.calibrate(source.load(), windows.split(1), metric="euclidean", joined=0, search=False)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model in fp32."""
+        return find_model(self.settings.model).load()
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """Held-out tokens: the context and those that are decoded."""
+        source, needed = find_model(self.settings.model), self.context + max(self.settings.steps + 1, UNIT)
+        count = -(-needed // LENGTH)
+        return find_text(self.settings.text).windows(source.tokenizer(), "heldout", LENGTH, count).flatten()[:needed]
+
+    @cached_property
+    def states(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the context by layer."""
+        exact = self.make(EXACT)
+        with torch.no_grad():
+            self.model(self.ids[None, : self.context], past_key_values=exact, logits_to_keep=1)
+        return [(layer.keys, layer.values) for layer in exact.layers]
+
+    def make(self, name: str) -> Any:
+        """An empty cache of a kind.
+
+        Raises:
+            Unavailable: its package is not installed.
+        """
+        from transformers import DynamicCache, QuantizedCache
+
+        if name in STOCK:
+            ready(name.removeprefix("quantized-"))
+            return QuantizedCache(name.removeprefix("quantized-"), self.model.config, nbits=STOCK_BITS, **STOCK[name])
+        if name == EXACT:
+            return DynamicCache(config=self.model.config)
+        if name == "ours-storage":
+            return kv.CompressedCache(self.model, 2.0, self.profile, mode="storage")
+        bits = 2.0 if name == "ours-2-bits" else BITS
+        return LiveCache(self.model, bits, self.profile, attention="rebuild" if name == "ours-rebuild" else "auto")
+
+    def attending(self, name: str) -> Any:
+        """The context in which the model attends to a kind of cache."""
+        return contracting(self.model) if name in (OURS, "ours-2-bits") else nullcontext()
+
+
+def fill(cache: Any, states: list[tuple[Tensor, Tensor]], tokens: slice, start: int = 0) -> Any:
+    """Hand a cache some tokens of states, as a forward pass at position ``start`` would."""
     recorder = getattr(cache, "recorder", None)
     if recorder is not None:
-        recorder.seen["positions"] = torch.arange(states[0][0].shape[2])[None]
+        recorder.seen["positions"] = torch.arange(start, start + len(range(*tokens.indices(states[0][0].shape[2]))))[None]
     for index, (keys, values) in enumerate(states):
-        cache.update(keys, values, index)
+        cache.update(keys[:, :, tokens], values[:, :, tokens], index)
     return cache
 
 
-def _steps(model: Any, cache: Any, tokens: Tensor) -> list[float]:
+def decoding(settings: SpeedSettings) -> Iterator[Heat]:
+    """One: after ``context`` tokens."""
+    names = (*OURS_TIMED, EXACT, *STOCK)
+    yield Heat(f"decoding after {settings.context} tokens, batch 1", names, lambda: _decode(settings, names))
+
+
+def _decode(settings: SpeedSettings, names: tuple[str, ...]) -> Raced:
+    caches = Caches(settings, Caches.calibrated(settings), settings.context)
+    values: dict[str, dict[str, float]] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            values[name] = {"prefill": _prefill(caches, name), "sealing": _sealing(caches, name)}
+        except Unavailable as reason:
+            missing[name] = str(reason)
+    seconds: dict[str, list[float]] = {name: [] for name in values}
+    rounds = max(1, settings.rounds // 4)
+    for number in range(rounds):
+        for name in list(values) if number % 2 else list(values)[::-1]:
+            seconds[name] += _steps(caches, name)
+    for name, times in seconds.items():
+        values[name] |= {"time": median(times), "tokens_per_second": 1 / median(times)}
+    return Raced(values, missing, {"bits": BITS, "stock_bits": STOCK_BITS, "rounds": rounds})
+
+
+@torch.no_grad()
+def _prefill(caches: Caches, name: str) -> float:
+    """Seconds of one forward pass over the context."""
+    cache, began = caches.make(name), perf_counter()
+    with caches.attending(name):
+        caches.model(caches.ids[None, : caches.context], past_key_values=cache, logits_to_keep=1)
+    return perf_counter() - began
+
+
+@torch.no_grad()
+def _sealing(caches: Caches, name: str) -> float:
+    """Seconds for each of another unit of tokens that a full cache takes in."""
+    cache = fill(caches.make(name), caches.states, slice(None))
+    began = perf_counter()
+    fill(cache, caches.states, slice(UNIT), caches.context)
+    return (perf_counter() - began) / UNIT
+
+
+@torch.no_grad()
+def _steps(caches: Caches, name: str) -> list[float]:
     """Seconds of each single-token step but the first."""
-    read = clock()
+    cache, read = fill(caches.make(name), caches.states, slice(None)), clock()
     seconds = []
-    for token in tokens:
-        began = read()
-        model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)
-        seconds.append(read() - began)
+    with caches.attending(name):
+        for token in caches.ids[caches.context : caches.context + caches.settings.steps + 1]:
+            began = read()
+            caches.model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)
+            seconds.append(read() - began)
     return seconds[1:]
 
 
-TRACKS.add(Track("decoding", heats))
+def coding(settings: SpeedSettings) -> Iterator[Heat]:
+    """The storage code of a block of tokens, at several rates."""
+    tokens = min(CODED, settings.context)
+    for bits in RATES[1:2] if settings.quick else RATES:
+        subject = f"storage code of {tokens} tokens at {bits:g} bits"
+        yield Heat(subject, ("ours-encode", "ours-decode"), partial(_code, settings, bits, tokens))
+
+
+def _code(settings: SpeedSettings, bits: float, tokens: int) -> Raced:
+    caches = Caches(settings, Caches.calibrated(settings), tokens)
+    codec = JointCodec(caches.profile, bits)
+    keys, values = ([layer[side][0] for layer in caches.states] for side in (0, 1))
+    payload = codec.encode(keys, values)
+    calls = {"ours-encode": lambda: codec.encode(keys, values), "ours-decode": lambda: codec.decode(payload)}
+    times = race(calls, max(1, settings.rounds // 8))
+    return Raced({name: {"time": time, "tokens_per_second": tokens / time} for name, time in times.items()})
+
+
+def memory(settings: SpeedSettings) -> Iterator[Heat]:
+    """What a cache of ``context`` tokens holds, by its own count and as the system sees it."""
+    yield Heat(f"memory of {settings.context} tokens, batch 1", MEMORY, lambda: _memory(settings))
+
+
+def _memory(settings: SpeedSettings) -> Raced:
+    values: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        Caches.calibrated(settings).save(folder)
+        for name in MEMORY:
+            held, grown = apart(_grown, settings, folder, name)
+            values[name] = {"held_nbytes": held, "grown_nbytes": grown}
+            values[name]["held_share"] = held / values[EXACT]["held_nbytes"]
+            values[name]["grown_share"] = grown / values[EXACT]["grown_nbytes"]
+    return Raced(values, settings={"bits": BITS})
+
+
+@torch.no_grad()
+def _grown(settings: SpeedSettings, folder: str, name: str) -> tuple[float, float]:
+    """Bytes that a cache counts, and by how many this process grew. It is filled chunk by chunk, as forward passes would, with
+    the states of one chunk: what they are does not matter here."""
+    chunk = min(512, settings.context)
+    caches = Caches(settings, kv.Profile.load(folder), chunk)
+    fill(caches.make(name), caches.states, slice(None))
+    before = resident()
+    cache = caches.make(name)
+    for start in range(0, settings.context, chunk):
+        fill(cache, caches.states, slice(min(chunk, settings.context - start)), start)
+    with caches.attending(name):
+        for token in caches.ids[chunk : chunk + 2]:
+            caches.model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)
+    if name == "ours-storage":
+        cache.freeze()
+    grown = resident() - before
+    counted = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) if name == EXACT else cache.nbytes
+    return float(counted), float(grown)
+
+
+for _track in (Track("decoding", decoding), Track("coding", coding), Track("memory", memory)):
+    TRACKS.add(_track)

@@ -17,7 +17,8 @@ import numpy as np
 import opt_einsum
 from torch import Tensor
 
-from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod, Stored
+from tensornet_compress.bench.registry import Method
+from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Stored
 from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise
@@ -29,7 +30,8 @@ from tensornet_compress.tensor import NetworkSpec, Topology
 
 _NOISE = 1e-10
 _ANY = 1 << 30
-LARGEST_FOR_TTNOPT = 1 << 16
+LARGEST = 1 << 16
+_SLACKS = (1.0, 0.97, 0.94, 1.03, 1.1, 1.2, 1.4)
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,14 @@ class Tree:
     seconds: float
 
 
-def available() -> str | None:
-    """Why it cannot be run; ``None`` when it can."""
-    try:
-        import ttnopt.src  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 def optimal_tree(tensor: Tensor, cut: float, sweeps: int) -> Tree:
     """Its structure search by least entanglement entropy; singular values below ``cut`` of the largest are dropped."""
-    from ttnopt.src import FactorizeTensor
-
+    package: Any = SIDE.module("ttnopt")
     array = tensor.double().numpy()
     began = perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        psi = _start(array)
-        engine = FactorizeTensor(psi, max_bond_dim=_ANY)
+        psi = _start(array, package.TreeTensorNetwork)
+        engine = package.FactorizeTensor(psi, max_bond_dim=_ANY)
         engine.run(target=None, opt_structure=1, max_num_sweep=sweeps, tau=1, max_truncation_error=cut)
     seconds = perf_counter() - began
     error = float(np.linalg.norm(_dense(psi) - array) / np.linalg.norm(array))
@@ -71,12 +63,10 @@ def optimal_tree(tensor: Tensor, cut: float, sweeps: int) -> Tree:
     )
 
 
-def _start(array: np.ndarray) -> Any:
+def _start(array: np.ndarray, network: Any) -> Any:
     """An exact network of the shape that ``TreeTensorNetwork.mps`` has."""
-    from ttnopt.src import TreeTensorNetwork
-
     count, dims, norm = array.ndim, array.shape, float(np.linalg.norm(array))
-    edges = [[0, 1, 4], [2, 3, 4]] if count == 4 else [list(edge) for edge in TreeTensorNetwork.mps(count).edges]
+    edges = [[0, 1, 4], [2, 3, 4]] if count == 4 else [list(edge) for edge in network.mps(count).edges]
     left = max(1, (count - 2) // 2)
     heads, tails = [], []
     rest, bond = array / norm, dims[0]
@@ -91,7 +81,7 @@ def _start(array: np.ndarray) -> Any:
         rest, width = u * s, len(s)
     u, s, v = _svd(rest.reshape(bond, width))
     heads[-1], tails[-1] = heads[-1] @ u, tails[-1] @ v.T
-    return TreeTensorNetwork(edges, heads + tails[::-1], gauge_tensor=np.diag(s), norm=norm)
+    return network(edges, heads + tails[::-1], gauge_tensor=np.diag(s), norm=norm)
 
 
 def _svd(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -137,46 +127,33 @@ def _merged_numbers(topology: Topology, ranks: tuple[int, ...], dims: tuple[int,
     return total
 
 
-def smallest(tensor: Tensor, error: float) -> dict[str, Any]:
-    """TTNOpt's tree over the same digits with our ranks and formats."""
-    missing = available()
-    if missing is not None:
-        return {"skipped": missing}
-    if tensor.numel() > LARGEST_FOR_TTNOPT:
-        return {"skipped": f"{tensor.numel():,} entries, more than {LARGEST_FOR_TTNOPT:,}"}
-    tensorization = tensorize(tuple(tensor.shape))
-    store = SpectrumStore(tensorization.apply(tensor))
-    began = perf_counter()
-    tree = optimal_tree(store.modes, 1e-3 * error, 2)
-    seconds = perf_counter() - began
-    shape = Shape("ttnopt", tensorization, tree.topology, ordered=True)
-    found: list[int] = []
-    errors: dict[int, float] = {}
-    for name in CORE_FORMATS:
-        for slack in (1.0, 0.97, 0.94, 1.03, 1.1, 1.2, 1.4):
-            candidate = for_error(shape, store, parse_format(name), error, slack)
-            if candidate is None or candidate.nbytes > 1.3 * min([*found, tensor.numel()]):
-                continue
-            network = realise(tensor, NetworkSpec(shape=tuple(tensor.shape), terms=(candidate.term,)))
-            if float((network.to_dense() - tensor).norm() / tensor.norm()) <= error:
-                found.append(network.nbytes)
-                errors[network.nbytes] = float((network.to_dense() - tensor).norm() / tensor.norm())
-    if not found:
-        return {"skipped": "more bytes than 1.3 of 8 bit integers", "seconds": seconds}
-    return {"nbytes": min(found), "error": errors[min(found)], "measured": True, "seconds": seconds}
-
-
-def ttnopt(case: SearchCase) -> Stored:
-    """Its tree with our ranks and formats.
+def ttnopt(case: SearchCase, error: float) -> Stored:
+    """Its tree over the same digits as ours, with our ranks and formats.
 
     Raises:
         Unavailable: it is not installed, or the tensor is too large or needs more bytes than dense integers.
     """
     SIDE.module("ttnopt")
-    found = smallest(case.tensor, case.max_error)
-    if "skipped" in found:
-        raise Unavailable(found["skipped"])
-    return Stored(found["nbytes"], found["error"], settings={"structure_search_seconds": found["seconds"]})
+    tensor = case.tensor
+    if tensor.numel() > LARGEST:
+        raise Unavailable(f"{tensor.numel():,} entries, more than {LARGEST:,}: its four-legged tensors would take hours")
+    tensorization = tensorize(tuple(tensor.shape))
+    store = SpectrumStore(tensorization.apply(tensor))
+    tree = optimal_tree(store.modes, 1e-3 * error, 2)
+    shape = Shape("ttnopt", tensorization, tree.topology, ordered=True)
+    kept: list[tuple[int, float]] = []
+    for name in CORE_FORMATS:
+        for slack in _SLACKS:
+            candidate = for_error(shape, store, parse_format(name), error, slack)
+            if candidate is None or candidate.nbytes > 1.3 * min([*(nbytes for nbytes, _ in kept), tensor.numel()]):
+                continue
+            network = realise(tensor, NetworkSpec(shape=tuple(tensor.shape), terms=(candidate.term,)))
+            measured = float((network.to_dense() - tensor).norm() / tensor.norm())
+            if measured <= error:
+                kept.append((network.nbytes, measured))
+    if not kept:
+        raise Unavailable("more bytes than 1.3 of 8 bit integers")
+    return Stored(*min(kept), settings={"structure_search_seconds": tree.seconds})
 
 
-SEARCH_METHODS.add(SearchMethod("ttnopt", ttnopt, explanation="TTNOpt's structure search, ranks and formats by our rule"))
+SEARCH_METHODS.add(Method("ttnopt", ttnopt, "TTNOpt's structure search, ranks and formats by our rule"))

@@ -10,14 +10,8 @@ from functools import partial
 
 from torch import Tensor
 
-from tensornet_compress.bench.weight_case import (
-    WEIGHT_METHODS,
-    Approximation,
-    WeightCase,
-    WeightMethod,
-    by_layer,
-    require_rank_one,
-)
+from tensornet_compress.bench.registry import Method
+from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, by_layer, require_rank_one
 from tensornet_compress.coding import format_nbytes, parse_format
 from tensornet_compress.decompose import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.metric import euclidean
@@ -68,4 +62,4 @@ for _name, _metric, _fmt, _explanation in (
     ("svd-llm-int8", "input", "int8g64", "SVD-LLM with factors in 8-bit integers, groups of 64"),
     ("kfac-svd", "kronecker", "bf16", "KFAC-SVD: Kronecker-factored Fisher metric, factors in bf16"),
 ):
-    WEIGHT_METHODS.add(WeightMethod(_name, by_layer(partial(truncate, _metric, _fmt)), explanation=_explanation))
+    WEIGHT_METHODS.add(Method(_name, by_layer(partial(truncate, _metric, _fmt)), _explanation))

@@ -14,7 +14,7 @@ from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Sto
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase
 from tensornet_compress.coding.planes import UNIT
-from tensornet_compress.compress import Budget, compress, survey_model
+from tensornet_compress.compressing import Budget, compress, survey_model
 from tensornet_compress.kv.payload import BlockCodec
 from tensornet_compress.kv.storage.codec import JointCodec
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec

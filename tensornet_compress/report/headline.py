@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tensornet_compress.report.groups import TASKS, Group, baseline_nbytes, label, usable
 from tensornet_compress.report.numbers import (
     amount,
     heading,
@@ -18,7 +19,6 @@ from tensornet_compress.report.numbers import (
     without_unit,
 )
 from tensornet_compress.report.parts import Claim, Story
-from tensornet_compress.report.roles import TASKS, Group, baseline_nbytes, label, usable
 from tensornet_compress.report.schema import Measure, Result, Row, Task
 from tensornet_compress.report.verdict import Duel, duels
 

@@ -35,8 +35,8 @@ def render(result: Result) -> str:
     """The HTML text of a report."""
     template = _template()
     from tensornet_compress.report.charts.svg import need_matplotlib
+    from tensornet_compress.report.groups import groups
     from tensornet_compress.report.headline import stories
-    from tensornet_compress.report.roles import groups
     from tensornet_compress.report.sections import SECTIONS
 
     need_matplotlib()

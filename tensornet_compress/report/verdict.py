@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
-from tensornet_compress.report.roles import Group, usable
+from tensornet_compress.report.groups import Group, usable
 from tensornet_compress.report.schema import Row
 
 _SAME_SIZE = 1.01

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
-from tensornet_compress.report import Measure, Result, Row
+from tensornet_compress.report import Result, Row
 from tensornet_compress.report.charts.fronts import staircase
+from tensornet_compress.report.groups import Group, groups
 from tensornet_compress.report.headline import featured, stories
-from tensornet_compress.report.roles import Group, groups, is_quality, is_size, is_time
 from tensornet_compress.report.verdict import duels
 from tests.report.synthetic import everything, result, row
 
@@ -73,30 +71,6 @@ def test_the_headline_takes_the_smallest_of_ours_with_a_small_loss() -> None:
     chosen = featured(only(made))
     assert chosen is not None
     assert chosen.values["nbytes"] == 2000
-
-
-@pytest.mark.parametrize(
-    ("name", "unit", "better", "role"),
-    [
-        ("nbytes", "bytes", "lower", "size"),
-        ("bits", "bits", "lower", "size"),
-        ("x", "bits per weight", "lower", "size"),
-        ("original_nbytes", "bytes", None, "size"),
-        ("seconds", "s", "lower", "time"),
-        ("decode", "tokens/s", "higher", "time"),
-        ("x", "ms per token", "lower", "time"),
-        ("encode", "MB/s", "higher", "time"),
-        ("decode_speed", "×", "higher", "time"),
-        ("kl", "nats per token", "lower", "quality"),
-        ("loss", "nats/token", "lower", "quality"),
-        ("top1", "", "higher", "quality"),
-        ("gain", "", None, None),
-    ],
-)
-def test_roles_of_measures(name: str, unit: str, better: str | None, role: str | None) -> None:
-    measure = Measure.model_validate({"title": "t", "unit": unit, "better": better})
-    found = {"size": is_size(name, measure), "time": is_time(name, measure), "quality": is_quality(name, measure)}
-    assert [kind for kind, yes in found.items() if yes] == ([role] if role else [])
 
 
 def test_the_staircase_keeps_what_nothing_smaller_matches() -> None:

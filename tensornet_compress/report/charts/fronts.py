@@ -9,9 +9,9 @@ from tensornet_compress.report.charts.axes import direction, named, style
 from tensornet_compress.report.charts.palette import colour
 from tensornet_compress.report.charts.series import Series, series
 from tensornet_compress.report.charts.svg import Canvas, chart
+from tensornet_compress.report.groups import Group, usable
 from tensornet_compress.report.numbers import heading, lower_first, plain, short, with_unit
 from tensornet_compress.report.parts import Chart
-from tensornet_compress.report.roles import Group, usable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tensornet_compress.report.charts.palette import MARKERS, OURS, PEERS
+from tensornet_compress.report.groups import Group, usable
 from tensornet_compress.report.numbers import short
 from tensornet_compress.report.parts import Key
-from tensornet_compress.report.roles import Group, usable
 from tensornet_compress.report.schema import Row
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tensornet_compress.report import Result
+from tensornet_compress.report.groups import Group
 from tensornet_compress.report.parts import Section
-from tensornet_compress.report.roles import Group
 from tensornet_compress.report.sections.cache import cache
 from tensornet_compress.report.sections.compare import compare
 from tensornet_compress.report.sections.figures import figures

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensornet_compress.report.charts.lines import cache_bits_chart
+from tensornet_compress.report.groups import Group, label
 from tensornet_compress.report.numbers import plain, short, significant
 from tensornet_compress.report.parts import Block, Cell, Section, Table, Text
-from tensornet_compress.report.roles import Group, label
 from tensornet_compress.report.schema import Result, Row
 
 _MOST = 4

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensornet_compress.report.charts.axes import named
+from tensornet_compress.report.groups import TASKS, Group, label
 from tensornet_compress.report.headline import limit_words
 from tensornet_compress.report.numbers import lower_first, number, plain, short, times, without_unit
 from tensornet_compress.report.parts import Cell, Section, Table
-from tensornet_compress.report.roles import TASKS, Group, label
 from tensornet_compress.report.schema import Result
 from tensornet_compress.report.verdict import Duel, duels
 

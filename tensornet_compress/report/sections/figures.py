@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensornet_compress.report.charts.axes import named
+from tensornet_compress.report.groups import TASKS, Group, label
 from tensornet_compress.report.numbers import amount, is_bytes, number, plain, short
 from tensornet_compress.report.parts import Cell, Section, Table
-from tensornet_compress.report.roles import TASKS, Group, label
 from tensornet_compress.report.schema import Measure, Result, Row
 
 _OPEN = 12

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from tensornet_compress.report.charts.bars import Bar, bars
 from tensornet_compress.report.charts.fronts import front_chart
+from tensornet_compress.report.groups import Group, usable
 from tensornet_compress.report.numbers import heading, number, plain
 from tensornet_compress.report.parts import Block, Chart, Section, Text
-from tensornet_compress.report.roles import Group, usable
 from tensornet_compress.report.schema import Result
 
 _MOST_GROUPS, _MOST_QUALITIES = 6, 2

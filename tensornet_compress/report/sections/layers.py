@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tensornet_compress.report.groups import Group, label
 from tensornet_compress.report.headline import featured
 from tensornet_compress.report.heat import describe, grid_of, maps
 from tensornet_compress.report.numbers import amount, number, short, significant
 from tensornet_compress.report.parts import Block, Cell, Section, Table, Text
-from tensornet_compress.report.roles import Group, label
 from tensornet_compress.report.schema import LayerCell, Result, Row
 
 _MOST_ROWS, _MOST_LINES = 3, 60

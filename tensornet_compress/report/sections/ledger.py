@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensornet_compress.report.charts.bars import stacked
+from tensornet_compress.report.groups import TASKS, Group, fewer, label
 from tensornet_compress.report.headline import featured
 from tensornet_compress.report.numbers import amount, plain, short
 from tensornet_compress.report.parts import Block, Cell, Section, Table, Text
-from tensornet_compress.report.roles import TASKS, Group, fewer, label
 from tensornet_compress.report.schema import Result, Row
 
 _MOST_ROWS = 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensornet_compress.report.charts.networks import MOST_CORES, network_chart
+from tensornet_compress.report.groups import Group
 from tensornet_compress.report.parts import Block, Section, Text
-from tensornet_compress.report.roles import Group
 from tensornet_compress.report.schema import Drawing, Result
 
 _MOST = 6

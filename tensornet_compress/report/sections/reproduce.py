@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tensornet_compress.report.groups import Group, label
 from tensornet_compress.report.numbers import moment, number, plain, setting, short
 from tensornet_compress.report.parts import Block, Cell, Code, Section, Table
-from tensornet_compress.report.roles import Group, label
 from tensornet_compress.report.schema import Result
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tensornet_compress.report.groups import TASKS, Group, label
 from tensornet_compress.report.numbers import plain, short
 from tensornet_compress.report.parts import Cell, Section, Table
-from tensornet_compress.report.roles import TASKS, Group, label
 from tensornet_compress.report.schema import Result
 
 _OPEN = 10

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensornet_compress.report.charts.lines import spectrum_chart
+from tensornet_compress.report.groups import Group
 from tensornet_compress.report.numbers import number, short
 from tensornet_compress.report.parts import Block, Cell, Section, Table, Text
-from tensornet_compress.report.roles import Group
 from tensornet_compress.report.schema import Result, Spectrum
 
 _MOST, _MOST_VALUES = 6, 12

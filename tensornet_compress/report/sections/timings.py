@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from tensornet_compress.report.charts.axes import direction
 from tensornet_compress.report.charts.bars import Bar, bars
+from tensornet_compress.report.groups import TASKS, Group, fewer, label, usable
 from tensornet_compress.report.headline import featured
 from tensornet_compress.report.numbers import heading, plain
 from tensornet_compress.report.parts import Block, Chart, Section, Text
-from tensornet_compress.report.roles import TASKS, Group, fewer, label, usable
 from tensornet_compress.report.schema import Result
 
 _MOST_BARS, _MOST_SUBJECTS, _MOST_CHARTS, _MANY = 16, 24, 8, 4

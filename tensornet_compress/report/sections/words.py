@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensornet_compress.report.glossary import glossary
+from tensornet_compress.report.groups import Group
 from tensornet_compress.report.parts import Section, Terms
-from tensornet_compress.report.roles import Group
 from tensornet_compress.report.schema import Result
 
 

@@ -1,70 +1,26 @@
-"""Which measure of a result is a size, which a quality and which a time, and the groups of rows that compare."""
+"""Groups of rows that compare with each other, and what they are compared by."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from tensornet_compress.report.numbers import number
-from tensornet_compress.report.schema import Measure, Result, Row, Task
+from tensornet_compress.report.schema import Measure, Result, Role, Row, Task
 
-SIZES = (
-    "total_nbytes",
-    "targeted_nbytes",
-    "nbytes",
-    "held_nbytes",
-    "bytes",
-    "kilotoken_nbytes",
-    "bits_per_element",
-    "bits_per_weight",
-    "payload_bits_per_element",
-    "bits",
-    "ratio",
+PREFERRED = (
+    *("targeted_nbytes", "nbytes", "held_nbytes", "kilotoken_nbytes"),
+    *("kl", "kl_natural", "kl_copy", "divergence", "perplexity", "error", "predicted_error"),
 )
-QUALITIES = (
-    "kl",
-    "kl_natural",
-    "natural_kl",
-    "kl_copy",
-    "copy_kl",
-    "divergence",
-    "perplexity",
-    "error",
-    "relative_error",
-    "predicted_error",
-)
-BASELINES = ("original_nbytes", "exact_nbytes", "dense_nbytes")
-_TIME_UNITS = re.compile(
-    r"^((s|ms|us|µs|min|h|seconds?|minutes?|milliseconds?)( ?/.*| per .*)?|.* ?(/ ?|per )(s|sec|second))$", re.IGNORECASE
-)
-_TIME_NAMES = re.compile(r"(^|_)(seconds|ms|speed|speedup|time|latency|throughput|tokens_s|s)($|_)")
-_SIZE_UNITS = re.compile(r"^(bytes?|b|bits?( |/|$).*)$", re.IGNORECASE)
+"""Measures that charts and comparisons take before others of the same role."""
 TASKS: dict[Task, str] = {
     "weights": "Weights",
     "kv": "KV cache",
     "search": "Layout search",
     "speed": "Speed",
 }
-
-
-def is_time(name: str, measure: Measure) -> bool:
-    """Seconds, rates per second, and ratios of these."""
-    return bool(_TIME_UNITS.search(measure.unit.strip()) or _TIME_NAMES.search(name))
-
-
-def is_size(name: str, measure: Measure) -> bool:
-    """Bytes, bits per something, and shares of bytes."""
-    if is_time(name, measure):
-        return False
-    return name in SIZES or name in BASELINES or bool(_SIZE_UNITS.match(measure.unit.strip())) or "nbytes" in name
-
-
-def is_quality(name: str, measure: Measure) -> bool:
-    """What is better in one direction and neither a size nor a time; a gain is a ratio of sizes."""
-    return measure.better is not None and "gain" not in name and not is_size(name, measure) and not is_time(name, measure)
 
 
 def usable(row: Row, name: str) -> bool:
@@ -131,35 +87,21 @@ def groups(result: Result) -> list[Group]:
 
 
 def _group(result: Result, task: Task, subject: str, rows: Sequence[Row]) -> Group:
-    names = [name for name in result.measures if any(usable(row, name) for row in rows)]
-    measures = {name: result.measures[name] for name in names}
-    sizes = [name for name in names if is_size(name, measures[name]) and name not in BASELINES]
-    qualities = [name for name in names if is_quality(name, measures[name])]
-    return Group(
-        task=task,
-        subject=subject,
-        rows=tuple(rows),
-        size=_most_told(sizes, SIZES, rows) if task != "speed" else None,
-        qualities=tuple(sorted(qualities, key=lambda name: (_place(name, QUALITIES), names.index(name)))),
-        times=tuple(name for name in names if is_time(name, measures[name])),
-        measures=measures,
-    )
+    measures = {name: measure for name, measure in result.measures.items() if any(usable(row, name) for row in rows)}
 
+    def of(role: Role) -> list[str]:
+        names = [name for name, measure in measures.items() if measure.role == role]
+        return sorted(names, key=lambda name: PREFERRED.index(name) if name in PREFERRED else len(PREFERRED))
 
-def _most_told(names: Iterable[str], preferred: Sequence[str], rows: Sequence[Row]) -> str | None:
-    """The measure that most rows have; of those alike, the preferred one."""
-    ranked = sorted(names, key=lambda name: (-sum(usable(row, name) for row in rows), _place(name, preferred)))
-    return ranked[0] if ranked else None
-
-
-def _place(name: str, preferred: Sequence[str]) -> int:
-    return preferred.index(name) if name in preferred else len(preferred)
+    # The size that most rows have; of those alike, the preferred one.
+    size = max(of("size"), key=lambda name: sum(usable(row, name) for row in rows), default=None) if task != "speed" else None
+    return Group(task, subject, tuple(rows), size, tuple(of("quality")), tuple(of("time")), measures)
 
 
 def baseline_nbytes(group: Group, row: Row) -> float | None:
     """Bytes before compression, where the row or the group's original tells them or they can be computed."""
-    for name in BASELINES:
-        if usable(row, name) and row.values[name] > 0:
+    for name, measure in group.measures.items():
+        if measure.role == "before" and usable(row, name) and row.values[name] > 0:
             return row.values[name]
     if usable(row, "ratio") and usable(row, "nbytes") and row.values["ratio"] > 0:
         return row.values["nbytes"] / row.values["ratio"]

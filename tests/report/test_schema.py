@@ -73,7 +73,10 @@ def test_roles_of_measures(name: str, unit: str, better: str | None, role: str) 
 def test_roles_are_filled_in_and_written_only_where_they_are_not_the_usual_ones() -> None:
     assert result().measures["kl"].role == "quality"
     assert "role" not in result().to_json()
-    measures = {"kl": Measure(title="KL", better="lower", role="other"), "seconds": Measure(title="seconds", unit="s", role="time")}
+    measures = {
+        "kl": Measure(title="KL", better="lower", role="other"),
+        "seconds": Measure(title="seconds", unit="s", role="time"),
+    }
     told = result().model_copy(update={"measures": measures})
     assert told.to_json().count('"role"') == 1
     assert Result.from_json(told.to_json()).measures == measures

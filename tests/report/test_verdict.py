@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from tensornet_compress.report import Result, Row
-from tensornet_compress.report.charts.fronts import staircase
-from tensornet_compress.report.groups import Group, groups
-from tensornet_compress.report.headline import featured, stories
-from tensornet_compress.report.verdict import duels
+from tensornet_compress.report.page.groups import Group, duels, groups
+from tensornet_compress.report.page.headline import featured, stories
+from tensornet_compress.report.page.lines import staircase
 from tests.report.synthetic import everything, result, row
 
 
@@ -16,7 +15,7 @@ def only(made: Result) -> Group:
 
 
 def told(made: Result) -> str:
-    return " ".join(sentence for story in stories(made, groups(made)) for sentence in story.sentences)
+    return " ".join(sentence for story in stories(groups(made)) for sentence in story.sentences)
 
 
 def test_a_peer_of_more_bytes_does_not_count_and_one_of_fewer_does() -> None:

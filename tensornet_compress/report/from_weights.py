@@ -8,7 +8,7 @@ from math import sqrt
 
 from pydantic import JsonValue
 
-from tensornet_compress.compress.report import CompressionReport, LayerReport
+from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.nn.plan import Plan
 from tensornet_compress.report.made import drawings_of, made_here
 from tensornet_compress.report.schema import LayerCell, Measure, Result, Row

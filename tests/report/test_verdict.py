@@ -24,13 +24,13 @@ def test_a_peer_of_more_bytes_does_not_count_and_one_of_fewer_does() -> None:
         (2000, "peer", "small peer"),
         (3000, "peer", "big peer"),
     ]
-    assert "a peer is better at 2" in told(made)
+    assert "ours wins at 0 of 2 sizes, a peer at 2, neither at 0" in told(made)
 
 
 def test_ours_wins_where_it_is_better_and_even_is_even() -> None:
     made = result(row("ours", 2000, 0.1, True), row("ours", 4000, 0.0502, True), row("p", 2000, 0.2), row("p", 4000, 0.05))
     assert [d.winner for d in duels(only(made))] == ["ours", "even"]
-    assert "ours is better at 1 of 2 sizes, even at 1; no peer is better" in told(made)
+    assert "ours wins at 1 of 2 sizes, a peer at 0, neither at 1" in told(made)
 
 
 def test_sizes_within_one_percent_are_one_limit() -> None:

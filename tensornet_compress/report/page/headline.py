@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -24,6 +25,7 @@ from tensornet_compress.report.schema import Measure, Row
 
 _SMALL_LOSS = 0.1
 _SAME_SIZE = 1.02
+_LAYERS = "targeted_nbytes"
 _MOST_STORIES = 3
 _MOST_SPEEDS = 6
 
@@ -33,8 +35,12 @@ def stories(groups: Sequence[Group]) -> list[Story]:
     made = []
     for task in TASKS:
         mine = [group for group in groups if group.task == task and group.quality != "predicted_error"]
-        if mine and (task == "speed" or len(mine) > _MOST_STORIES):
-            made.append(_speed(mine) if task == "speed" else _many(mine))
+        if mine and task == "speed":
+            made.append(_speed(mine))
+        elif len(mine) > _MOST_STORIES:
+            fights = [duel for group in mine for duel in duels(group)]
+            told = _standing(fights) if fights else ("No peer was run on any of them.",)
+            made.append(Story(f"{TASKS[task]}: {len(mine)} subjects", told, _won_claim(fights)))
         else:
             made += map(_one, mine)
     return made
@@ -63,26 +69,21 @@ def _one(group: Group) -> Story:
     row, fights = featured(group), duels(group)
     if row is None:
         return Story(title, ("Nothing was measured in bytes.",))
-    change = _change(group, row)
-    sentences, claims = [_smaller(group, row, change)], []
-    if change is not None:
-        claims.append(change.claim)
-    elif group.size is not None:
-        claims.append(_claim(row.values[group.size], group.measures[group.size]))
-    if cost := _cost(group, row):
-        sentences.append(cost)
-        if group.quality is not None and usable(row, group.quality):
-            claims.append(_claim(row.values[group.quality], group.measures[group.quality]))
-    if group.task == "search" and row.note:
-        sentences.append(f"What was chosen and why: {plain(row.note)}.")
-    sentences.append(_verdict(group, fights))
+    change, cost = _change(group, row), _cost(group, row)
+    claims = [change.claim] if change is not None else []
+    shown = [None if claims else group.size, group.quality if cost else None]
+    claims += [_claim(row.values[name], group.measures[name]) for name in shown if name is not None and usable(row, name)]
+    choice = f"What was chosen and why: {plain(row.note)}." if group.task == "search" and row.note else ""
     if fights:
-        won, lost = _won_and_lost(fights)
-        tone = "good" if len(won) == len(fights) else "bad" if len(lost) > len(won) else "even"
-        places = "sizes" if fights[0].limit_on else "limits"
-        figure = f"{len(won)} of {len(fights)}"
-        claims.append(Claim(figure, f"{places} at which ours beats every peer", tone))  # type: ignore[arg-type]
-    return Story(title, tuple(sentences), tuple(claims))
+        verdict = _standing(fights)
+    elif not group.ours:
+        verdict = ("Nothing of ours is among these methods, so ours and peers are not compared.",)
+    elif not group.peers:
+        verdict = ("No peer was run here, so this page does not say whether another method would do better.",)
+    else:
+        verdict = ("Ours and the peers were not measured at comparable sizes, so none is called best.",)
+    sentences = (_smaller(group, row, change), cost, choice, *verdict)
+    return Story(title, tuple(filter(None, sentences)), (*claims, *_won_claim(fights)))
 
 
 @dataclass(frozen=True)
@@ -94,27 +95,27 @@ class _Change:
     part: bool
 
     @property
-    def factor(self) -> tuple[str, str]:
-        """``("3.2", "smaller")``"""
+    def words(self) -> str:
+        """``3.2 times smaller``"""
         smaller = self.now <= self.before
         ratio = self.before / self.now if smaller else self.now / self.before
-        return times(ratio), "smaller" if smaller else "larger"
+        return f"{times(ratio)} times {'smaller' if smaller else 'larger'}"
 
     @property
     def claim(self) -> Claim:
-        ratio, way = self.factor
+        ratio, _, way = self.words.split()
         of = f"{amount(self.now)} of {amount(self.before)}{', the compressed layers' if self.part else ''}"
         return Claim(f"{ratio} ×", f"{way}: {of}")
 
 
 def _change(group: Group, row: Row) -> _Change | None:
-    name, original, before = "targeted_nbytes", group.original, group.nbytes_before(row)
-    part = original is not None and usable(original, name) and usable(row, name)
-    if part and original is not None and before is not None and 0 < original.values[name] < before / 2:
-        before, now = original.values[name], row.values[name]
-    else:
-        part, now = False, row.values["nbytes"] if usable(row, "nbytes") else 0.0
-    return None if before is None or now <= 0 else _Change(before, now, part)
+    """What became of the compressed layers, where most of the model was left alone, or else of all bytes."""
+    before, now, original = group.nbytes_before(row), row.values.get("nbytes", 0.0), group.original
+    part = before is not None and original is not None and usable(row, _LAYERS)
+    part = part and 0 < original.values.get(_LAYERS, 0.0) < before / 2  # type: ignore[union-attr,operator]
+    if part and original is not None:
+        before, now = original.values[_LAYERS], row.values[_LAYERS]
+    return _Change(before, now, part) if before is not None and 0 < now < inf else None
 
 
 def _smaller(group: Group, row: Row, change: _Change | None) -> str:
@@ -124,9 +125,8 @@ def _smaller(group: Group, row: Row, change: _Change | None) -> str:
     thing = f"The key-value cache of {subject}, the model's memory of the text so far," if group.task == "kv" else subject
     told = ""
     if change is not None:
-        ratio, way = change.factor
         verb = f"The compressed layers of {subject} become" if change.part else f"{thing} becomes"
-        told = f"{verb} {ratio} times {way} with {who}: {amount(change.now)} instead of {amount(change.before)}."
+        told = f"{verb} {change.words} with {who}: {amount(change.now)} instead of {amount(change.before)}."
         if change.part and group.original is not None:
             whole, was = (amount(one.values["nbytes"]) for one in (row, group.original))
             told += f" The whole model, most of which was left alone, takes {whole} instead of {was}."
@@ -165,30 +165,30 @@ def _cost(group: Group, row: Row) -> str:
     return f"What it costs: {', '.join(told)}." if told else ""
 
 
-def _won_and_lost(fights: Sequence[Duel]) -> tuple[list[Duel], list[Duel]]:
-    won, lost = ([duel for duel in fights if duel.winner == side] for side in ("ours", "peer"))
-    return won, lost
-
-
-def _verdict(group: Group, fights: Sequence[Duel]) -> str:
-    if not group.ours:
-        return "Nothing of ours is among these methods, so ours and peers are not compared."
-    if not group.peers:
-        return "No peer was run here, so this page does not say whether another method would do better."
+def _won_claim(fights: Sequence[Duel]) -> tuple[Claim, ...]:
     if not fights:
-        return "Ours and the peers were not measured at comparable sizes, so none is called best."
-    won, lost = _won_and_lost(fights)
-    told = f"Against peers {'at equal bytes' if fights[0].limit_on else 'at equal error'}:"
-    if len(fights) == 1:
-        return f"{told} {'ours is better.' if won else duel_words(lost[0]) if lost else 'ours and the best of them are even.'}"
-    places = f"{len(fights)} {'sizes' if fights[0].limit_on else 'limits'}"
-    if len(won) == len(fights):
-        return f"{told} ours is better at every one of {places}."
+        return ()
+    count = Counter(duel.winner for duel in fights)
+    tone = "good" if count["ours"] == len(fights) else "bad" if count["peer"] > count["ours"] else "even"
+    what = f"{'sizes' if fights[0].limit_on else 'limits'} at which ours beats every peer"
+    return (Claim(f"{count['ours']} of {len(fights)}", what, tone),)  # type: ignore[arg-type]
+
+
+def _standing(fights: Sequence[Duel]) -> tuple[str, ...]:
+    """How often ours and peers win, and where either does by most."""
+    won, lost = ([duel for duel in fights if duel.winner == side] for side in ("ours", "peer"))
+    equal, limits = ("bytes", "sizes") if fights[0].limit_on else ("error", "limits")
     even = len(fights) - len(won) - len(lost)
-    told = f"{told} ours is better at {len(won)} of {places}{f', even at {even}' if even else ''}"
-    if not lost:
-        return f"{told}; no peer is better."
-    return f"{told}, and a peer is better at {len(lost)}. {duel_words(min(lost, key=lambda duel: duel.factor))}"
+    told = [f"At equal {equal}, ours wins at {len(won)} of {len(fights)} {limits}, a peer at {len(lost)}, neither at {even}."]
+    several = len({duel.group.subject for duel in fights}) > 1
+    if won and several:
+        best = max(won, key=lambda duel: duel.factor)
+        lead = f"{times(best.factor)} times better than {short(best.peer.method)}"
+        told.append(f"Ours leads most on {short(best.group.subject)}: {lead}.")
+    if lost:
+        worst = min(lost, key=lambda duel: duel.factor)
+        told.append((f"A peer leads most on {short(worst.group.subject)}. " if several else "") + duel_words(worst))
+    return tuple(told)
 
 
 def limit_words(duel: Duel) -> str:
@@ -204,33 +204,6 @@ def duel_words(duel: Duel) -> str:
     if duel.limit_on is None:
         limit, peer = f"At an error of {limit_words(duel)}", duel.peer.method
     return f"{limit}, {short(peer)} reaches{told} {other} against {mine} of ours."
-
-
-def _many(groups: Sequence[Group]) -> Story:
-    """Many subjects in one story: how often ours wins, and where it wins and loses most."""
-    fights = [duel for group in groups for duel in duels(group)]
-    title = f"{TASKS[groups[0].task]}: {len(groups)} subjects"
-    if not fights:
-        return Story(title, (f"{len(groups)} subjects were measured; no peer was run on any of them.",))
-    won, lost = _won_and_lost(fights)
-    even = len(fights) - len(won) - len(lost)
-    what = "fewer bytes at equal error" if fights[0].limit_on is None else "a better result at equal bytes"
-    sentences = [
-        f"Of {len(fights)} comparisons ours wins {len(won)}, a peer wins {len(lost)} and {even} are even; {what} wins."
-    ]
-    if won:
-        best = max(won, key=lambda duel: duel.factor)
-        lead = f"{times(best.factor)} times better than {short(best.peer.method)}"
-        sentences.append(f"Ours leads most on {short(best.group.subject)}: {lead}.")
-    if lost:
-        worst = min(lost, key=lambda duel: duel.factor)
-        sentences.append(f"A peer leads most on {short(worst.group.subject)}. {duel_words(worst)}")
-    claims = (
-        Claim(str(len(won)), "comparisons won by ours", "good" if won else "plain"),
-        Claim(str(even), "even", "even"),
-        Claim(str(len(lost)), "won by a peer", "bad" if lost else "plain"),
-    )
-    return Story(title, tuple(sentences), claims)
 
 
 def _speed(groups: Sequence[Group]) -> Story:

@@ -20,7 +20,7 @@ from tensornet_compress.kv.storage.codec import JointCodec
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec
 from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.report import Spectrum
-from tensornet_compress.report.drawing_of import drawing_of, kinds_of
+from tensornet_compress.report.made import drawing_of, drawings_of
 from tensornet_compress.searching import search
 
 REFINE = 1
@@ -51,7 +51,7 @@ def compressed(method: Any, refine: bool, case: WeightCase, bits: float) -> Comp
         {layer.name: layer.family for layer in report.layers},
         note="; ".join(report.notes),
         settings={"refine": rounds, "sweeps": sweeps, "metric": report.metric, "allocator": report.allocator},
-        drawings=kinds_of({name: module.spec for name, module in modules.items()}),
+        drawings=drawings_of({name: module.spec for name, module in modules.items()}),
     )
 
 

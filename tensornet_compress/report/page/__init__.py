@@ -32,33 +32,40 @@ def write_report(result: Result, path: str | os.PathLike[str]) -> Path:
 
 
 def render(result: Result) -> str:
-    """The HTML text of a report."""
-    template = _template()
-    from tensornet_compress.report.charts.svg import need_matplotlib
-    from tensornet_compress.report.headline import stories
-    from tensornet_compress.report.roles import groups
-    from tensornet_compress.report.sections import SECTIONS
+    """The HTML text of a report.
 
-    need_matplotlib()
-    found = groups(result)
-    made = [section for maker in SECTIONS if (section := maker(result, found)) is not None]
-    return template.render(result=result, stories=stories(result, found), sections=made)
+    Raises:
+        MissingExtraError: Jinja2 or matplotlib is missing.
+    """
+    template = _template()
+    from tensornet_compress.report.page import layers, pictures, tables
+    from tensornet_compress.report.page.groups import groups
+    from tensornet_compress.report.page.headline import stories
+
+    grouped = groups(result)
+    makers = (
+        *(tables.compare, pictures.fronts, layers.layers, pictures.ledger, pictures.spectra, pictures.networks),
+        *(pictures.cache, pictures.timings, tables.skipped, tables.figures, tables.words, tables.reproduce),
+    )
+    sections = [section for maker in makers if (section := maker(result, grouped)) is not None]
+    return template.render(result=result, stories=stories(grouped), sections=sections)
 
 
 @cache
 def _template() -> Template:
     try:
+        import matplotlib  # noqa: F401
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
-        raise MissingExtraError("reports need Jinja2; run: python -m pip install 'tensornet-compress[report]'") from error
+        told = f"reports need {error.name}; run: python -m pip install 'tensornet-compress[report]'"
+        raise MissingExtraError(told) from error
     from markupsafe import Markup
 
-    from tensornet_compress.report.numbers import moment, plain
+    from tensornet_compress.report.page.numbers import moment, plain, texts
 
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["plain"] = plain
-    environment.filters["moment"] = moment
-    environment.globals["style"] = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
+    environment.filters |= {"plain": plain, "moment": moment, "kind": lambda block: type(block).__name__}
+    environment.globals |= {"style": Markup((_HERE / "page.css").read_text(encoding="utf-8")), "texts": texts()["sections"]}
     return environment.get_template("page.html.j2")

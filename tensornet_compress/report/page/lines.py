@@ -1,0 +1,156 @@
+"""Charts of lines: quality against size, where each method keeps its colour and mark on the whole page, and spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+from tensornet_compress.report.page.canvas import OURS, PEERS, Canvas, chart, colour, scale
+from tensornet_compress.report.page.groups import Group, usable
+from tensornet_compress.report.page.numbers import heading, lower_first, named, plain, short, with_unit
+from tensornet_compress.report.page.parts import Chart, Key
+from tensornet_compress.report.schema import Row, Spectrum
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"), ("*", "★"))
+DIRECTIONS = {"lower": "lower is better", "higher": "higher is better", None: ""}
+_FAR = 3.0
+_FLOOR = 1e-7
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points in rising order. ``marker`` is matplotlib's; ``key``, the entry of the legend, has the same shape."""
+
+    thick: bool
+    marker: str
+    key: Key
+    points: tuple[Point, ...]
+
+
+def front_chart(group: Group, quality: str) -> Chart | None:
+    """Quality against size for every row of a group; ``None`` when fewer than two have both."""
+    methods = [] if group.size is None else _methods(group, group.size, quality)
+    if group.size is None or sum(len(line.points) for line in methods) < 2:
+        return None
+    size, measure = group.measures[group.size], group.measures[quality]
+    before = group.original.values[quality] if group.original is not None and usable(group.original, quality) else None
+    low, high = _window(methods)
+    outside = [
+        f"{line.key.label} at {with_unit(across, size)}: {with_unit(up, measure)}"
+        for line in methods
+        for across, up in line.points
+        if not low <= across <= high
+    ]
+
+    def finish(axes: Axes, canvas: Canvas, points: Sequence[Point]) -> None:
+        across, up = zip(*points)
+        best = staircase(points, higher=measure.better == "higher")
+        if len(best) > 1:
+            axes.step(*zip(*best), where="post", color=colour("muted"), linewidth=1, linestyle=":", zorder=2)
+        if before is not None and before > 0 and 0.2 * min(up) <= before <= 5 * max(up):
+            axes.axhline(before, color=colour("ink"), linewidth=1, linestyle="--", zorder=2)
+            place, frame = (0.01, before), ("axes fraction", "data")
+            axes.annotate("before compression", place, xycoords=frame, ha="left", va="bottom", zorder=5)
+        scale(axes.xaxis, across, size, 4 if canvas.narrow else 7)
+        scale(axes.yaxis, up, measure)
+        axes.set_xlabel(f"{named(size)}  (← smaller)")
+        title = ("\n" if canvas.narrow else ", ").join(filter(None, (named(measure), DIRECTIONS[measure.better])))
+        axes.set_title(title, loc="left", color=colour("muted"))
+
+    title = f"{heading(measure)} against {lower_first(plain(size.title))}: {plain(group.subject)}"
+    corner = "lower" if measure.better == "lower" else "upper"
+    description = (
+        f"{len(methods)} methods; the best corner is the {corner} left: few bytes and {DIRECTIONS[measure.better]}. "
+        "The numbers are in the table of all figures."
+    )
+    note = f"Too far away to be drawn: {'; '.join(dict.fromkeys(outside))}." if outside else ""
+    shown = [Line(m.thick, m.marker, m.key, tuple(p for p in m.points if low <= p[0] <= high)) for m in methods]
+    return _chart(title, description, shown, finish, note)
+
+
+def _methods(group: Group, size: str, quality: str) -> list[Line]:
+    """The methods of a group that have both measures, ours first."""
+    methods: dict[tuple[bool, str], list[Row]] = {}
+    for row in group.rivals:
+        methods.setdefault((row.ours, row.method), []).append(row)
+    made: list[Line] = []
+    count = {True: 0, False: 0}
+    for ours, method in methods:
+        inks, place = OURS if ours else PEERS, count[ours]
+        count[ours] += 1
+        # A peer must not share its mark with one of ours of the same rank, since not everyone tells all colours apart.
+        marker, mark = MARKERS[(place + (0 if ours else len(OURS)) + place // len(inks)) % len(MARKERS)]
+        key = Key(mark, inks[place % len(inks)], short(method) + (" (ours)" if ours and "ours" not in method else ""))
+        rows = [row for row in methods[ours, method] if usable(row, size) and usable(row, quality)]
+        if rows:
+            made.append(Line(ours, marker, key, tuple(sorted((r.values[size], r.values[quality]) for r in rows))))
+    return made
+
+
+def _window(lines: Sequence[Line]) -> Point:
+    """Sizes to draw: without the few points that lie far from all others and would squeeze them."""
+    sizes = sorted(across for line in lines for across, _ in line.points)
+    middle = sizes[len(sizes) // 10 : len(sizes) - len(sizes) // 10]
+    return (middle[0] / _FAR, middle[-1] * _FAR) if middle[0] > 0 else (-inf, inf)
+
+
+def staircase(points: Sequence[Point], higher: bool) -> list[Point]:
+    """Points (size, quality) that no smaller or equal one matches in quality."""
+    steps: list[Point] = []
+    for across, up in sorted(points, key=lambda p: (p[0], -p[1] if higher else p[1])):
+        if not steps or (up > steps[-1][1] if higher else up < steps[-1][1]):
+            steps.append((across, up))
+    return steps
+
+
+def spectrum_chart(spectrum: Spectrum, owner: str) -> Chart:
+    """Singular values in falling order, before and after."""
+    sides = (
+        (spectrum.before, "o", Key("●", "before", "before ordering")),
+        (spectrum.after, "s", Key("■", "after", "after ordering")),
+    )
+    reach = [f"{sum(value > 0.01 for value in values)} of {len(values)} {key.label}" for values, _, key in sides]
+    description = f"Singular values above one percent of the largest: {', '.join(reach)}. A line that falls sooner needs fewer."
+
+    def finish(axes: Axes, canvas: Canvas, points: Sequence[Point]) -> None:
+        scale(axes.xaxis, [], most=5 if canvas.narrow else 9)
+        scale(axes.yaxis, [up for _, up in points])
+        axes.set_xlabel("singular value, from the largest down")
+        axes.set_title("size, largest = 1", loc="left", color=colour("muted"))
+
+    lines = [
+        Line(True, marker, key, tuple((place, value) for place, value in enumerate(values, 1) if value > _FLOOR))
+        for values, marker, key in sides
+    ]
+    return _chart(f"{plain(spectrum.title)}: {plain(owner)}", description, lines, finish)
+
+
+def _chart(
+    title: str,
+    description: str,
+    lines: Sequence[Line],
+    finish: Callable[[Axes, Canvas, Sequence[Point]], None],
+    note: str = "",
+) -> Chart:
+    """All lines, the first on top; ``finish`` adds axes and whatever else there is."""
+
+    def draw(canvas: Canvas) -> Figure:
+        figure, axes = canvas.axes(330 if canvas.narrow else 420)
+        for line in reversed(lines):
+            size = 0.0 if len(line.points) > 40 else 9 if line.thick else 7.5
+            axes.plot(
+                [p[0] for p in line.points], [p[1] for p in line.points], color=colour(line.key.ink), marker=line.marker,
+                linewidth=2.8 if line.thick else 1.4, markersize=size, markeredgecolor=colour("card"), markeredgewidth=0.8,
+                zorder=4 if line.thick else 3,
+            )  # fmt: skip
+        finish(axes, canvas, [point for line in lines for point in line.points])
+        return figure
+
+    return chart(title, description, draw, tuple(line.key for line in lines), note)

@@ -36,8 +36,8 @@ MEASURES = {
     "grown_nbytes": Measure(
         title="grown bytes", unit="bytes", better="lower", explanation="By how much the resident memory of a process grew."
     ),
-    "held_share": Measure(title="counted bytes / those of the exact cache", better="lower"),
-    "grown_share": Measure(title="grown bytes / those of the exact cache", better="lower"),
+    "held_share": Measure(title="counted bytes / those of the exact cache", better="lower", role="size"),
+    "grown_share": Measure(title="grown bytes / those of the exact cache", better="lower", role="size"),
     "peak_nbytes": Measure(
         title="peak memory", unit="bytes", better="lower", explanation="Most memory held during the work less that before it."
     ),

@@ -36,7 +36,9 @@ def document(case: CacheCase):
 
 @pytest.mark.parametrize("method", list(CACHE_METHODS), ids=lambda method: method.name)
 @pytest.mark.parametrize("bits", [4.0, 1.0])
-def test_a_method_decodes_within_its_rate(method: Method[CacheCase, CacheCoder], bits: float, case: CacheCase, document) -> None:
+def test_a_method_decodes_within_its_rate(
+    method: Method[CacheCase, CacheCoder], bits: float, case: CacheCase, document
+) -> None:
     body = [[x[:, READING.body] for x in states] for states in (document.keys, document.values)]
     positions = torch.arange(READING.context)[READING.body]
     try:

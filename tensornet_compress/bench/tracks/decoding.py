@@ -26,11 +26,12 @@ from tensornet_compress.kv.live.cache import LiveCache
 from tensornet_compress.kv.storage.codec import JointCodec
 
 EXACT, STOCK = "dense", {"quantized-quanto": {}, "quantized-hqq": {"axis_key": 1, "axis_value": 1}}
-OURS_TIMED = (OURS, "ours-2-bits", "ours-rebuild", "ours-storage")
+CONTRACTED = (OURS, "ours-2-bits")
+OURS_TIMED = (*CONTRACTED, "ours-rebuild", "ours-storage")
 BITS, STOCK_BITS = 3.0, 4
-WINDOWS, LENGTH, UNIT = 5, 256, 64
+WINDOWS, LENGTH, UNIT, UNITS = 5, 256, 64, 3
 CODED, RATES = 1024, (4.0, 2.0, 1.0)
-MEMORY = (EXACT, OURS, "ours-2-bits", "ours-storage")
+MEMORY = (EXACT, *CONTRACTED, "ours-storage")
 
 
 @dataclass
@@ -69,27 +70,28 @@ class Caches:
             self.model(self.ids[None, : self.context], past_key_values=exact, logits_to_keep=1)
         return [(layer.keys, layer.values) for layer in exact.layers]
 
-    def make(self, name: str) -> Any:
-        """An empty cache of a kind.
+    def make(self, name: str, bits: float | None = None) -> Any:
+        """An empty cache of a kind, at the rate that the tracks time it at by default.
 
         Raises:
             Unavailable: its package is not installed.
         """
         from transformers import DynamicCache, QuantizedCache
 
-        if name in STOCK:
-            ready(name.removeprefix("quantized-"))
-            return QuantizedCache(name.removeprefix("quantized-"), self.model.config, nbits=STOCK_BITS, **STOCK[name])
         if name == EXACT:
             return DynamicCache(config=self.model.config)
+        if name in STOCK:
+            backend = name.removeprefix("quantized-")
+            ready(backend)
+            return QuantizedCache(backend, self.model.config, nbits=int(bits or STOCK_BITS), **STOCK[name])
         if name == "ours-storage":
-            return kv.CompressedCache(self.model, 2.0, self.profile, mode="storage")
-        bits = 2.0 if name == "ours-2-bits" else BITS
-        return LiveCache(self.model, bits, self.profile, attention="rebuild" if name == "ours-rebuild" else "auto")
+            return kv.CompressedCache(self.model, bits or 2.0, self.profile, mode="storage")
+        rate = bits or (2.0 if name == "ours-2-bits" else BITS)
+        return LiveCache(self.model, rate, self.profile, attention="rebuild" if name == "ours-rebuild" else "auto")
 
     def attending(self, name: str) -> Any:
         """The context in which the model attends to a kind of cache."""
-        return contracting(self.model) if name in (OURS, "ours-2-bits") else nullcontext()
+        return contracting(self.model) if name in CONTRACTED else nullcontext()
 
 
 def fill(cache: Any, states: list[tuple[Tensor, Tensor]], tokens: slice, start: int = 0) -> Any:
@@ -138,11 +140,14 @@ def _prefill(caches: Caches, name: str) -> float:
 
 @torch.no_grad()
 def _sealing(caches: Caches, name: str) -> float:
-    """Seconds for each of another unit of tokens that a full cache takes in."""
+    """Seconds for each of the tokens of further units that a full cache takes in."""
     cache = fill(caches.make(name), caches.states, slice(None))
-    began = perf_counter()
-    fill(cache, caches.states, slice(UNIT), caches.context)
-    return (perf_counter() - began) / UNIT
+    seconds = []
+    for unit in range(UNITS):
+        began = perf_counter()
+        fill(cache, caches.states, slice(UNIT), caches.context + unit * UNIT)
+        seconds.append((perf_counter() - began) / UNIT)
+    return median(seconds)
 
 
 @torch.no_grad()

@@ -130,11 +130,8 @@ CACHE_METHODS: Registry[Method[CacheCase, CacheCoder]] = Registry("cache method"
 
 
 def nominal(bits: float, grids: Sequence[tuple[int, int]], cost: Callable[[int, int], float]) -> tuple[int, int]:
-    """The fullest (bits of a code, group) among ``grids`` (most bits first) that takes at most ``STEP`` more than asked.
-
-    Raises:
-        Unavailable: even the last one takes more.
-    """
+    """The fullest (bits of a code, group) among ``grids`` (most bits first) that takes at most ``STEP`` more than asked. Raises
+    ``Unavailable``: even the last one takes more."""
     for code, group in grids:
         if cost(code, group) <= bits + STEP:
             return code, group

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,12 @@ import torch
 from tensornet_compress.bench import methods as _registered  # noqa: F401
 from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheCoder
 from tensornet_compress.bench.cache_documents import Document, Reading, documents, read_on
-from tensornet_compress.bench.harness import Job
+from tensornet_compress.bench.harness import lower
 from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
-from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.run import Bench, Settings
+from tensornet_compress.bench.run import ModelBench, ModelSettings
 from tensornet_compress.bench.side import require_fit
-from tensornet_compress.bench.texts import TEXTS, find_text
+from tensornet_compress.bench.texts import TEXTS
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.report import BitsOfLayer, Measure
 
@@ -30,29 +29,23 @@ COPY_SKIP = 8
 """Positions of a copy that do not count: that it is one cannot be known yet."""
 PARTS = {"natural": "natural text", "copy": "verbatim copy"}
 MEASURES = {
-    "bits_per_element": Measure(
-        title="bits per element",
-        unit="bits",
-        better="lower",
-        explanation="8 x payload bytes of the coded tokens / their key and value elements; scales and zero points counted.",
+    "bits_per_element": lower(
+        "bits per element",
+        "bits",
+        "8 x payload bytes of the coded tokens / their key and value elements; scales and zero points counted.",
     ),
-    "kilotoken_nbytes": Measure(title="bytes for 1,000 coded tokens", unit="bytes", better="lower"),
-    "profile_nbytes": Measure(
-        title="profile",
-        unit="bytes",
-        better="lower",
-        explanation="What calibration learned; stored once per model, whatever the number of caches.",
+    "kilotoken_nbytes": lower("bytes for 1,000 coded tokens", "bytes"),
+    "profile_nbytes": lower(
+        "profile", "bytes", "What calibration learned; stored once per model, whatever the number of caches."
     ),
-    "attention_error": Measure(
-        title="attention error",
-        better="lower",
-        explanation="Relative error of attention outputs, mean over layers, natural text.",
+    "attention_error": lower(
+        "attention error", explanation="Relative error of attention outputs, mean over layers, natural text."
     ),
 }
 
 
 @dataclass(frozen=True)
-class CacheSettings(Settings):
+class CacheSettings(ModelSettings):
     """What a run of ``bench kv`` does. The first ``sinks`` and last ``window`` of ``context`` tokens stay exact; ``ahead``
     tokens are read with the coded cache. ``profile``: a folder of our profile, made there when it is missing."""
 
@@ -65,10 +58,7 @@ class CacheSettings(Settings):
         "calibration_length": 1152,
         "sensitivity_windows": 16,
     }
-    model: str = "smollm2-135m"
-    text: str = "wikipedia"
     bits: tuple[float, ...] = (4.0, 2.0, 1.0)
-    methods: tuple[str, ...] | None = None
     profile: str | None = None
     documents: int = 2
     context: int = 448
@@ -81,24 +71,19 @@ class CacheSettings(Settings):
     draws: int = 1
 
 
-class CacheBench(Bench[CacheSettings]):
-    """Loads the model, and calibrates, when the first row needs it."""
+class CacheBench(ModelBench[CacheSettings]):
+    """Every cache of one model, at so many bits an element."""
 
     task = "kv"
     unit = "bits/element"
     loaded = ("tokenizer", "case", "documents")
 
     def __init__(self, settings: CacheSettings):
-        if not settings.bits or min(settings.bits) <= 0:
-            raise TensorNetError(f"bits per element must be positive, were given {list(settings.bits)}")
-        super().__init__(settings, CACHE_METHODS.choose(settings.methods))
-        self.source = find_model(settings.model)
-        self.text = find_text(settings.text)
+        super().__init__(settings, CACHE_METHODS)
         if self.source.kind != "causal":
             raise TensorNetError(f"{settings.model!r} is an encoder and keeps no cache; give a causal language model")
 
     def measures(self) -> dict[str, Measure]:
-        """Of the values that rows have."""
         measures = dict(MEASURES)
         for part, title in PARTS.items():
             for metric in metrics_of(self.task):
@@ -110,17 +95,6 @@ class CacheBench(Bench[CacheSettings]):
         """Load the model and calibrate; bad input ends the command here."""
         _ = self.case.rotary, self.case.profile
         super().prepare()
-
-    def jobs(self) -> Iterator[Job]:
-        """Every method at every rate."""
-        for method in self.methods:
-            for bits in sorted(self.settings.bits, reverse=True):
-                yield self.job(self.settings.model, method, bits, self.row)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
-        return self.source.tokenizer()
 
     @cached_property
     def case(self) -> CacheCase:

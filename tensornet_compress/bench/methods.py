@@ -1,7 +1,7 @@
 """Every method that the package brings: importing this fills the registries."""
 
-from tensornet_compress.bench import ours
-from tensornet_compress.bench.peers import (
+from tensornet_compress.bench import ours  # noqa: F401
+from tensornet_compress.bench.peers import (  # noqa: F401
     gptq,
     integers,
     kvtc,
@@ -13,17 +13,3 @@ from tensornet_compress.bench.peers import (
     tensor_formats,
     ttnopt,
 )
-
-__all__ = [
-    "gptq",
-    "integers",
-    "kvtc",
-    "low_rank",
-    "native_networks",
-    "ours",
-    "rounded_caches",
-    "sequence_caches",
-    "stock_caches",
-    "tensor_formats",
-    "ttnopt",
-]

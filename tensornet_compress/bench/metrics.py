@@ -8,6 +8,7 @@ from math import exp
 
 from torch import Tensor
 
+from tensornet_compress.bench.harness import lower
 from tensornet_compress.bench.registry import Registry
 from tensornet_compress.report import Measure
 
@@ -65,47 +66,24 @@ def _divergence(scores: Scores) -> Tensor:
     return (scores.exact.exp() * (scores.exact - scores.got)).sum(-1)
 
 
-TOKEN_METRICS.add(
-    TokenMetric(
-        "kl",
-        Measure(
-            title="KL to the dense model",
-            unit="nats/token",
-            better="lower",
-            explanation="How far the next-token distribution has moved from the original's, mean over held-out tokens.",
-        ),
-        _divergence,
-    )
+_KL = lower(
+    "KL to the dense model",
+    "nats/token",
+    "How far the next-token distribution has moved from the original's, mean over held-out tokens.",
 )
-TOKEN_METRICS.add(
-    TokenMetric(
-        "perplexity",
-        Measure(title="perplexity", better="lower", explanation="Exponential of the mean cross-entropy on held-out text."),
-        lambda scores: -_of_target(scores.got, scores.target),
-        lambda mean: exp(min(mean, _OVERFLOW)),
-        ("weights",),
-    )
+_PERPLEXITY = lower("perplexity", explanation="Exponential of the mean cross-entropy on held-out text.")
+_CHANGE = lower("change of cross-entropy", "nats/token", "Cross-entropy on held-out text less that of the original.")
+_TOP1 = Measure(
+    title="same best token",
+    better="higher",
+    explanation="Share of positions at which the likeliest next token is the original's.",
 )
-TOKEN_METRICS.add(
+for _metric in (
+    TokenMetric("kl", _KL, _divergence),
     TokenMetric(
-        "dce",
-        Measure(
-            title="change of cross-entropy",
-            unit="nats/token",
-            better="lower",
-            explanation="Cross-entropy on held-out text less that of the original.",
-        ),
-        lambda scores: _of_target(scores.exact - scores.got, scores.target),
-    )
-)
-TOKEN_METRICS.add(
-    TokenMetric(
-        "top1",
-        Measure(
-            title="same best token",
-            better="higher",
-            explanation="Share of positions at which the likeliest next token is the original's.",
-        ),
-        lambda scores: (scores.got.argmax(-1) == scores.exact.argmax(-1)).float(),
-    )
-)
+        "perplexity", _PERPLEXITY, lambda s: -_of_target(s.got, s.target), lambda mean: exp(min(mean, _OVERFLOW)), ("weights",)
+    ),
+    TokenMetric("dce", _CHANGE, lambda s: _of_target(s.exact - s.got, s.target)),
+    TokenMetric("top1", _TOP1, lambda s: (s.got.argmax(-1) == s.exact.argmax(-1)).float()),
+):
+    TOKEN_METRICS.add(_metric)

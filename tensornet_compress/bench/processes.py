@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import resource
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ import torch
 from tensornet_compress.bench.side import Unavailable
 
 Made = TypeVar("Made")
-_LOOK_EVERY = 0.01
 
 
 @dataclass(frozen=True)
@@ -45,37 +42,26 @@ def cost_apart(prepare: Callable[..., Callable[[], Made]], *given: Any, threads:
 def _measured(prepare: Callable[..., Callable[[], Made]], given: tuple[Any, ...]) -> tuple[Made, Cost]:
     work = prepare(*given)
     before = resident()
-    peak, done = before, threading.Event()
-
-    def look() -> None:
-        nonlocal peak
-        while not done.wait(_LOOK_EVERY):
-            peak = max(peak, _pages())
-
-    watch = threading.Thread(target=look, daemon=True)
-    watch.start()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted from here on
+    except OSError as error:
+        raise Unavailable(f"peak memory is reset by /proc/self/clear_refs: {error.strerror}") from error
     wall, processor = perf_counter(), process_time()
     made = work()
-    spent = perf_counter() - wall, process_time() - processor
-    done.set()
-    watch.join()
-    return made, Cost(*spent, max(peak, _pages()) - before)
+    return made, Cost(perf_counter() - wall, process_time() - processor, _told("VmHWM") - before)
 
 
 def resident() -> int:
-    """Bytes that this process holds in memory, free pages handed back first.
-
-    Raises:
-        Unavailable: the system does not tell.
-    """
+    """Bytes that this process holds, free pages handed back first. Raises ``Unavailable`` where the system does not tell."""
     gc.collect()
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
-    return _pages()
+    return _told("VmRSS")
 
 
-def _pages() -> int:
+def _told(name: str) -> int:
     try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError as error:
-        raise Unavailable(f"memory is read from /proc/self/statm: {error.strerror}") from error
+        raise Unavailable(f"memory is read from /proc/self/status: {error.strerror}") from error
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

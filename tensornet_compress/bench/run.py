@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -15,7 +16,9 @@ import torch
 from pydantic import JsonValue
 
 from tensornet_compress.bench.harness import Harness, Job, start
-from tensornet_compress.bench.registry import Method
+from tensornet_compress.bench.models import find_model
+from tensornet_compress.bench.registry import Method, Registry
+from tensornet_compress.bench.texts import find_text
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress
 from tensornet_compress.report import Measure, Result
@@ -84,6 +87,45 @@ class Bench(ABC, Generic[Chosen]):
             return made | {"seed": self.settings.seed, "settings": told}
 
         return Job(self.task, subject, method.name, work, size, self.unit, method.ours)
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """Of a benchmark of methods on one model. ``bits``: the sizes that they are asked for."""
+
+    model: str = "smollm2-135m"
+    text: str = "wikipedia"
+    bits: tuple[float, ...] = ()
+    methods: tuple[str, ...] | None = None
+
+
+Sized = TypeVar("Sized", bound=ModelSettings)
+
+
+class ModelBench(Bench[Sized]):
+    """Methods at several sizes on one model, which is loaded when the first row needs it."""
+
+    def __init__(self, settings: Sized, methods: Registry[Any]):
+        if not settings.bits or min(settings.bits) <= 0:
+            raise TensorNetError(f"{self.unit.replace('/', ' per ')} must be positive, were given {list(settings.bits)}")
+        super().__init__(settings, methods.choose(settings.methods))
+        self.source = find_model(settings.model)
+        self.text = find_text(settings.text)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.source.tokenizer()
+
+    def jobs(self) -> Iterator[Job]:
+        """Every method at every size."""
+        for method in self.methods:
+            for bits in sorted(self.settings.bits, reverse=True):
+                yield self.job(self.settings.model, method, bits, self.row)
+
+    @abstractmethod
+    def row(self, method: Method[Any, Any], bits: float) -> dict[str, Any]:
+        """One method at one size."""
 
 
 def run(

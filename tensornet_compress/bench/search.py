@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from tensornet_compress.bench import methods as _registered  # noqa: F401
-from tensornet_compress.bench.harness import ERROR, STORED, Job
+from tensornet_compress.bench.harness import ERROR, STORED, Job, lower
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.run import Bench, Settings
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Stored
@@ -21,7 +21,7 @@ from tensornet_compress.report import Measure
 
 MEASURES = {
     "nbytes": STORED,
-    "ratio": Measure(title="bytes over fp32", better="lower", explanation="Stored bytes / 4 bytes for each entry."),
+    "ratio": lower("bytes over fp32", explanation="Stored bytes / 4 bytes for each entry."),
     "error": ERROR,
     "gain": Measure(title="gain of ordering", better="higher", explanation="Bytes without ordering / bytes with it."),
     "null_gain": Measure(
@@ -59,15 +59,12 @@ class SearchBench(Bench[SearchSettings]):
         self._loaded: dict[str, Tensor] = {}
 
     def describe(self) -> dict[str, JsonValue]:
-        """The settings as data."""
         return super().describe() | {"tensors": [tensor.name for tensor in self.tensors]}
 
     def measures(self) -> dict[str, Measure]:
-        """Of the values that rows have."""
         return MEASURES
 
     def release(self) -> None:
-        """Let go of what was loaded."""
         self._loaded.clear()
 
     def jobs(self) -> Iterator[Job]:

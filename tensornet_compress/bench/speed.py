@@ -9,38 +9,26 @@ from typing import Any
 from pydantic import JsonValue
 
 from tensornet_compress.bench import tracks as _registered  # noqa: F401
-from tensornet_compress.bench.harness import Job
+from tensornet_compress.bench.harness import Job, lower
 from tensornet_compress.bench.run import Bench
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, clock_name
 from tensornet_compress.report import Measure
 
 MEASURES = {
-    "time": Measure(title="time", unit="s", better="lower", explanation="Median of one call; all contenders timed in turn."),
-    "ours_over_this": Measure(
-        title="time of ours / time of this",
-        better="lower",
+    "time": lower("time", "s", "Median of one call; all contenders timed in turn."),
+    "ours_over_this": lower(
+        "time of ours / time of this",
         explanation="Below one: ours is faster than this contender, in the same run on the same machine.",
     ),
     "tokens_per_second": Measure(title="tokens per second", unit="tokens/s", better="higher"),
-    "prefill": Measure(title="prefill", unit="s", better="lower", explanation="All tokens of the context in one pass."),
-    "sealing": Measure(
-        title="taking in a token",
-        unit="s",
-        better="lower",
-        explanation="By a full cache, of the keys and values of another 64, with the coding of those before them.",
-    ),
-    "held_nbytes": Measure(
-        title="counted bytes", unit="bytes", better="lower", explanation="What the cache says that it holds."
-    ),
-    "grown_nbytes": Measure(
-        title="grown bytes", unit="bytes", better="lower", explanation="By how much the resident memory of a process grew."
-    ),
-    "held_share": Measure(title="counted bytes / those of the exact cache", better="lower", role="size"),
-    "grown_share": Measure(title="grown bytes / those of the exact cache", better="lower", role="size"),
-    "peak_nbytes": Measure(
-        title="peak memory", unit="bytes", better="lower", explanation="Most memory held during the work less that before it."
-    ),
+    "prefill": lower("prefill", "s", "All tokens of the context in one pass."),
+    "sealing": lower("taking in a token", "s", "By a full cache, of the keys and values of another 64, older ones coded."),
+    "held_nbytes": lower("counted bytes", "bytes", "What the cache says that it holds."),
+    "grown_nbytes": lower("grown bytes", "bytes", "By how much the resident memory of a process grew."),
+    "held_share": lower("counted bytes / those of the exact cache", role="size"),
+    "grown_share": lower("grown bytes / those of the exact cache", role="size"),
+    "peak_nbytes": lower("peak memory", "bytes", "Most memory held during the work less that before it."),
 }
 
 
@@ -55,16 +43,13 @@ class SpeedBench(Bench[SpeedSettings]):
         self._raced: dict[str, Raced] = {}
 
     def describe(self) -> dict[str, JsonValue]:
-        """The settings as data."""
         told = super().describe() | {"tracks": [track.name for track in self.tracks], "clock": clock_name()}
         return {name: value for name, value in told.items() if name != "methods"}
 
     def measures(self) -> dict[str, Measure]:
-        """Of the values that rows have."""
         return MEASURES
 
     def release(self) -> None:
-        """Let go of what was measured."""
         self._raced.clear()
 
     def jobs(self) -> Iterator[Job]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.report import Drawing, LayerCell
 from tensornet_compress.tensor import NetworkSpec
 
+Made = TypeVar("Made")
 SLACK = 1.04
 """Peers whose formats come in steps may take this much of the bytes asked for; our methods and those with ranks never more."""
 
@@ -81,12 +83,15 @@ class WeightCase:
         """The metric of every target; the last kind asked for is kept."""
         if kind == "euclidean":
             return {target.name: euclidean() for target in self.targets}
-        if self.memo.get("metric kind") != kind:
-            self.memo["metrics"] = None
-            self.memo["metrics"] = calibrated_metrics(self.model, self.batches, self.targets, kind)
-            self.memo["metric kind"] = kind
-        metrics: dict[str, KroneckerMetric] = self.memo["metrics"]
-        return metrics
+        return self.latest("metrics", kind, lambda: calibrated_metrics(self.model, self.batches, self.targets, kind))
+
+    def latest(self, what: str, kind: str, make: Callable[[], Made]) -> Made:
+        """Something large, kept while the kind that is asked for stays the same."""
+        if self.memo.get(what, ("",))[0] != kind:
+            self.memo[what] = ("",)
+            self.memo[what] = kind, make()
+        made: Made = self.memo[what][1]
+        return made
 
     def put_back(self) -> None:
         """The original model again."""
@@ -95,14 +100,10 @@ class WeightCase:
     def place(self, target: Target, matrix: Tensor) -> None:
         """Put a dense layer with another weight in the place of a target."""
         original: Any = self.original(target)
-        stand_in: Any = object.__new__(type(original))
-        nn.Module.__init__(stand_in)
-        stand_in.__dict__.update({k: v for k, v in original.__dict__.items() if not k.startswith("_")})
         weight = matrix.to(original.weight.dtype)
         weight = weight.T if target.kind == "conv1d" else weight.reshape(original.weight.shape)
-        stand_in.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        stand_in.register_parameter("bias", getattr(original, "bias", None))
-        stand_in.train(original.training)
+        stand_in = copy.copy(original)
+        stand_in._parameters = original._parameters | {"weight": nn.Parameter(weight.contiguous(), requires_grad=False)}
         for name in (target.name, *target.tied):
             set_submodule(self.model, name, stand_in)
 
@@ -119,8 +120,25 @@ class WeightCase:
             family = families if isinstance(families, str) else families[target.name]
             formats = "/".join(dict.fromkeys(fmt.name for term in spec.terms for fmt in term.formats))
             ranks = tuple(rank for term in spec.terms for rank in term.ranks)
-            tally.add(target, original, decoded, _parts(module), family, formats, ranks)
+            tally.add(target, original, Approximation(decoded, _parts(module), family, formats, ranks), _bias(module))
         return tally.compressed(**told)
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """One layer as it is stored. ``matrix``: what it decodes to, (out, in); ``parts``: stored bytes by part of the ledger."""
+
+    matrix: Tensor
+    parts: Mapping[str, int]
+    family: str
+    formats: str
+    ranks: tuple[int, ...] = ()
+
+
+def parts_of(**stored: Sequence[Tensor]) -> dict[str, int]:
+    """Bytes of the tensors that a peer keeps, by part; an underscore in a name stands for a space."""
+    sizes = {name: sum(tensor.numel() * tensor.element_size() for tensor in held) for name, held in stored.items()}
+    return {name.replace("_", " "): nbytes for name, nbytes in sizes.items()}
 
 
 @dataclass
@@ -130,29 +148,20 @@ class Tally:
     cells: list[LayerCell] = field(default_factory=list)
     ledger: Counter[str] = field(default_factory=Counter)
 
-    def add(
-        self,
-        target: Target,
-        original: Tensor,
-        decoded: Tensor,
-        parts: Mapping[str, int],
-        family: str,
-        formats: str,
-        ranks: tuple[int, ...],
-    ) -> None:
-        """One layer: ``original`` and ``decoded`` are matrices (out, in), ``parts`` its stored bytes."""
+    def add(self, target: Target, original: Tensor, made: Approximation, bias: Counter[str]) -> None:
+        """One layer; ``original``: its matrix (out, in)."""
+        parts = Counter(made.parts) + bias
         self.ledger.update(parts)
-        nbytes = sum(parts.values())
         self.cells.append(
             LayerCell(
                 name=target.name,
                 kind=target.kind,
-                family=family,
-                formats=formats,
-                ranks=ranks,
-                bits_per_weight=8 * nbytes / original.numel(),
-                nbytes=nbytes,
-                error=float((decoded - original).norm() / original.norm().clamp_min(1e-30)),
+                family=made.family,
+                formats=made.formats,
+                ranks=made.ranks,
+                bits_per_weight=8 * parts.total() / original.numel(),
+                nbytes=parts.total(),
+                error=float((made.matrix.float() - original).norm() / original.norm().clamp_min(1e-30)),
             )
         )
 
@@ -169,7 +178,7 @@ def _parts(module: NetworkModule) -> dict[str, int]:
         parts[_part_of(name, network.spec)] += tensor.nbytes
     if network.nbytes > parts.total():
         parts["orders"] = network.nbytes - parts.total()
-    return parts | _bias(module)
+    return parts
 
 
 def _part_of(name: str, spec: NetworkSpec) -> str:
@@ -191,23 +200,6 @@ def _bias(module: nn.Module) -> Counter[str]:
 WEIGHT_METHODS: Registry[Method[WeightCase, Compressed]] = Registry("weight method")
 
 
-@dataclass(frozen=True)
-class Approximation:
-    """One layer as a peer stores it. ``matrix``: what it decodes to, (out, in); ``stored``: every tensor that it keeps, by the
-    part of the ledger it belongs to; several tensors of one part are a list."""
-
-    matrix: Tensor
-    stored: dict[str, list[Tensor]]
-    family: str
-    formats: str
-    ranks: tuple[int, ...] = ()
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Stored bytes by part."""
-        return {name: sum(tensor.numel() * tensor.element_size() for tensor in held) for name, held in self.stored.items()}
-
-
 LayerPeer = Callable[[WeightCase, Target, Tensor, int], Approximation]
 """(case, target, matrix (out, in), bytes) -> approximation: a peer that works layer by layer."""
 
@@ -221,8 +213,7 @@ def by_layer(peer: LayerPeer, note: str = "", **settings: Any) -> Callable[[Weig
             matrix = case.matrix(target)
             with torch.no_grad():
                 made = peer(case, target, matrix, int(bits * matrix.numel() / 8))
-                parts = Counter(made.parts) + _bias(case.original(target))
-                tally.add(target, matrix, made.matrix.float(), parts, made.family, made.formats, made.ranks)
+                tally.add(target, matrix, made, _bias(case.original(target)))
             case.place(target, made.matrix)
         return tally.compressed(note=note, settings=settings)
 
@@ -230,10 +221,6 @@ def by_layer(peer: LayerPeer, note: str = "", **settings: Any) -> Callable[[Weig
 
 
 def require_rank_one(nbytes: int, asked_nbytes: int, weights: int) -> None:
-    """Refuse a factorisation whose least rank takes more than was asked for.
-
-    Raises:
-        Unavailable: see there.
-    """
+    """Raises ``Unavailable`` for a factorisation whose least rank takes more than was asked for."""
     asked = 8 * asked_nbytes / weights
     require_fit("rank 1", 8 * nbytes / weights, SLACK * asked, "weight", asked)

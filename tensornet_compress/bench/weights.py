@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.bench import methods as _registered  # noqa: F401
-from tensornet_compress.bench.harness import ERROR, STORED, Job
+from tensornet_compress.bench.harness import ERROR, STORED, Job, lower
 from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
-from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.run import Bench, Settings
+from tensornet_compress.bench.run import ModelBench, ModelSettings
 from tensornet_compress.bench.side import require_fit
-from tensornet_compress.bench.texts import find_text
 from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Compressed, WeightCase
 from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.errors import TensorNetError
@@ -26,13 +24,12 @@ from tensornet_compress.nn import find_targets
 from tensornet_compress.report import Measure
 
 MEASURES = {
-    "bits_per_weight": Measure(
-        title="bits per weight",
-        unit="bits",
-        better="lower",
-        explanation="8 x all stored bytes of the compressed layers (codes, scales, zero points, orders, biases) / weights.",
+    "bits_per_weight": lower(
+        "bits per weight",
+        "bits",
+        "8 x all stored bytes of the compressed layers (codes, scales, zero points, orders, biases) / weights.",
     ),
-    "targeted_nbytes": Measure(title="compressed layers", unit="bytes", better="lower"),
+    "targeted_nbytes": lower("compressed layers", "bytes"),
     "nbytes": STORED,
     "error": ERROR,
 }
@@ -47,7 +44,7 @@ COSINE = {
 
 
 @dataclass(frozen=True)
-class WeightSettings(Settings):
+class WeightSettings(ModelSettings):
     """What a run of ``bench weights`` does. ``blocks``: how many middle blocks are compressed, all for ``None``; ``targets``:
     patterns that take the place of it."""
 
@@ -58,10 +55,7 @@ class WeightSettings(Settings):
         "heldout_windows": 4,
         "length": 512,
     }
-    model: str = "smollm2-135m"
-    text: str = "wikipedia"
     bits: tuple[float, ...] = (4.5, 3.0)
-    methods: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
     blocks: int | None = 1
     calibration_windows: int = 4
@@ -69,31 +63,24 @@ class WeightSettings(Settings):
     length: int = 256
 
 
-class WeightBench(Bench[WeightSettings]):
-    """Loads the model when the first row needs it."""
+class WeightBench(ModelBench[WeightSettings]):
+    """Every method on one model, in the bytes of so many bits a weight."""
 
     task = "weights"
     unit = "bits/weight"
     loaded = ("tokenizer", "case", "reference")
 
     def __init__(self, settings: WeightSettings):
-        if not settings.bits or min(settings.bits) <= 0:
-            raise TensorNetError(f"bits per weight must be positive, were given {list(settings.bits)}")
-        super().__init__(settings, WEIGHT_METHODS.choose(settings.methods))
-        self.source = find_model(settings.model)
-        self.text = find_text(settings.text)
+        super().__init__(settings, WEIGHT_METHODS)
 
     def measures(self) -> dict[str, Measure]:
-        """Of the values that rows have."""
         causal = {metric.name: metric.measure for metric in metrics_of("weights")}
         return MEASURES | (causal if self.source.kind == "causal" else COSINE)
 
     def jobs(self) -> Iterator[Job]:
         """The dense model, then every method at every size."""
         yield Job(self.task, self.settings.model, "dense", self.dense, None, self.unit)
-        for method in self.methods:
-            for bits in sorted(self.settings.bits, reverse=True):
-                yield self.job(self.settings.model, method, bits, self.row)
+        yield from super().jobs()
 
     def dense(self) -> dict[str, Any]:
         """The original, as it lies in memory."""
@@ -136,11 +123,6 @@ class WeightBench(Bench[WeightSettings]):
             "error": error,
         }
         return values | self.quality()
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer."""
-        return self.source.tokenizer()
 
     @cached_property
     def case(self) -> WeightCase:

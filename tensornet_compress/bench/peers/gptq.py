@@ -27,15 +27,6 @@ from tensornet_compress.nn import NetworkModule, Target, layer_weight, replace_m
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
 DAMPING = 0.01
-OPTIONS = {
-    "damping": DAMPING,
-    "act_order": True,
-    "static_groups": True,
-    "mse": True,
-    "true_sequential": True,
-    "sequential": True,
-    "skip_first": 0,
-}
 
 
 def gptq_codes(weight: Tensor, hessian: Tensor, fmt: IntFormat) -> dict[str, Tensor]:
@@ -104,11 +95,7 @@ def _second_moment(runner: BlockRunner, number: int, states: Sequence[Tensor], n
 
 
 def compress(case: WeightCase, bits: float) -> Compressed:
-    """GPTQ on a case's layers, on the fullest grid that the bits allow.
-
-    Raises:
-        Unavailable: no grid is that coarse.
-    """
+    """GPTQ on a case's layers, on the fullest grid that the bits allow. Raises ``Unavailable`` where none is that coarse."""
     shortest = min(case.matrix(target).shape[1] for target in case.targets)
     name = format_for(bits, shortest)
     fmt = parse_format(name)
@@ -117,7 +104,7 @@ def compress(case: WeightCase, bits: float) -> Compressed:
     left = [t for t in case.targets if not isinstance(case.model.get_submodule(t.name), NetworkModule)]
     _round_to_nearest(case, left, fmt)
     note = f"outside the blocks, and so rounded to nearest: {', '.join(target.name for target in left)}" if left else ""
-    return case.read_back("integers", note=note, settings={"fmt": name} | OPTIONS)
+    return case.read_back("integers", note=note, settings={"fmt": name, "damping": DAMPING})
 
 
 def _round_to_nearest(case: WeightCase, targets: list[Target], fmt: IntFormat) -> None:

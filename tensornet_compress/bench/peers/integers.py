@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.side import SIDE, Unavailable
-from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, WeightCase, by_layer
+from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, WeightCase, by_layer, parts_of
 from tensornet_compress.coding import parse_format
 from tensornet_compress.nn import Target
 
@@ -25,11 +25,8 @@ GRID_BITS = 32
 
 def grid_for(bits: float, codes: Mapping[int, float], groups: tuple[int, ...] = GROUPS) -> tuple[int, int]:
     """(bits of a code, group) of the fullest grid within ``bits`` per weight and the slack that steps need: most bits first,
-    then the smallest groups. ``codes``: bits of a code -> bits that its packing takes.
-
-    Raises:
-        Unavailable: even the coarsest grid takes more.
-    """
+    then the smallest groups. ``codes``: bits of a code -> bits that its packing takes. Raises ``Unavailable`` where even
+    the coarsest grid takes more."""
     for code in sorted(codes, reverse=True):
         for group in sorted(groups):
             if codes[code] + GRID_BITS / group <= SLACK * bits:
@@ -50,7 +47,7 @@ def round_weight(case: WeightCase, target: Target, matrix: Tensor, nbytes: int) 
     name = format_for(8 * nbytes / matrix.numel(), matrix.shape[1])
     fmt = parse_format(name)
     parts = fmt.encode(matrix)
-    stored = {"codes": [parts["_q"]], "scales": [parts["_scale"]], "zero points": [parts["_zero"]]}
+    stored = parts_of(codes=[parts["_q"]], scales=[parts["_scale"]], zero_points=[parts["_zero"]])
     return Approximation(fmt.decode(parts, tuple(matrix.shape), matrix.dtype), stored, "integers", name)
 
 
@@ -66,7 +63,7 @@ def hqq(case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> Approx
         device="cpu", compute_dtype=torch.float32,
     )  # fmt: skip
     meta["scale"], meta["zero"] = meta["scale"].half(), meta["zero"].half()
-    stored = {"codes": [packed], "scales": [meta["scale"]], "zero points": [meta["zero"]]}
+    stored = parts_of(codes=[packed], scales=[meta["scale"]], zero_points=[meta["zero"]])
     meta = meta | {"scale": meta["scale"].float(), "zero": meta["zero"].float()}
     decoded = quantizer.dequantize(packed, meta).float().reshape(matrix.shape)
     return Approximation(decoded, stored, "integers", f"hqq int{code} g{group}")
@@ -79,7 +76,7 @@ def quanto(case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> App
     if 8 + 16 / columns <= SLACK * 8 * nbytes / matrix.numel():
         scale = package.AbsmaxOptimizer()(half, qtype=package.qint8, axis=0)
         coded = package.quantize_weight(half, qtype=package.qint8, axis=0, scale=scale, activation_qtype=None)
-        stored = {"codes": [coded._data], "scales": [coded._scale]}
+        stored = parts_of(codes=[coded._data], scales=[coded._scale])
         return Approximation(coded.dequantize().float(), stored, "integers", "quanto qint8")
     groups = tuple(group for group in GROUPS if columns % group == 0) or (columns,)
     code, group = grid_for(8 * nbytes / matrix.numel(), QUANTO_CODES, groups)
@@ -87,7 +84,7 @@ def quanto(case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> App
     scale, shift = package.MaxOptimizer()(half, qtype=qtype, axis=0, group_size=group)
     coded = package.quantize_weight(half, qtype=qtype, axis=0, scale=scale, shift=shift, group_size=group)
     codes: Any = coded._data
-    stored = {"codes": [getattr(codes, "_data", codes)], "scales": [coded._scale], "zero points": [coded._shift]}
+    stored = parts_of(codes=[getattr(codes, "_data", codes)], scales=[coded._scale], zero_points=[coded._shift])
     decoded = coded.dequantize().to(torch.float32).reshape(matrix.shape)
     return Approximation(decoded, stored, "integers", f"quanto qint{code} g{group}")
 

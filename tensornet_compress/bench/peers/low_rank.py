@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, by_layer, require_rank_one
+from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, by_layer, parts_of, require_rank_one
 from tensornet_compress.coding import format_nbytes, parse_format
 from tensornet_compress.decompose import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.metric import euclidean
@@ -19,11 +19,7 @@ from tensornet_compress.nn import Target
 
 
 def truncate(metric: str, fmt: str, case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> Approximation:
-    """The best two factors in a metric that fit in ``nbytes``.
-
-    Raises:
-        Unavailable: even rank 1 does not.
-    """
+    """The best two factors in a metric that fit in ``nbytes``. Raises ``Unavailable`` where even rank 1 does not."""
     number_format = parse_format(fmt)
     rows, columns = matrix.shape
 
@@ -34,24 +30,16 @@ def truncate(metric: str, fmt: str, case: WeightCase, target: Target, matrix: Te
     while rank > 1 and cost(rank) > nbytes:
         rank -= 1
     require_rank_one(cost(rank), nbytes, matrix.numel())
-    spectrum = _spectrum(case, metric, target, matrix)
+    # Every size and format truncates the same factorisation.
+    spectra: dict[str, MatrixSpectrum] = case.latest("spectra", metric, dict)
+    if target.name not in spectra:
+        spectra[target.name] = matrix_spectrum(matrix, case.metrics(metric).get(target.name, euclidean()))
     stored, factors = [], []
-    for core in spectrum.cores(rank):
+    for core in spectra[target.name].cores(rank):
         parts = number_format.encode(core.contiguous())
         stored += list(parts.values())
         factors.append(number_format.decode(parts, tuple(core.shape), matrix.dtype))
-    return Approximation(factors[0] @ factors[1], {"factors": stored}, "two cores", fmt, (rank,))
-
-
-def _spectrum(case: WeightCase, metric: str, target: Target, matrix: Tensor) -> MatrixSpectrum:
-    """The factorisation, kept while the metric stays: every size and format truncates the same one."""
-    found = case.metrics(metric).get(target.name, euclidean())
-    if case.memo.get("spectrum kind") != metric:
-        case.memo["spectra"], case.memo["spectrum kind"] = {}, metric
-    spectra: dict[str, MatrixSpectrum] = case.memo["spectra"]
-    if target.name not in spectra:
-        spectra[target.name] = matrix_spectrum(matrix, found)
-    return spectra[target.name]
+    return Approximation(factors[0] @ factors[1], parts_of(factors=stored), "two cores", fmt, (rank,))
 
 
 for _name, _metric, _fmt, _explanation in (

@@ -56,11 +56,8 @@ def _unmerged(tensor: Tensor, family: Any, error: float) -> int | None:
 
 
 def teneva(case: SearchCase, error: float) -> Stored:
-    """teneva's smallest train over the digits of the axes, over all formats, that was measured to keep the error.
-
-    Raises:
-        Unavailable: none keeps it in fewer bytes than 1.3 times fp32.
-    """
+    """teneva's smallest train over the digits of the axes, over all formats, that was measured to keep the error. Raises
+    ``Unavailable``: none keeps it in fewer bytes than 1.3 times fp32."""
     package: Any = SIDE.module("teneva")
     modes = tensorize(tuple(case.tensor.shape)).apply(case.tensor)
     norm, bonds = float(modes.double().norm()), max(1, modes.ndim - 1)

@@ -18,11 +18,8 @@ STALE_SECONDS = 900
 
 
 def ready(backend: str) -> None:
-    """Make a backend usable by transformers, which looks for it once, before the side folder was on the path.
-
-    Raises:
-        Unavailable: the backend cannot be imported or installed.
-    """
+    """Make a backend usable by transformers, which looks for it once, before the side folder was on the path. Raises
+    ``Unavailable``: the backend cannot be imported or installed."""
     module = SIDE.module(backend)
     if backend == "quanto":
         drop_stale_lock(Path(module.__file__).parent / "library" / "extensions" / "cpp" / "build" / "lock")

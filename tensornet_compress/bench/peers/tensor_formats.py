@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.side import SIDE, Unavailable
-from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, by_layer, require_rank_one
+from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, by_layer, parts_of, require_rank_one
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
 from tensornet_compress.nn import Target
 from tensornet_compress.tensor import choose_radices
@@ -64,7 +64,7 @@ def decompose(matrix_form: bool, case: WeightCase, target: Target, matrix: Tenso
         stored = [torch.from_numpy(core.copy()).bfloat16() for core in cores]
     dense = _matrix(stored, matrix_form)[: matrix.shape[0], : matrix.shape[1]]
     name = "TT-matrix" if matrix_form else "tensor train"
-    return Approximation(dense, {"factors": stored}, name, "bf16", ranks[1:-1])
+    return Approximation(dense, parts_of(factors=stored), name, "bf16", ranks[1:-1])
 
 
 def _matrix(cores: list[Tensor], matrix_form: bool) -> Tensor:
@@ -79,11 +79,8 @@ def _matrix(cores: list[Tensor], matrix_form: bool) -> Tensor:
 
 
 def factorise(kind: str, case: WeightCase, target: Target, matrix: Tensor, nbytes: int) -> Approximation:
-    """``tltorch.TensorizedTensor`` of a kind, filled from one weight; the largest rank that fits.
-
-    Raises:
-        Unavailable: an axis does not factorise in digits: these layers cannot pad; or even rank 1 does not fit.
-    """
+    """``tltorch.TensorizedTensor`` of a kind, filled from one weight; the largest rank that fits. Raises ``Unavailable``
+    where an axis does not factorise in digits (these layers cannot pad), or even rank 1 does not fit."""
     tltorch: Any = SIDE.module("tensorly-torch")
     cap = CP_LARGEST["quick" if case.quick else "full"] if kind == "CP" else None
     shapes = tuple(digits(size, 2 if kind == "CP" else DIGITS) for size in matrix.shape)
@@ -106,7 +103,7 @@ def factorise(kind: str, case: WeightCase, target: Target, matrix: Tensor, nbyte
     stored = [parameter.detach().bfloat16() for parameter in made.parameters()]
     rank = made.rank
     ranks = tuple(int(r) for r in rank[1:-1]) if isinstance(rank, (tuple, list)) else (int(rank),)
-    approximation = Approximation(dense, {"factors": stored}, f"tensorly-torch {kind}", "bf16", ranks)
+    approximation = Approximation(dense, parts_of(factors=stored), f"tensorly-torch {kind}", "bf16", ranks)
     if kind == "CP":
         case.memo[key] = approximation
     return approximation

@@ -36,11 +36,9 @@ _SLACKS = (1.0, 0.97, 0.94, 1.03, 1.1, 1.2, 1.4)
 
 @dataclass(frozen=True)
 class Tree:
-    """What it found: the topology over the axes of the tensor with its ranks, numbers as stored and after merging."""
+    """What it found: the topology over the axes of the tensor, numbers after merging cores, error and seconds."""
 
     topology: Topology
-    ranks: tuple[int, ...]
-    numbers: int
     merged_numbers: int
     error: float
     seconds: float
@@ -58,9 +56,7 @@ def optimal_tree(tensor: Tensor, cut: float, sweeps: int) -> Tree:
     seconds = perf_counter() - began
     error = float(np.linalg.norm(_dense(psi) - array) / np.linalg.norm(array))
     topology, ranks = _topology(psi)
-    return Tree(
-        topology, ranks, sum(t.size for t in psi.tensors), _merged_numbers(topology, ranks, array.shape), error, seconds
-    )
+    return Tree(topology, _merged_numbers(topology, ranks, array.shape), error, seconds)
 
 
 def _start(array: np.ndarray, network: Any) -> Any:
@@ -128,11 +124,8 @@ def _merged_numbers(topology: Topology, ranks: tuple[int, ...], dims: tuple[int,
 
 
 def ttnopt(case: SearchCase, error: float) -> Stored:
-    """Its tree over the same digits as ours, with our ranks and formats.
-
-    Raises:
-        Unavailable: it is not installed, or the tensor is too large or needs more bytes than dense integers.
-    """
+    """Its tree over the same digits as ours, with our ranks and formats. Raises ``Unavailable`` where it is not installed, or
+    the tensor is too large or needs more bytes than dense integers."""
     SIDE.module("ttnopt")
     tensor = case.tensor
     if tensor.numel() > LARGEST:

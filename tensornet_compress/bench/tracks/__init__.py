@@ -1,5 +1,3 @@
-"""Kinds of races: each file adds one or two."""
+"""Kinds of races: each file adds one or more."""
 
-from tensornet_compress.bench.tracks import compressing, decoding, forward
-
-__all__ = ["compressing", "decoding", "forward"]
+from tensornet_compress.bench.tracks import compressing, decoding, forward  # noqa: F401

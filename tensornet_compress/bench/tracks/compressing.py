@@ -11,7 +11,7 @@ import torch
 
 from tensornet_compress.bench.processes import cost_apart
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase
-from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.bench.side import reason
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock
 from tensornet_compress.bench.tensors import TENSORS, BenchTensor
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS
@@ -37,8 +37,8 @@ def once(
         try:
             call()
             seconds[name] = {"time": read() - began}
-        except Unavailable as reason:
-            missing[name] = str(reason)
+        except Exception as error:  # as in the harness
+            missing[name] = reason(error)
         finally:
             after()
     return Raced(seconds, missing)

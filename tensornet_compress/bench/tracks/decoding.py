@@ -32,6 +32,7 @@ BITS, STOCK_BITS = 3.0, 4
 WINDOWS, LENGTH, UNIT, UNITS = 5, 256, 64, 3
 CODED, RATES = 1024, (4.0, 2.0, 1.0)
 MEMORY = (EXACT, *CONTRACTED, "ours-storage")
+States = list[tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Caches:
         return find_text(self.settings.text).windows(source.tokenizer(), "heldout", LENGTH, count).flatten()[:needed]
 
     @cached_property
-    def states(self) -> list[tuple[Tensor, Tensor]]:
+    def states(self) -> States:
         """Keys and values of the context by layer."""
         exact = self.make(EXACT)
         with torch.no_grad():
@@ -71,11 +72,8 @@ class Caches:
         return [(layer.keys, layer.values) for layer in exact.layers]
 
     def make(self, name: str, bits: float | None = None) -> Any:
-        """An empty cache of a kind, at the rate that the tracks time it at by default.
-
-        Raises:
-            Unavailable: its package is not installed.
-        """
+        """An empty cache of a kind, at the rate that the tracks time it at by default. Raises ``Unavailable`` where its
+        package is not installed."""
         from transformers import DynamicCache, QuantizedCache
 
         if name == EXACT:
@@ -94,13 +92,13 @@ class Caches:
         return contracting(self.model) if name in CONTRACTED else nullcontext()
 
 
-def fill(cache: Any, states: list[tuple[Tensor, Tensor]], tokens: slice, start: int = 0) -> Any:
-    """Hand a cache some tokens of states, as a forward pass at position ``start`` would."""
+def fill(cache: Any, states: States, start: int = 0, count: int | None = None) -> Any:
+    """Hand a cache the first tokens of states (all of them by default), as a forward pass at position ``start`` would."""
     recorder = getattr(cache, "recorder", None)
     if recorder is not None:
-        recorder.seen["positions"] = torch.arange(start, start + len(range(*tokens.indices(states[0][0].shape[2]))))[None]
+        recorder.seen["positions"] = torch.arange(start, start + (count or states[0][0].shape[2]))[None]
     for index, (keys, values) in enumerate(states):
-        cache.update(keys[:, :, tokens], values[:, :, tokens], index)
+        cache.update(keys[:, :, :count], values[:, :, :count], index)
     return cache
 
 
@@ -141,11 +139,11 @@ def _prefill(caches: Caches, name: str) -> float:
 @torch.no_grad()
 def _sealing(caches: Caches, name: str) -> float:
     """Seconds for each of the tokens of further units that a full cache takes in."""
-    cache = fill(caches.make(name), caches.states, slice(None))
+    cache = fill(caches.make(name), caches.states)
     seconds = []
     for unit in range(UNITS):
         began = perf_counter()
-        fill(cache, caches.states, slice(UNIT), caches.context + unit * UNIT)
+        fill(cache, caches.states, caches.context + unit * UNIT, UNIT)
         seconds.append((perf_counter() - began) / UNIT)
     return median(seconds)
 
@@ -153,7 +151,7 @@ def _sealing(caches: Caches, name: str) -> float:
 @torch.no_grad()
 def _steps(caches: Caches, name: str) -> list[float]:
     """Seconds of each single-token step but the first."""
-    cache, read = fill(caches.make(name), caches.states, slice(None)), clock()
+    cache, read = fill(caches.make(name), caches.states), clock()
     seconds = []
     with caches.attending(name):
         for token in caches.ids[caches.context : caches.context + caches.settings.steps + 1]:
@@ -204,11 +202,11 @@ def _grown(settings: SpeedSettings, folder: str, name: str) -> tuple[float, floa
     the states of one chunk: what they are does not matter here."""
     chunk = min(512, settings.context)
     caches = Caches(settings, kv.Profile.load(folder), chunk)
-    fill(caches.make(name), caches.states, slice(None))
+    fill(caches.make(name), caches.states)
     before = resident()
     cache = caches.make(name)
     for start in range(0, settings.context, chunk):
-        fill(cache, caches.states, slice(min(chunk, settings.context - start)), start)
+        fill(cache, caches.states, start, min(chunk, settings.context - start))
     with caches.attending(name):
         for token in caches.ids[chunk : chunk + 2]:
             caches.model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)

@@ -28,7 +28,7 @@ def alternate_terms(
     feedback: ErrorFeedback | None = column_feedback(metric)
     best = realise(tensor, spec, metric, sweeps=sweeps, feedback=feedback)
     wide = tensor.detach().float()
-    parts = [_single(best, number) for number in range(len(spec.terms))]
+    parts = [best.single(number) for number in range(len(spec.terms))]
     errors = [_error(wide, parts, metric)]
     for _ in range(rounds):
         for number in range(len(parts)):
@@ -45,18 +45,6 @@ def fit_network(tensor: Tensor, spec: NetworkSpec, metric: KroneckerMetric | Non
     if len(spec.terms) == 1:
         return realise(tensor, spec, metric, sweeps=sweeps)
     return alternate_terms(tensor, spec, metric, sweeps=sweeps)[0]
-
-
-def _single(network: TensorNetwork, number: int) -> TensorNetwork:
-    """One term of a sum as a network of its own."""
-    term = network.spec.terms[number]
-    prefix = f"t{number}_" if number else ""
-    stored = {
-        name.removeprefix(prefix): part
-        for name, part in network.stored.items()
-        if (name.startswith(prefix) if number else not name.startswith("t"))
-    }
-    return TensorNetwork(network.spec.model_copy(update={"terms": (term,)}), stored)
 
 
 def _error(wide: Tensor, parts: list[TensorNetwork], metric: KroneckerMetric) -> float:

@@ -15,7 +15,6 @@ from tensornet_compress.decompose.spectra import bond_spectra, tails
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
-from tensornet_compress.tensor.network import DTYPES
 
 
 def to_network(
@@ -69,9 +68,7 @@ def to_network(
             wanted = list(ranks_for_bytes(spectra, max_bytes, layout, topology, fmt))
     wanted = feasible_ranks(wanted, layout, topology)
     term = TermSpec(layout=layout, topology=topology, ranks=tuple(wanted), formats=(fmt,) * len(topology.legs))
-    dtype = next((name for name, value in DTYPES.items() if value == tensor.dtype), "float32")
-    spec = NetworkSpec.model_validate({"shape": tuple(tensor.shape), "dtype": dtype, "terms": (term,)})
-    return realise(tensor, spec, metric, sweeps)
+    return realise(tensor, NetworkSpec.of(term, tensor.dtype), metric, sweeps)
 
 
 def _ranks_within(spectra: Sequence[Tensor], allowed: float, layout: Layout, topology: Topology) -> list[int]:

@@ -125,7 +125,7 @@ def native_layout(shape: tuple[int, ...], family: Family) -> tuple[Layout, Topol
             return None
         layout = Layout.native(shape)
     else:
-        layout = Layout.of(tuple(choose_radices(size, _NATIVE_PARTS).radices for size in shape), shape=shape)
+        layout = Layout.of(tuple(choose_radices(size, _NATIVE_PARTS) for size in shape), shape=shape)
     count = len(layout.dims)
     if family == "ttm":
         rows, columns = layout.axis_positions(0), layout.axis_positions(1)

@@ -108,7 +108,7 @@ def tensorize(shape: Sequence[int]) -> Tensorization:
             radices.append((size,))
             continue
         parts = max(1, round(log(size) / log(radix)))
-        radices.append(choose_radices(size, parts, _PADDED).radices)
+        radices.append(choose_radices(size, parts, _PADDED))
     return Tensorization(shape=tuple(shape), radices=tuple(radices))
 
 

@@ -36,7 +36,6 @@ from tensornet_compress.searching.store import SpectrumStore
 from tensornet_compress.searching.verdict import accepted
 from tensornet_compress.searching.zero import zero_terms
 from tensornet_compress.tensor import FibreOrder, Layout, NetworkSpec, Tensorization, TensorNetwork, TermSpec, Topology
-from tensornet_compress.tensor.network import DTYPES
 
 DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
@@ -357,8 +356,7 @@ class Search:
         return (squared / self.norm) ** 0.5 if self.norm else 0.0 if squared == 0.0 else float("inf")
 
     def _spec(self, term: TermSpec) -> NetworkSpec:
-        dtype = next((name for name, value in DTYPES.items() if value == self.tensor.dtype), "float32")
-        return NetworkSpec.model_validate({"shape": tuple(self.work.shape), "dtype": dtype, "terms": (term,)})
+        return NetworkSpec.of(term, self.tensor.dtype)
 
     def _note(self, what: str, nbytes: int, error: float) -> None:
         self.history.append(Event(perf_counter() - self.started, what, nbytes, error))

@@ -8,7 +8,7 @@ import tensornet_compress as tnc
 from tensornet_compress.decompose import ErrorFeedback, feasible_ranks
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.tensor import NetworkSpec
+from tensornet_compress.tensor import NetworkSpec, TermSpec
 from tests.generators import FP32, SEEDS, decaying_tensor, random_tensor, specs
 
 
@@ -44,7 +44,7 @@ def test_a_rank_that_the_tensor_cannot_have_is_refused():
         (tnc.Topology.two_cores(2, (0,)), tnc.Layout.native((3, 4))),
         (tnc.Topology.train(3), tnc.Layout.of(((3,), (2, 2)))),
     ):
-        term = tnc.network.TermSpec(
+        term = TermSpec(
             layout=layout, topology=topology, ranks=(9,) * len(topology.edges), formats=(FP32,) * len(topology.legs)
         )
         with pytest.raises(TensorNetError, match="bond 0 asks for rank 9"):

@@ -84,7 +84,7 @@ class SpectrumStore:
         return found
 
     def tails(self, left: Iterable[int]) -> np.ndarray:
-        """Squared norm dropped at each rank, see ``decompose.spectra.tails``."""
+        """Squared norm dropped at each rank, see ``decompose.tails``."""
         key = self.key(left)
         if key not in self._tails:
             values = self._values(key)

@@ -22,16 +22,16 @@ def least_kept(keeps: Callable[[float], bool], low: float, high: float, *, steps
     return high
 
 
-def bracket(keeps: Callable[[float], bool], start: float = 1e-30, factor: float = 16.0, end: float = 1e60) -> tuple[float, float]:
+def bracket(keeps: Callable[[float], bool], start: float = 1e-30, end: float = 1e60) -> tuple[float, float]:
     """Bounds for ``least_kept`` where none are known: the last number that is not kept (0 where ``start`` is) and the first
-    that is, of powers of ``factor`` times ``start``.
+    that is, of powers of 16 times ``start``.
 
     Raises:
         ValueError: nothing up to ``end`` is kept.
     """
     low, high = 0.0, start
     while not keeps(high):
-        low, high = high, high * factor
+        low, high = high, 16 * high
         if high > end:
             raise ValueError(f"nothing up to {end:g} is kept")
     return low, high

@@ -1,8 +1,8 @@
 """Ranks of a network from the spectra of the unfoldings that its bonds cut: by tolerance or by bytes.
 
-The spectra are computed once and tell what every choice of ranks loses. A bond's singular value is kept while its square exceeds
-the price of one more rank there; one price per byte holds for all bonds and is bisected (the threshold of iterative singular
-value thresholding, 2507.09428, with byte costs).
+The spectra are computed once and tell what every choice of ranks loses. A bond's singular value is kept while its square
+exceeds the price of one more rank there; one price per byte holds for all bonds and is bisected (the threshold of iterative
+singular value thresholding, 2507.09428, with byte costs).
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ Applying a plan again to the original model calls it again, and gives the same b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 

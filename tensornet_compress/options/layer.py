@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +12,8 @@ from torch import Tensor
 from tensornet_compress.coding import IntFormat, NumberFormat
 from tensornet_compress.decompose import ErrorFeedback, MatrixSpectrum, column_feedback, matrix_spectrum, realise
 from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.options.offered import Family
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
-
-Family = Literal["dense", "svd", "residual", "tt", "ttm", "tree", "searched"]
-FAMILIES: tuple[Family, ...] = ("dense", "svd", "residual", "tt", "ttm", "tree", "searched")
 
 
 @dataclass(frozen=True)

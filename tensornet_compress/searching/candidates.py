@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import log
 
 from torch import Tensor
 
 from tensornet_compress.coding import IntFormat, NumberFormat, format_nbytes
 from tensornet_compress.decompose import feasible_ranks, ranks_for_bytes, ranks_for_error
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.options.rounding import rounding_error
 from tensornet_compress.searching.graphs import merged, native, with_one_core_less
 from tensornet_compress.searching.store import SpectrumStore
-from tensornet_compress.tensor import FibreOrder, Layout, Tensorization, TermSpec, Topology, choose_radices
+from tensornet_compress.tensor import FibreOrder, Layout, Tensorization, TermSpec, Topology
 from tensornet_compress.tensor.spec import core_shapes
 
-_FINE_NUMBERS = 1 << 14
-_MANY_AXES = 5
-_PADDED = 0.1
 _MOST_SLACK = 1.4
 RanksOf = Callable[[Topology], tuple[list[int], bool]]
 """Ranks of a topology, and whether these keep the limit."""
@@ -93,30 +90,6 @@ class Candidate:
 @lru_cache(maxsize=256)
 def _plain(tensorization: Tensorization) -> Layout:
     return Layout.of(tensorization.radices, tensorization.shape)
-
-
-def tensorize(shape: Sequence[int]) -> Tensorization:
-    """The finest digits that candidates are made of: about 2 for small tensors, about 4 for large ones; axes of a tensor with
-    many axes stay whole. Coarser digits need no candidates of their own: cores that share a bond of full rank are merged."""
-    total = 1
-    for size in shape:
-        total *= size
-    radix = 2 if total <= _FINE_NUMBERS else 4
-    radices: list[tuple[int, ...]] = []
-    for size in shape:
-        if len(shape) > _MANY_AXES or size < 2 * radix:
-            radices.append((size,))
-            continue
-        parts = max(1, round(log(size) / log(radix)))
-        radices.append(choose_radices(size, parts, _PADDED))
-    return Tensorization(shape=tuple(shape), radices=tuple(radices))
-
-
-def rounding_error(fmt: NumberFormat) -> float:
-    """Squared rounding error relative to the squared numbers, for normal numbers."""
-    if isinstance(fmt, IntFormat):
-        return (5.0 / fmt.levels) ** 2 / 12
-    return {"fp32": 2.0**-50, "bf16": 2.0**-18, "fp16": 2.0**-24}[fmt.dtype]
 
 
 def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: float, slack: float = 1.0) -> Candidate | None:

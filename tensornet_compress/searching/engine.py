@@ -13,7 +13,15 @@ from tensornet_compress.coding import NumberFormat, parse_format
 from tensornet_compress.decompose import ErrorFeedback, column_feedback, realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.options.reach import in_reach, peak_of
+from tensornet_compress.options.offered import (
+    SEARCH_CORE_FORMATS,
+    SEARCH_DENSE_FORMATS,
+    SEARCH_FAMILIES,
+    SearchFamily,
+    fine_digits,
+    in_reach,
+    peak_of,
+)
 from tensornet_compress.searching.candidates import (
     Candidate,
     Shape,
@@ -21,7 +29,6 @@ from tensornet_compress.searching.candidates import (
     for_bytes,
     for_error,
     overlap_slack,
-    tensorize,
 )
 from tensornet_compress.searching.descent import descended, pays
 from tensornet_compress.searching.entry_search import EntrySort, entry_sorts, entry_verdict
@@ -30,15 +37,13 @@ from tensornet_compress.searching.graphs import mutual_information, numbers, tra
 from tensornet_compress.searching.limit import Limit, Ordering
 from tensornet_compress.searching.products import PURE
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
-from tensornet_compress.searching.shapes import FAMILIES, Family, native_shapes, searched_shapes
+from tensornet_compress.searching.shapes import native_shapes, searched_shapes
 from tensornet_compress.searching.starts import LARGEST_ASSIGNED, changed_orders, fibre_starts
 from tensornet_compress.searching.store import SpectrumStore
 from tensornet_compress.searching.verdict import accepted
 from tensornet_compress.searching.zero import zero_terms
 from tensornet_compress.tensor import FibreOrder, Layout, NetworkSpec, Tensorization, TensorNetwork, TermSpec, Topology
 
-DENSE_FORMATS = ("int2g64z", "int3g64z", "int4g64z", "int5g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
-CORE_FORMATS = ("int4g64z", "int6g64z", "int8g64", "bf16", "fp16", "fp32")
 _KEPT = 3
 _TRIES = 4
 _SMALL = 1 << 16
@@ -57,7 +62,7 @@ class Search:
         limit: Limit,
         metric: KroneckerMetric | None,
         orderings: Sequence[Ordering],
-        families: Sequence[Family],
+        families: Sequence[SearchFamily],
         formats: tuple[str, ...] | None,
         deadline: float,
     ):
@@ -66,8 +71,8 @@ class Search:
         self.limit, self.orderings, self.families, self.deadline = limit, orderings, families, deadline
         self.metric, self.given_metric = metric or euclidean(), metric
         peak = peak_of(self.work)
-        self.dense_formats, self.note = in_reach(peak, [parse_format(name) for name in formats or DENSE_FORMATS])
-        self.formats, _ = in_reach(peak, [parse_format(name) for name in formats or CORE_FORMATS])
+        self.dense_formats, self.note = in_reach(peak, [parse_format(name) for name in formats or SEARCH_DENSE_FORMATS])
+        self.formats, _ = in_reach(peak, [parse_format(name) for name in formats or SEARCH_CORE_FORMATS])
         self.norm = self.metric.norm2(self._matrix(self.work))
         self.zero = not self.norm > 0 and not self.work.any()
         if not self.zero and not self.norm > 0:
@@ -110,7 +115,7 @@ class Search:
             self._measure(family, self._spec(term), ordered=False)
         if self.work.numel() < 4 or self.zero or self.limit.exact:
             return
-        tensorization = tensorize(tuple(self.work.shape))
+        tensorization = fine_digits(tuple(self.work.shape))
         store = self._store(tensorization, ())
         self._try_native(store, tensorization, ("svd",))
         if "mode" in self.orderings and len(store.dims) > 2:
@@ -254,8 +259,10 @@ class Search:
                 self._try_kronecker(self.work[rows][:, columns], orders)
                 self._search_modes(self._store(tensorization, orders), tensorization, orders)
 
-    def _try_native(self, store: SpectrumStore, tensorization: Tensorization, among: Sequence[Family] = FAMILIES) -> None:
-        """Family by family, so that no family alone would have found more than all of them together."""
+    def _try_native(
+        self, store: SpectrumStore, tensorization: Tensorization, among: Sequence[SearchFamily] = SEARCH_FAMILIES
+    ) -> None:
+        """SearchFamily by family, so that no family alone would have found more than all of them together."""
         for family in (family for family in self.families if family in among):
             self._try(store, native_shapes(tensorization, (family,)))
 

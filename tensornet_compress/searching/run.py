@@ -9,13 +9,13 @@ from time import perf_counter
 from torch import Tensor
 
 from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.options.offered import SEARCH_FAMILIES, SearchFamily
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching.checks import check_formats, check_metric, check_names, check_numbers, check_tensor
 from tensornet_compress.searching.control import controlled, shuffles
 from tensornet_compress.searching.engine import Search
 from tensornet_compress.searching.limit import KNOWN_ORDERINGS, ORDERINGS, Limit, Ordering
 from tensornet_compress.searching.result import Null, SearchResult
-from tensornet_compress.searching.shapes import FAMILIES, Family
 from tensornet_compress.threads import limited_threads
 
 
@@ -26,7 +26,7 @@ def search(
     max_bytes: int | None = None,
     metric: KroneckerMetric | None = None,
     orderings: Sequence[Ordering] = ORDERINGS,
-    topologies: Sequence[Family] = FAMILIES,
+    topologies: Sequence[SearchFamily] = SEARCH_FAMILIES,
     formats: Sequence[str] | None = None,
     time_budget: float = 60.0,
     null: bool = True,
@@ -64,7 +64,7 @@ def search(
     check_formats(formats)
     check_numbers(time_budget, seed)
     check_names("orderings", orderings, KNOWN_ORDERINGS)
-    check_names("topologies", topologies, FAMILIES)
+    check_names("topologies", topologies, SEARCH_FAMILIES)
     check_tensor(tensor)
     check_metric(metric, tensor)
     metric = None if metric is None else metric.to(tensor.device)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
+from tensornet_compress.options.offered import SearchFamily, native_topologies
 from tensornet_compress.searching.candidates import Shape
 from tensornet_compress.searching.graphs import (
     Alive,
@@ -27,45 +27,21 @@ from tensornet_compress.tensor import FibreOrder, Tensorization, Topology
 from tensornet_compress.tensor.topology import Nested
 
 _GLANCED = 4
-Family = Literal["dense", "svd", "cut", "tt", "ttm", "tree"]
-FAMILIES: tuple[Family, ...] = ("dense", "svd", "cut", "tt", "ttm", "tree")
 
 
 def native_shapes(
-    tensorization: Tensorization, families: Sequence[Family], orders: tuple[FibreOrder, ...] = ()
+    tensorization: Tensorization, families: Sequence[SearchFamily], orders: tuple[FibreOrder, ...] = ()
 ) -> Iterator[Shape]:
-    """The usual formats in the order in which the digits come."""
-    count = len(tensorization.modes)
-    axes = [[m for m, owner in enumerate(tensorization.mode_axes) if owner == a] for a in range(len(tensorization.shape))]
-
-    def shape(family: str, topology: Topology) -> Shape:
-        return Shape(family, tensorization, topology, orders, ordered=bool(orders))
-
-    if "svd" in families:
-        for cut in range(1, len(axes)):
-            yield shape("svd", Topology.two_cores(count, [mode for axis in axes[:cut] for mode in axis]))
-    if count < 2:
-        return
-    if "tt" in families:
-        yield shape("tt", Topology.train(count))
-    if "ttm" in families and len(axes) == 2:
-        yield shape("ttm", Topology.train(paired(axes[0], axes[1])))
-    if "tree" in families and count > 2:
-        yield shape("balanced tree", Topology.balanced_tree(range(count)))
-
-
-def paired(rows: Sequence[int], columns: Sequence[int]) -> list[tuple[int, ...]]:
-    """Digits of rows and columns side by side, least significant ones matched; what is left of the longer list comes first."""
-    longer, shorter = (rows, columns) if len(rows) >= len(columns) else (columns, rows)
-    extra = len(longer) - len(shorter)
-    pairs = [tuple(sorted(pair)) for pair in zip(longer[extra:], shorter)]
-    return [*((mode,) for mode in longer[:extra]), *pairs]
+    """The usual formats over the digits in native order."""
+    for family, topology in native_topologies(tensorization, families):
+        name = "balanced tree" if family == "tree" else family
+        yield Shape(name, tensorization, topology, orders, ordered=bool(orders))
 
 
 def searched_shapes(
     store: SpectrumStore,
     tensorization: Tensorization,
-    families: Sequence[Family],
+    families: Sequence[SearchFamily],
     allowed: float,
     alive: Alive,
     orders: tuple[FibreOrder, ...] = (),

@@ -12,14 +12,13 @@ from tensornet_compress.coding import IntFormat, NumberFormat, format_nbytes
 from tensornet_compress.decompose import feasible_ranks, ranks_for_bytes, ranks_for_error
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.options.rounding import rounding_error
-from tensornet_compress.searching.graphs import merged, native, with_one_core_less
+from tensornet_compress.searching.limits import View
 from tensornet_compress.searching.store import SpectrumStore
+from tensornet_compress.searching.topologies import merged, native, with_one_core_less
 from tensornet_compress.tensor import FibreOrder, Layout, Tensorization, TermSpec, Topology
 from tensornet_compress.tensor.spec import core_shapes
 
 _MOST_SLACK = 1.4
-RanksOf = Callable[[Topology], tuple[list[int], bool]]
-"""Ranks of a topology, and whether these keep the limit."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,11 @@ class Shape:
         return plain if not self.fibre_orders else plain.model_copy(update={"fibre_orders": self.fibre_orders})
 
 
+@lru_cache(maxsize=256)
+def _plain(tensorization: Tensorization) -> Layout:
+    return Layout.of(tensorization.radices, tensorization.shape)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A shape with ranks and the format of its cores; ``error`` is the relative error that spectra and the format predict."""
@@ -64,17 +68,9 @@ class Candidate:
         layout, topology = self.shape.laid_out()
         return TermSpec(layout=layout, topology=topology, ranks=self.ranks, formats=(self.fmt,) * len(topology.legs))
 
-    def same(self, other: Candidate) -> bool:
-        """Whether both are one network of one layout."""
-        return self.key() == other.key()
-
     def key(self) -> tuple[object, ...]:
         """Equal for two candidates of one layout that are the same network."""
         return self.shape.topology.legs, self.shape.topology.edges, self.ranks, self.fmt.name
-
-    def joins(self, other: Candidate) -> bool:
-        """Whether this has cores of ``other`` joined, so that it is another network, which competes by itself."""
-        return len(self.shape.topology.legs) < len(other.shape.topology.legs)
 
     def signature(self) -> tuple[object, ...]:
         """Equal for one network drawn in two ways: the digits of its cores, the wider bonds by the digits on one side, and,
@@ -86,67 +82,40 @@ class Candidate:
         wide = {(everything - side if 0 in side else side, rank) for side, rank in zip(sides, self.ranks) if rank > 1}
         return self.fmt.name, cores, frozenset(wide), round(self.error, 7)
 
+    def overlap_slack(self) -> float:
+        """How far beyond the limit a predicted error may lie: what several bonds drop overlaps, so that the sum of their tails
+        is too careful."""
+        return min(_MOST_SLACK, max(1, len(self.ranks)) ** 0.25)
 
-@lru_cache(maxsize=256)
-def _plain(tensorization: Tensorization) -> Layout:
-    return Layout.of(tensorization.radices, tensorization.shape)
-
-
-def for_error(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_error: float, slack: float = 1.0) -> Candidate | None:
-    """The candidate of fewest bytes whose predicted error is at most ``max_error`` (times ``slack``, when a measurement has
-    shown predictions to be too careful or too bold); ``None`` where rounding alone exceeds it."""
-    if (slack * max_error) ** 2 <= 2 * rounding_error(fmt):
-        return None
-
-    layout = shape.plain
-
-    def ranks(topology: Topology) -> tuple[list[int], bool]:
-        allowed = (slack * max_error) ** 2 - rounding_error(fmt) * len(topology.legs)
-        # Rounding of fewer cores may leave room where that of all of them does not.
-        squared = (allowed if allowed > 0 else (slack * max_error) ** 2) * store.energy
-        dropped = [store.tails(topology.side(bond)) for bond in range(len(topology.edges))]
-        # No bond can do with less than what it needs were it the only one that drops anything.
-        wanted: Sequence[int] = [store.rank(topology.side(bond), squared) for bond in range(len(topology.edges))]
-        if sum(drop[rank] for drop, rank in zip(dropped, wanted)) > squared:
-            wanted = ranks_for_error(_spectra(store, topology), squared, layout, topology, dropped)
-        return feasible_ranks(wanted, layout, topology), allowed > 0
-
-    return _settled(shape, store, fmt, ranks)
+    def at_its_least(self, view: View, slack: float) -> bool:
+        """Whether no bond could do with less at this ``slack``, were it the only one that drops anything. Then ``predicted``
+        comes to the same candidate again, if that was predicted with no more slack: cheap to know where a structure is
+        exact."""
+        if view.limit.max_error is None:
+            return False
+        most = (slack * view.limit.max_error) ** 2 * view.store.energy
+        side = self.shape.topology.side
+        return all(rank == 1 or view.store.tails(side(bond))[rank - 1] > most for bond, rank in enumerate(self.ranks))
 
 
-def at_its_least(candidate: Candidate, store: SpectrumStore, max_error: float, slack: float) -> bool:
-    """Whether no bond could do with less at this ``slack``, were it the only one that drops anything. Then ``for_error`` comes
-    to the same candidate again, if that was predicted with no more slack: cheap to know where a structure is exact."""
-    most = (slack * max_error) ** 2 * store.energy
-    bonds = enumerate(candidate.ranks)
-    return all(rank == 1 or store.tails(candidate.shape.topology.side(bond))[rank - 1] > most for bond, rank in bonds)
+RanksOf = Callable[[Topology], tuple[Sequence[int], bool]]
+"""Ranks of a topology, and whether these keep the limit."""
 
 
-def overlap_slack(candidate: Candidate) -> float:
-    """How far beyond the limit a predicted error may lie: what several bonds drop overlaps, so that the sum of their tails is
-    too careful."""
-    return min(_MOST_SLACK, max(1, len(candidate.shape.topology.edges)) ** 0.25)
+def predicted(shape: Shape, view: View, fmt: NumberFormat, slack: float = 1.0) -> Candidate | None:
+    """The candidate of fewest bytes whose predicted error is at most the limit's (times ``slack``, when a measurement has shown
+    predictions to be too careful or too bold), or that of least predicted error within the limit's bytes.
 
-
-def for_bytes(shape: Shape, store: SpectrumStore, fmt: NumberFormat, max_bytes: int) -> Candidate | None:
-    """The candidate of least predicted error within ``max_bytes``; ``None`` where none fits."""
-
-    layout = shape.plain
-
-    def ranks(topology: Topology) -> tuple[list[int], bool]:
-        try:
-            wanted = ranks_for_bytes(_spectra(store, topology), max_bytes, layout, topology, fmt)
-        except TensorNetError:
-            # Fewer cores have fewer scales.
-            return [1] * len(topology.edges), False
-        return feasible_ranks(wanted, layout, topology), True
-
-    return _settled(shape, store, fmt, ranks)
-
-
-def _settled(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks_of: RanksOf) -> Candidate | None:
-    """Choose ranks, merge cores that need no bond, and choose again with what that leaves; where that does not keep the limit,
-    with one core less. ``None`` when it comes to one core, which is the dense tensor and competes as such."""
+    Cores that need no bond are merged, and ranks chosen again with what that leaves; where that does not keep the limit, with
+    one core less. ``None`` where nothing does but one core, which is the dense tensor and competes as such.
+    """
+    store, max_error, max_bytes = view.store, view.limit.max_error, view.limit.max_bytes
+    if max_error is not None:
+        if (slack * max_error) ** 2 <= 2 * rounding_error(fmt):
+            return None
+        ranks_of = _within_error(shape.plain, store, fmt, (slack * max_error) ** 2)
+    else:
+        ranks_of = _within_bytes(shape.plain, store, fmt, max_bytes or 0)
     topology = shape.topology
     while len(topology.legs) > 1:
         ranks, kept = ranks_of(topology)
@@ -154,29 +123,52 @@ def _settled(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks_of: Ra
         if simpler is topology:
             if kept:
                 ordered = shape.ordered and (bool(shape.fibre_orders) or not native(topology))
-                return _candidate(replace(shape, topology=topology, ordered=ordered), store, fmt, ranks)
+                return _candidate(replace(shape, topology=topology, ordered=ordered), store, fmt, tuple(ranks))
             simpler = with_one_core_less(topology, store.dims, ranks)
         topology = simpler
     return None
 
 
-def _overhead(fmt: NumberFormat) -> float:
-    """What the scale and zero point of one group of integers take, in numbers."""
-    if not isinstance(fmt, IntFormat):
-        return 0.0
-    packed = 1  # Bytes of one number.
-    return 8 / fmt.bits * (format_nbytes(fmt, (1,)) - packed)
+def _within_error(layout: Layout, store: SpectrumStore, fmt: NumberFormat, max_squared: float) -> RanksOf:
+    def ranks_of(topology: Topology) -> tuple[Sequence[int], bool]:
+        allowed = max_squared - rounding_error(fmt) * len(topology.legs)
+        # Rounding of fewer cores may leave room where that of all of them does not.
+        squared = (allowed if allowed > 0 else max_squared) * store.energy
+        dropped = [store.tails(topology.side(bond)) for bond in range(len(topology.edges))]
+        # No bond can do with less than what it needs were it the only one that drops anything.
+        wanted: Sequence[int] = [store.rank(topology.side(bond), squared) for bond in range(len(topology.edges))]
+        if sum(drop[rank] for drop, rank in zip(dropped, wanted)) > squared:
+            wanted = ranks_for_error(_spectra(store, topology), squared, layout, topology, dropped)
+        return feasible_ranks(wanted, layout, topology), allowed > 0
+
+    return ranks_of
+
+
+def _within_bytes(layout: Layout, store: SpectrumStore, fmt: NumberFormat, max_bytes: int) -> RanksOf:
+    def ranks_of(topology: Topology) -> tuple[Sequence[int], bool]:
+        try:
+            wanted = ranks_for_bytes(_spectra(store, topology), max_bytes, layout, topology, fmt)
+        except TensorNetError:
+            # Fewer cores have fewer scales.
+            return [1] * len(topology.edges), False
+        return feasible_ranks(wanted, layout, topology), True
+
+    return ranks_of
 
 
 def _spectra(store: SpectrumStore, topology: Topology) -> list[Tensor]:
     return [store.spectrum(topology.side(bond)) for bond in range(len(topology.edges))]
 
 
-def _candidate(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks: Sequence[int]) -> Candidate:
+def _overhead(fmt: NumberFormat) -> float:
+    """What the scale and zero point of one group of integers take, in numbers: all but the byte of a single code."""
+    return 8 / fmt.bits * (format_nbytes(fmt, (1,)) - 1) if isinstance(fmt, IntFormat) else 0.0
+
+
+def _candidate(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks: tuple[int, ...]) -> Candidate:
     topology, layout = shape.topology, shape.plain
-    chosen = tuple(ranks)
-    nbytes = sum(format_nbytes(fmt, core) for core in core_shapes(topology, layout.dims, chosen)) + layout.order_nbytes
+    nbytes = sum(format_nbytes(fmt, core) for core in core_shapes(topology, layout.dims, ranks)) + layout.order_nbytes
     sides = [topology.side(bond) for bond in range(len(ranks))]
     dropped = sum(float(store.tails(side)[rank]) for side, rank in zip(sides, ranks)) / max(store.energy, 1e-300)
     error = (dropped + rounding_error(fmt) * len(topology.legs)) ** 0.5
-    return Candidate(shape, chosen, fmt, nbytes, error)
+    return Candidate(shape, ranks, fmt, nbytes, error)

@@ -23,8 +23,9 @@ from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise
 from tensornet_compress.options.offered import SEARCH_CORE_FORMATS, fine_digits
 from tensornet_compress.searching import SpectrumStore
-from tensornet_compress.searching.candidates import Shape, for_error
-from tensornet_compress.searching.graphs import merged
+from tensornet_compress.searching.candidates import Shape, predicted
+from tensornet_compress.searching.limits import Limit, View
+from tensornet_compress.searching.topologies import merged
 from tensornet_compress.tensor import NetworkSpec, Topology
 
 _NOISE = 1e-10
@@ -154,7 +155,7 @@ def smallest(tensor: Tensor, error: float) -> dict[str, Any]:
     errors: dict[int, float] = {}
     for name in SEARCH_CORE_FORMATS:
         for slack in (1.0, 0.97, 0.94, 1.03, 1.1, 1.2, 1.4):
-            candidate = for_error(shape, store, parse_format(name), error, slack)
+            candidate = predicted(shape, View(store, Limit(error)), parse_format(name), slack)
             if candidate is None or candidate.nbytes > 1.3 * min([*found, tensor.numel()]):
                 continue
             network = realise(tensor, NetworkSpec(shape=tuple(tensor.shape), terms=(candidate.term,)))

@@ -57,7 +57,8 @@ def fisher_metrics(
     Layers that were fed one tensor share one column factor (the same object). The model is left as found.
 
     Args:
-        loss: ``loss(model, batch)``, summed over examples; by default minus the log-likelihood of labels drawn from the model.
+        loss: ``loss(model, batch)``, summed over examples, to which divergences then refer in place of tokens; by default minus
+            the log-likelihood of labels drawn from the model.
 
     Raises:
         TensorNetError: no batches, or no target reaches the loss.
@@ -71,10 +72,12 @@ def fisher_metrics(
             if loss is None:
                 output, is_logits = kept_output(model, model_inputs(batch, device))
                 collector.end_forward(output if is_logits else None)
+                collector.tokens += len(output)
                 total = sampled_loss(output, is_logits, generator)
             else:
                 total = loss(model, batch)
                 collector.end_forward(None)
+                collector.tokens += _examples(batch)
             if not total.requires_grad:
                 raise TensorNetError(f"no targeted layer reaches the loss of {type(model).__name__}")
             total.backward()
@@ -105,8 +108,6 @@ class _Collector:
         """Note the padding of a batch."""
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         self._mask = None if mask is None else mask.bool()
-        ids = batch if isinstance(batch, Tensor) else batch.get("input_ids", next(iter(batch.values())))
-        self.tokens += int(self._mask.sum()) if self._mask is not None else ids.shape[0] * (ids.shape[1] if ids.ndim > 1 else 1)
         self._last = self._head = None
 
     def end_forward(self, logits: Tensor | None) -> None:
@@ -228,6 +229,11 @@ class _Collector:
         seen.inputs = seen.inputs or InputMoment()
         seen.inputs.add(self._kept(input_vectors(module, given.detach())))
         self._last = (given, version, seen.inputs)
+
+
+def _examples(batch: Any) -> int:
+    first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+    return len(first)
 
 
 @dataclass

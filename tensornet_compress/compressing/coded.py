@@ -116,13 +116,12 @@ def compress_coded(
     jobs = _jobs(model, chosen, metrics)
     step = _foretold_step(jobs, sizes, workers, clock)
     layers, step = _within_budget(jobs, step, sizes, workers, clock)
-    reports, plans = [], {}
+    reports: list[LayerReport] = []
+    plans: dict[str, LayerPlan] = {}
     for target in chosen:
-        report, plan = _install(model, target, layers[target.name], step, sizes, notes.get(target.name, ""))
+        report, plans[target.name] = _install(model, target, layers[target.name], step, sizes, notes.get(target.name, ""))
         reports.append(report)
-        plans[target.name] = plan
-    plan = Plan(calibration=calibration_fingerprint(batches), metric="fisher", layers=plans)
-    setattr(model, PLAN_ATTRIBUTE, plan)
+    setattr(model, PLAN_ATTRIBUTE, Plan(calibration=calibration_fingerprint(batches), metric="fisher", layers=plans))
     targeted = sum(report.nbytes for report in reports)
     return CompressionReport(
         budget=budget,

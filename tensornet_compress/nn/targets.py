@@ -58,8 +58,8 @@ def find_targets(
     """Modules to compress and modules left alone, in model order.
 
     Without ``targets`` these are all linear, Conv1D and Conv2d layers but the output head and whatever is tied to an
-    embedding; with ``tables`` these too. A pattern is a glob on the full name or on a suffix of it (``*.q_proj``, ``lm_head``), or ``re:`` and a regular
-    expression. Modules that share one weight are one target.
+    embedding; with ``tables`` these too. A pattern is a glob on the full name or on a suffix of it (``*.q_proj``,
+    ``lm_head``), or ``re:`` and a regular expression. Modules that share one weight are one target.
 
     Raises:
         TargetError: a pattern that matches no compressible module, with the nearest names; or nothing is left to compress.

@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding import FloatFormat, IntFormat, NumberFormat, PivotFormat
+from tensornet_compress.coding import CodedFormat, FloatFormat, IntFormat, NumberFormat, PivotFormat
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum, refit_rows, stable_pivots
+from tensornet_compress.decompose.one_step import one_step_parts
 from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
 from tensornet_compress.decompose.tree import decompose_tree
 from tensornet_compress.errors import TensorNetError
@@ -150,6 +151,8 @@ def _rounded(core: Tensor, fmt: NumberFormat, metric: KroneckerMetric, feedback:
 def _dense_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None) -> Parts:
     core = term.layout.apply(tensor).permute(term.topology.legs[0]).contiguous()
     fmt = term.formats[0]
+    if isinstance(fmt, CodedFormat):
+        return _named(one_step_parts(core.reshape(len(core), -1) if core.ndim else core.reshape(1, 1), fmt, metric))
     return _named(_rounded(core, fmt, metric, feedback) if term.layout.is_native else fmt.encode(core))
 
 

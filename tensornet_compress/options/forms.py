@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import prod
 
-from tensornet_compress.coding import FloatFormat, IntFormat, NumberFormat, PivotFormat, parse_format
+from tensornet_compress.coding import FloatFormat, IntFormat, NamedFormat, PivotFormat, parse_format
 from tensornet_compress.coding.floats import FLOAT_DTYPES
 from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes, tails
 from tensornet_compress.errors import TensorNetError
@@ -80,7 +80,7 @@ def _tree_options(
     statistics: LayerStatistics,
     family: Family,
     placed: tuple[Layout, Topology],
-    formats: Sequence[NumberFormat],
+    formats: Sequence[NamedFormat],
     shares: Sequence[float],
 ) -> Iterator[Option]:
     """Trains and trees; the error is predicted from the tails of the unfoldings at the metric's mean price."""

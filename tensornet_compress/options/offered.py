@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding import FloatFormat, NumberFormat, PivotFormat
+from tensornet_compress.coding import FloatFormat, NamedFormat, PivotFormat
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor import Layout, Tensorization, Topology, choose_radices
 
@@ -42,7 +42,7 @@ def peak_of(tensor: Tensor) -> float:
     return max(map(abs, map(float, torch.aminmax(tensor)))) if tensor.numel() else 0.0
 
 
-def in_reach(peak: float, formats: Sequence[NumberFormat]) -> tuple[list[NumberFormat], str]:
+def in_reach(peak: float, formats: Sequence[NamedFormat]) -> tuple[list[NamedFormat], str]:
     """The formats that can hold numbers of up to this size, and what to say of those left out (empty: none were).
 
     Integer formats keep fp16 scales, which do not reach far beyond 1e5 and below 1e-5.
@@ -59,7 +59,7 @@ def in_reach(peak: float, formats: Sequence[NumberFormat]) -> tuple[list[NumberF
         return list(formats), ""
     if not 1 / _FAR <= peak <= _FAR:
         raise TensorNetError(f"the largest entry is {peak:.3g}, whose square leaves single precision; rescale the tensor")
-    kept: list[NumberFormat] = [fmt for fmt in formats if isinstance(fmt, FloatFormat) and fmt.dtype != "fp16"]
+    kept: list[NamedFormat] = [fmt for fmt in formats if isinstance(fmt, FloatFormat) and fmt.dtype != "fp16"]
     if not kept:
         names = ", ".join(fmt.name for fmt in formats)
         raise TensorNetError(f"the largest entry is {peak:.3g}, out of reach of {names}; rescale, or allow bf16 or fp32")

@@ -7,7 +7,7 @@ structure (up to 3.4 times on smooth ones, whose cores are far from normal).
 
 from __future__ import annotations
 
-from tensornet_compress.coding import IntFormat, NumberFormat
+from tensornet_compress.coding import IntFormat, NamedFormat, NumberFormat
 from tensornet_compress.coding.formats import grouped_view
 from tensornet_compress.decompose import MatrixSpectrum
 from tensornet_compress.options.layer import LayerStatistics
@@ -17,7 +17,7 @@ _FLOAT_ERRORS = {"fp32": 2.0**-50, "bf16": 2.0**-18, "fp16": 2.0**-24}
 _SPAN = 5.0
 
 
-def rounding_error(fmt: NumberFormat) -> float:
+def rounding_error(fmt: NamedFormat) -> float:
     """Squared rounding error relative to the squared numbers, for normal numbers."""
     return (_SPAN / fmt.levels) ** 2 / 12 if isinstance(fmt, IntFormat) else _FLOAT_ERRORS[fmt.dtype]
 

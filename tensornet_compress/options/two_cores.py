@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tensornet_compress.coding import IntFormat, NumberFormat, PivotFormat, parse_format
+from tensornet_compress.coding import IntFormat, NamedFormat, PivotFormat, parse_format
 from tensornet_compress.decompose import matrix_spectrum, tails
 from tensornet_compress.options.layer import LayerStatistics, Option
 from tensornet_compress.options.rounding import rounding_by_rank
@@ -25,7 +25,7 @@ _SHARES = (0.003, 0.006, 0.012)
 _TURNS = 0.93
 
 
-def matrix_options(statistics: LayerStatistics, formats: Sequence[NumberFormat], shares: Sequence[float]) -> Iterator[Option]:
+def matrix_options(statistics: LayerStatistics, formats: Sequence[NamedFormat], shares: Sequence[float]) -> Iterator[Option]:
     """Two cores: the tail of the spectrum, plus what rounding each core adds. Pivoted cores lose what plain ones of their rank
     do."""
     spectrum, shape = statistics.spectrum, tuple(statistics.weight.shape)
@@ -65,7 +65,7 @@ def residual_options(statistics: LayerStatistics, formats: Sequence[str] | None 
             yield Option("residual", spec, spec.nbytes, _TURNS * (float(dropped[rank]) + added[rank]))
 
 
-def _ranks_at(shares: Sequence[float], rows: int, columns: int, fmt: NumberFormat, full: int) -> list[int]:
+def _ranks_at(shares: Sequence[float], rows: int, columns: int, fmt: NamedFormat, full: int) -> list[int]:
     """Ranks whose cores take about the given shares of the dense bf16 bytes in ``fmt``."""
     bits = fmt.bits + 16 / max(fmt.group, 1) if isinstance(fmt, IntFormat) else 32 if fmt.dtype == "fp32" else 16
     numbers = [share * rows * columns * 16 / bits for share in shares]

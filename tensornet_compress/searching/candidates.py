@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from torch import Tensor
-
-from tensornet_compress.coding import IntFormat, NumberFormat, format_nbytes
+from tensornet_compress.coding import IntFormat, NamedFormat, format_nbytes
 from tensornet_compress.decompose import feasible_ranks, ranks_for_bytes, ranks_for_error
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.options.rounding import rounding_error
@@ -58,7 +56,7 @@ class Candidate:
 
     shape: Shape
     ranks: tuple[int, ...]
-    fmt: NumberFormat
+    fmt: NamedFormat
     nbytes: int
     error: float
 
@@ -98,74 +96,56 @@ class Candidate:
         return all(rank == 1 or view.store.tails(side(bond))[rank - 1] > most for bond, rank in enumerate(self.ranks))
 
 
-RanksOf = Callable[[Topology], tuple[Sequence[int], bool]]
-"""Ranks of a topology, and whether these keep the limit."""
-
-
-def predicted(shape: Shape, view: View, fmt: NumberFormat, slack: float = 1.0) -> Candidate | None:
+def predicted(shape: Shape, view: View, fmt: NamedFormat, slack: float = 1.0) -> Candidate | None:
     """The candidate of fewest bytes whose predicted error is at most the limit's (times ``slack``, when a measurement has shown
     predictions to be too careful or too bold), or that of least predicted error within the limit's bytes.
 
     Cores that need no bond are merged, and ranks chosen again with what that leaves; where that does not keep the limit, with
     one core less. ``None`` where nothing does but one core, which is the dense tensor and competes as such.
     """
-    store, max_error, max_bytes = view.store, view.limit.max_error, view.limit.max_bytes
-    if max_error is not None:
-        if (slack * max_error) ** 2 <= 2 * rounding_error(fmt):
-            return None
-        ranks_of = _within_error(shape.plain, store, fmt, (slack * max_error) ** 2)
-    else:
-        ranks_of = _within_bytes(shape.plain, store, fmt, max_bytes or 0)
-    topology = shape.topology
+    if view.limit.max_error is not None and (slack * view.limit.max_error) ** 2 <= 2 * rounding_error(fmt):
+        return None
+    topology, dims = shape.topology, view.store.dims
     while len(topology.legs) > 1:
-        ranks, kept = ranks_of(topology)
-        simpler = merged(topology, store.dims, ranks, _overhead(fmt))
+        ranks, kept = _ranks(topology, shape.plain, view, fmt, slack)
+        simpler = merged(topology, dims, ranks, _overhead(fmt))
         if simpler is topology:
             if kept:
                 ordered = shape.ordered and (bool(shape.fibre_orders) or not native(topology))
-                return _candidate(replace(shape, topology=topology, ordered=ordered), store, fmt, tuple(ranks))
-            simpler = with_one_core_less(topology, store.dims, ranks)
+                return _candidate(replace(shape, topology=topology, ordered=ordered), view.store, fmt, tuple(ranks))
+            simpler = with_one_core_less(topology, dims, ranks)
         topology = simpler
     return None
 
 
-def _within_error(layout: Layout, store: SpectrumStore, fmt: NumberFormat, max_squared: float) -> RanksOf:
-    def ranks_of(topology: Topology) -> tuple[Sequence[int], bool]:
-        allowed = max_squared - rounding_error(fmt) * len(topology.legs)
-        # Rounding of fewer cores may leave room where that of all of them does not.
-        squared = (allowed if allowed > 0 else max_squared) * store.energy
-        dropped = [store.tails(topology.side(bond)) for bond in range(len(topology.edges))]
-        # No bond can do with less than what it needs were it the only one that drops anything.
-        wanted: Sequence[int] = [store.rank(topology.side(bond), squared) for bond in range(len(topology.edges))]
-        if sum(drop[rank] for drop, rank in zip(dropped, wanted)) > squared:
-            wanted = ranks_for_error(_spectra(store, topology), squared, layout, topology, dropped)
-        return feasible_ranks(wanted, layout, topology), allowed > 0
-
-    return ranks_of
-
-
-def _within_bytes(layout: Layout, store: SpectrumStore, fmt: NumberFormat, max_bytes: int) -> RanksOf:
-    def ranks_of(topology: Topology) -> tuple[Sequence[int], bool]:
+def _ranks(topology: Topology, layout: Layout, view: View, fmt: NamedFormat, slack: float) -> tuple[Sequence[int], bool]:
+    """Ranks of a topology, and whether these keep the limit."""
+    store, max_error = view.store, view.limit.max_error
+    sides = [topology.side(bond) for bond in range(len(topology.edges))]
+    if max_error is None:
         try:
-            wanted = ranks_for_bytes(_spectra(store, topology), max_bytes, layout, topology, fmt)
+            wanted = ranks_for_bytes([store.spectrum(side) for side in sides], view.limit.max_bytes or 0, layout, topology, fmt)
         except TensorNetError:
             # Fewer cores have fewer scales.
-            return [1] * len(topology.edges), False
+            return [1] * len(sides), False
         return feasible_ranks(wanted, layout, topology), True
+    allowed = (slack * max_error) ** 2 - rounding_error(fmt) * len(topology.legs)
+    # Rounding of fewer cores may leave room where that of all of them does not.
+    squared = (allowed if allowed > 0 else (slack * max_error) ** 2) * store.energy
+    dropped = [store.tails(side) for side in sides]
+    # No bond can do with less than what it needs were it the only one that drops anything.
+    wanted = tuple(store.rank(side, squared) for side in sides)
+    if sum(drop[rank] for drop, rank in zip(dropped, wanted)) > squared:
+        wanted = ranks_for_error([store.spectrum(side) for side in sides], squared, layout, topology, dropped)
+    return feasible_ranks(wanted, layout, topology), allowed > 0
 
-    return ranks_of
 
-
-def _spectra(store: SpectrumStore, topology: Topology) -> list[Tensor]:
-    return [store.spectrum(topology.side(bond)) for bond in range(len(topology.edges))]
-
-
-def _overhead(fmt: NumberFormat) -> float:
+def _overhead(fmt: NamedFormat) -> float:
     """What the scale and zero point of one group of integers take, in numbers: all but the byte of a single code."""
     return 8 / fmt.bits * (format_nbytes(fmt, (1,)) - 1) if isinstance(fmt, IntFormat) else 0.0
 
 
-def _candidate(shape: Shape, store: SpectrumStore, fmt: NumberFormat, ranks: tuple[int, ...]) -> Candidate:
+def _candidate(shape: Shape, store: SpectrumStore, fmt: NamedFormat, ranks: tuple[int, ...]) -> Candidate:
     topology, layout = shape.topology, shape.plain
     nbytes = sum(format_nbytes(fmt, core) for core in core_shapes(topology, layout.dims, ranks)) + layout.order_nbytes
     sides = [topology.side(bond) for bond in range(len(ranks))]

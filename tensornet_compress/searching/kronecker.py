@@ -7,7 +7,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from tensornet_compress.decompose.linalg import gram_squares
 from tensornet_compress.searching.limits import NEVER, Deadline
+from tensornet_compress.searching.store import spectral_entropy
 
 _ROUNDS = 40
 _TRIAL_ROUNDS = 2
@@ -41,7 +43,7 @@ def best_split(matrix: Tensor, deadline: Deadline = NEVER) -> Split | None:
         if matrix.numel() > _MANY and arranged.shape[1] > _SAMPLED * side:
             drawn = torch.randperm(arranged.shape[1], generator=torch.Generator().manual_seed(0))[: _SAMPLED * side]
             arranged = arranged[:, drawn.to(arranged.device)]
-        values = torch.linalg.eigvalsh(arranged @ arranged.T).double().cpu().flip(0).clamp_min(0).sqrt().numpy()
+        values = gram_squares(arranged).sqrt().cpu().numpy()
         score = _score(values, (arranged.shape[0], arranged.shape[1]), (a * c, b * d), rounding)
         if best is None or score > best[0]:
             best = score, ((a, b), (c, d))
@@ -109,12 +111,12 @@ def assigned(matrix: Tensor, radices: Split, deadline: Deadline = NEVER) -> tupl
     arranged = _arranged(target, radices)
     values = _values(arranged)
     most = standing_out(values, arranged.shape)
-    best = (_entropy(values), native)
+    best = (spectral_entropy(values), native)
     for rank in sorted({1 << power for power in range(most.bit_length())} | {most}):
         if deadline.passed():
             break
         rows, columns = _alternate(target, radices, rank, deadline)
-        entropy = _entropy(_values(_arranged(target[np.ix_(rows, columns)], radices)))
+        entropy = spectral_entropy(_values(_arranged(target[np.ix_(rows, columns)], radices)))
         if entropy < best[0] - 1e-9:
             best = entropy, (rows, columns)
     return best[1][0].tolist(), best[1][1].tolist()
@@ -146,25 +148,17 @@ def _arranged(matrix: np.ndarray, radices: Split) -> np.ndarray:
 
 
 def _values(arranged: np.ndarray) -> np.ndarray:
-    """Singular values, descending, from the smaller Gram matrix."""
-    short = arranged if len(arranged) <= arranged.shape[1] else arranged.T
-    return np.asarray(np.sqrt(np.maximum(np.linalg.eigvalsh(short @ short.T)[::-1], 0.0)))
-
-
-def _entropy(values: np.ndarray) -> float:
-    weights = values**2 / max(float((values**2).sum()), 1e-300)
-    return float(-(weights * np.log2(np.maximum(weights, 1e-300))).sum())
+    """Singular values, descending."""
+    return np.asarray(gram_squares(torch.from_numpy(arranged)).sqrt())
 
 
 def _kronecker_fit(matrix: np.ndarray, radices: Split, rank: int) -> np.ndarray:
     (a, b), (c, d) = radices
     arranged = _arranged(matrix, radices)
-    if len(arranged) <= arranged.shape[1]:
-        basis = np.linalg.eigh(arranged @ arranged.T)[1][:, -rank:]
-        fit = basis @ (basis.T @ arranged)
-    else:
-        basis = np.linalg.eigh(arranged.T @ arranged)[1][:, -rank:]
-        fit = (arranged @ basis) @ basis.T
+    short = arranged if len(arranged) <= arranged.shape[1] else arranged.T
+    basis = np.linalg.eigh(short @ short.T)[1][:, -rank:]
+    fit = basis @ (basis.T @ short)
+    fit = fit if short is arranged else fit.T
     return np.asarray(fit.reshape(a, c, b, d).transpose(0, 2, 1, 3).reshape(matrix.shape))
 
 

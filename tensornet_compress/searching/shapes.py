@@ -14,7 +14,7 @@ from tensornet_compress.options.offered import SearchFamily, native_topologies
 from tensornet_compress.searching.candidates import Shape
 from tensornet_compress.searching.limits import NEVER, Deadline, View
 from tensornet_compress.searching.store import EXACT_SIDE
-from tensornet_compress.searching.topologies import caterpillar, exchanges, native, neighbours, side_by_side
+from tensornet_compress.searching.topologies import caterpillar, exchanges, native, neighbours, side_by_side, swaps
 from tensornet_compress.tensor import FibreOrder, Tensorization, Topology
 from tensornet_compress.tensor.topology import Nested
 
@@ -48,8 +48,8 @@ def searched_shapes(
         for cut in _best_cuts(view, _cuts(tensorization, order)):
             yield shape("cut", cut)
     if "tt" in families:
-        best = min([list(range(count)), order], key=lambda start: numbers(view, train_of(start)))
-        yield shape("tt", train_of(improved_order(view, best)))
+        start = min(Topology.train(count), train_of(order), key=lambda train: numbers(view, train))
+        yield shape("tt", improved(view, start, swaps))
     if "ttm" in families and len(tensorization.shape) == 2:
         pairs = _tied_pairs(shared)
         between = [[0.0 if g is h else float(shared[np.ix_(g, h)].sum()) for h in pairs] for g in pairs]
@@ -113,11 +113,11 @@ def _trees(view: View) -> Iterator[Topology]:
     if count < 3:
         yield Topology.balanced_tree(range(count))
         return
-    yield reconnected(view, Topology.tree(agglomerated(view)))
-    yield reconnected(view, Topology.balanced_tree(spectral_order(mutual_information(view))))
+    yield improved(view, Topology.tree(agglomerated(view)), exchanges)
+    yield improved(view, Topology.balanced_tree(spectral_order(mutual_information(view))), exchanges)
     loose = disentangled(view, Topology.tree(caterpillar(range(count))))
     yield loose
-    yield reconnected(view, loose)
+    yield improved(view, loose, exchanges)
 
 
 def mutual_information(view: View) -> np.ndarray:
@@ -167,23 +167,6 @@ def train_of(order: Sequence[int]) -> Topology:
     return Topology.train([(mode,) for mode in order])
 
 
-def improved_order(view: View, order: Sequence[int]) -> list[int]:
-    """Neighbours change places while a train gets smaller; each exchange needs one new spectrum."""
-    best = list(order)
-    least = numbers(view, train_of(best))
-    changed = True
-    while changed and not view.deadline.passed():
-        changed = False
-        for place in range(len(best) - 1):
-            if view.deadline.passed():
-                break
-            tried = [*best[:place], best[place + 1], best[place], *best[place + 2 :]]
-            size = numbers(view, train_of(tried))
-            if size < least:
-                best, least, changed = tried, size, True
-    return best
-
-
 def agglomerated(view: View) -> Nested:
     """A binary tree from the bottom up: again and again the two parts that share most information are joined."""
     store = view.store
@@ -207,15 +190,15 @@ def agglomerated(view: View) -> Nested:
     return tuple(part for _, part in parts) if len(parts) == 2 else parts[0][1]
 
 
-def reconnected(view: View, topology: Topology) -> Topology:
-    """Local reconnection (2209.03196): at every bond between two inner cores, exchange subtrees across it while the network
-    gets smaller. Each exchange needs one new spectrum."""
+def improved(view: View, topology: Topology, changes: Callable[[Topology, int], list[Topology]]) -> Topology:
+    """At every bond in turn the first of the ``changes`` there that makes the network smaller, until none does; each needs one
+    new spectrum. With ``exchanges`` of subtrees this is local reconnection (2209.03196)."""
     best, least = topology, numbers(view, topology)
     changed = True
-    while changed and not view.deadline.passed():
+    while changed:
         changed = False
         for bond in range(len(best.edges)):
-            for tried in exchanges(best, bond):
+            for tried in changes(best, bond):
                 if view.deadline.passed():
                     return best
                 size = numbers(view, tried)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose import unfolding
-from tensornet_compress.decompose.linalg import rank_one_parts
+from tensornet_compress.decompose.linalg import gram_squares, rank_one_parts
 from tensornet_compress.metric import squared_norm
 
 EXACT_SIDE = 1024
@@ -66,11 +66,11 @@ class SpectrumStore:
     def factors(self) -> list[tuple[tuple[int, ...], SpectrumStore]]:
         """The smaller tensors that this one is seen to be an outer product of: their modes here, and their stores."""
         self._seek_product()
-        found: list[tuple[tuple[int, ...], SpectrumStore]] = []
+        smallest: list[tuple[tuple[int, ...], SpectrumStore]] = []
         for modes, part in self._parts:
             inner = [(tuple(modes[place] for place in places), factor) for places, factor in part.factors()]
-            found += inner or [(modes, part)]
-        return found
+            smallest += inner or [(modes, part)]
+        return smallest
 
     def key(self, left: Iterable[int]) -> frozenset[int]:
         """One name for a bipartition: the side without mode 0."""
@@ -89,17 +89,15 @@ class SpectrumStore:
     def leading(self, left: Iterable[int]) -> list[float]:
         """The first 256 singular values over the largest: for plots."""
         values = self._values(self.key(left))
-        found: list[float] = (values[:256] / max(float(values[0]), 1e-300)).tolist()
-        return found
+        return [float(value) for value in values[:256] / max(float(values[0]), 1e-300)]
 
     def tails(self, left: Iterable[int]) -> np.ndarray:
         """Squared norm dropped at each rank, see ``decompose.tails``."""
         key = self.key(left)
         if key not in self._tails:
             values = self._values(key)
-            found = np.zeros(len(values) + 1)
-            np.square(values[::-1]).cumsum(out=found[-2::-1])
-            self._tails[key] = found
+            self._tails[key] = np.zeros(len(values) + 1)
+            np.square(values[::-1]).cumsum(out=self._tails[key][-2::-1])
         return self._tails[key]
 
     def rank(self, left: Iterable[int], allowed: float) -> int:
@@ -120,9 +118,7 @@ class SpectrumStore:
                 inside = ((part, [place for place, mode in enumerate(modes) if mode in key]) for modes, part in self._parts)
                 self._entropies[key] = sum(part.entropy(places) for part, places in inside)
                 return self._entropies[key]
-            weights = np.square(self._values(key))
-            weights /= max(float(weights.sum()), 1e-300)
-            self._entropies[key] = -float(weights @ np.log2(np.maximum(weights, 1e-300)))
+            self._entropies[key] = spectral_entropy(self._values(key))
         return self._entropies[key]
 
     def side(self, left: Iterable[int]) -> int:
@@ -164,8 +160,7 @@ class SpectrumStore:
         if short.numel() <= _TINY:
             squares = np.square(np.linalg.svd(short.double().cpu().numpy(), compute_uv=False))
         else:
-            wide = short.double() if len(short) <= self._exact else short
-            squares = torch.linalg.eigvalsh(wide @ wide.T).double().cpu().numpy()[::-1].clip(min=0.0)
+            squares = gram_squares(short.double() if len(short) <= self._exact else short).cpu().numpy()
         if 0 < squares[0] * self._pure >= squares[1:].sum() and len(squares) > 1:
             rest = [mode for mode in range(len(self.dims)) if mode not in inside]
             self._split(
@@ -204,6 +199,13 @@ class SpectrumStore:
     def _sample(matrix: Tensor, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return matrix @ torch.randn(matrix.shape[1], count, generator=generator, dtype=matrix.dtype).to(matrix.device)
+
+
+def spectral_entropy(values: np.ndarray) -> float:
+    """Entropy in bits of squared singular values as a distribution."""
+    weights = np.square(values)
+    weights /= max(float(weights.sum()), 1e-300)
+    return -float(weights @ np.log2(np.maximum(weights, 1e-300)))
 
 
 def product_parts(tensor: Tensor, energy: float, pure: float = PURE) -> list[tuple[tuple[int, ...], Tensor]]:

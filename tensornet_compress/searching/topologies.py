@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from functools import reduce
+from itertools import combinations, pairwise
 from math import prod
 
 from tensornet_compress.tensor import Topology
@@ -35,29 +36,28 @@ def _adjacent(modes: Sequence[int]) -> bool:
 
 def caterpillar(order: Sequence[int]) -> Nested:
     """The tree of a train: modes join one after the other from both ends towards the middle."""
+    parts: list[Nested] = list(order)
     half = (len(order) + 1) // 2
-    left: Nested = order[0]
-    for mode in order[1:half]:
-        left = (left, mode)
-    right: Nested = order[-1]
-    for mode in reversed(order[half:-1]):
-        right = (mode, right)
-    return (left, right)
+    right = parts[: half - 1 : -1]
+    return reduce(lambda inner, mode: (inner, mode), parts[:half]), reduce(lambda inner, mode: (mode, inner), right)
 
 
 def side_by_side(parts: Sequence[tuple[Sequence[int], Topology]]) -> Topology:
     """The network of an outer product: those of its factors, with their modes in the whole, on a chain of further bonds."""
     legs: list[tuple[int, ...]] = []
     edges: list[tuple[int, int]] = []
-    before: int | None = None
+    starts: list[int] = []
     for modes, topology in parts:
-        first = len(legs)
+        starts.append(len(legs))
+        edges += [(len(legs) + a, len(legs) + b) for a, b in topology.edges]
         legs += [tuple(modes[position] for position in core) for core in topology.legs]
-        edges += [(first + a, first + b) for a, b in topology.edges]
-        if before is not None:
-            edges.append((before, first))
-        before = first
-    return Topology.unchecked(legs=tuple(legs), edges=tuple(sorted(edges)))
+    return Topology.unchecked(legs=tuple(legs), edges=tuple(sorted([*edges, *pairwise(starts)])))
+
+
+def swaps(train: Topology, bond: int) -> list[Topology]:
+    """The train in which the two cores at ``bond`` have changed places."""
+    legs = train.legs
+    return [Topology.unchecked(legs=(*legs[:bond], legs[bond + 1], legs[bond], *legs[bond + 2 :]), edges=train.edges)]
 
 
 def exchanges(topology: Topology, bond: int) -> list[Topology]:

@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding import NumberFormat
+from tensornet_compress.coding import NamedFormat
 from tensornet_compress.decompose import ErrorFeedback, realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
@@ -68,7 +68,7 @@ class Trial:
 class Trials:
     """Makes and measures networks of one tensor, and remembers all of them."""
 
-    def __init__(self, target: Target, measured: Measured, formats: Sequence[NumberFormat]):
+    def __init__(self, target: Target, measured: Measured, formats: Sequence[NamedFormat]):
         self.target, self.measured, self.formats = target, measured, formats
         self.limit = measured.limit
         self.trials: list[Trial] = []
@@ -111,7 +111,7 @@ class Trials:
                 if other is not None and other.key() != candidate.key():
                     self._make(other, view, 1.0)
 
-    def _expected(self, shape: Shape, view: View, fmt: NumberFormat) -> tuple[Candidate, float, bool] | None:
+    def _expected(self, shape: Shape, view: View, fmt: NamedFormat) -> tuple[Candidate, float, bool] | None:
         """The candidate that is likely to keep the limit, the slack that takes, and whether it is what a careful prediction,
         one without slack, comes to as well."""
         candidate = predicted(shape, view, fmt)

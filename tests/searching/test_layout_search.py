@@ -376,3 +376,15 @@ def test_bytes_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
     assert found[0].spec == found[1].spec
     assert torch.equal(found[0].to_dense(), found[1].to_dense())
+
+
+@pytest.mark.parametrize("shape", [(24, 24, 24), (32, 48), (100,), (2,)])
+@pytest.mark.parametrize("limit", [{"max_error": 0.1}, {"max_bytes": 64}, {"max_error": 0.0}])
+def test_zeros_take_one_rank_and_are_called_so(shape: tuple[int, ...], limit: dict[str, float]) -> None:
+    result = tnc.search(torch.zeros(shape), **limit)
+    assert "every entry is zero" in result.reason
+    assert result.error == 0.0
+    assert torch.equal(result.best.to_dense(), torch.zeros(shape))
+    assert len(result.best.spec.terms[0].topology.legs) <= len(shape)
+    assert result.best.nbytes <= 64
+    assert len(result.found) < 60

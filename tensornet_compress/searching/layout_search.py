@@ -54,10 +54,9 @@ def search(
 
     >>> import torch
     >>> import tensornet_compress as tnc
-    >>> rows, columns = torch.linspace(0, 1, 32)[:, None], torch.linspace(0, 2, 24)
-    >>> result = tnc.search(torch.cos(rows + columns), max_error=1e-3, formats=["fp32"])
-    >>> result.choice.family, result.best.nbytes < 1000, result.error < 1e-3
-    ('tt', True, True)
+    >>> result = tnc.search(torch.eye(64), max_error=1e-6, formats=["fp32"])
+    >>> result.best.nbytes, result.error < 1e-6  # six 2 x 2 identities
+    (96, True)
 
     Args:
         tensor: real, any shape and floating dtype. Errors are of numbers decoded in at least single precision; ``to_dense`` of

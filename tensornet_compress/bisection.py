@@ -24,14 +24,14 @@ def least_kept(keeps: Callable[[float], bool], low: float, high: float, *, steps
 
 def bracket(keeps: Callable[[float], bool], start: float = 1e-30, end: float = 1e60) -> tuple[float, float]:
     """Bounds for ``least_kept`` where none are known: the last number that is not kept (0 where ``start`` is) and the first
-    that is, of powers of 16 times ``start``.
+    that is, of powers of 10,000 times ``start``.
 
     Raises:
         ValueError: nothing up to ``end`` is kept.
     """
     low, high = 0.0, start
     while not keeps(high):
-        low, high = high, 16 * high
+        low, high = high, high * 1e4
         if high > end:
             raise ValueError(f"nothing up to {end:g} is kept")
     return low, high

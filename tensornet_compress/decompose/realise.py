@@ -201,7 +201,7 @@ def _tree_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, sweeps:
         parts[core] = fmt.encode(cores[core])
         cores[core] = fmt.decode(parts[core], tuple(cores[core].shape), cores[core].dtype)
         if pending and sweeps and not isinstance(fmt, FloatFormat):
-            cores, _ = refine_cores(cores, term, tensor, metric, sweeps=1, iterations=_ITERATIONS, free=pending[:1])
+            cores, _ = refine_cores(cores, term, tensor, metric, sweeps=1, iterations=_ITERATIONS, only=pending[:1])
     return _named(*parts)
 
 

@@ -240,7 +240,7 @@ class Search:
 
     def _entry_sort(self) -> EntrySort | None:
         """The best entry sort, if one keeps the limit."""
-        return min(self.entry_sorts, key=self.limit.rank, default=None)
+        return min(self.entry_sorts, key=self.limit.sort_key, default=None)
 
     def _entry_gain(self) -> float:
         """Cost of the best network over that of the best entry sort; 0 where there is none."""

@@ -67,7 +67,7 @@ class Limit:
         """What should be small: bytes for an error limit, the error for a byte limit."""
         return item.nbytes if self.max_error is not None else item.error
 
-    def rank(self, item: Priced, ordered: bool = False) -> tuple[float, bool, float]:
+    def sort_key(self, item: Priced, ordered: bool = False) -> tuple[float, bool, float]:
         """What is compared: the cost, then native order before searched ones, then the other quantity."""
         return self.cost(item), ordered, item.error if self.max_error is not None else item.nbytes
 

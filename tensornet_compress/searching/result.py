@@ -76,19 +76,19 @@ class Measured:
         self.limit = limit
         self.networks: list[Found] = []
 
-    def best(self, without_order: bool = False) -> Found | None:
+    def best(self, native_only: bool = False) -> Found | None:
         """The best that is within the limit, of all or of those in native order; ties go to native order."""
-        kept = [item for item in self.networks if self.limit.keeps(item) and not (without_order and item.ordered)]
-        return min(kept, key=lambda item: self.limit.rank(item, item.ordered), default=None)
+        kept = [item for item in self.networks if self.limit.keeps(item) and not (native_only and item.ordered)]
+        return min(kept, key=lambda item: self.limit.sort_key(item, item.ordered), default=None)
 
-    def nearest(self, without_order: bool = False) -> Found:
+    def nearest(self, native_only: bool = False) -> Found:
         """What comes nearest to the limit."""
-        items = [item for item in self.networks if not (without_order and item.ordered)]
+        items = [item for item in self.networks if not (native_only and item.ordered)]
         return min(items, key=lambda item: item.nbytes if self.limit.max_error is None else item.error)
 
     def unordered(self) -> Found:
         """The best without any ordering; what comes nearest where none keeps the limit."""
-        return self.best(without_order=True) or self.nearest(without_order=True)
+        return self.best(native_only=True) or self.nearest(native_only=True)
 
     def choice(self) -> Found:
         """``best``; raises ``TensorNetError`` where nothing is within the limit."""

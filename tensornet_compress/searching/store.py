@@ -81,11 +81,6 @@ class SpectrumStore:
         """Singular values (float64, on the CPU, descending) with the modes ``left`` as rows."""
         return torch.from_numpy(self._values(self.key(left)))
 
-    def _values(self, key: frozenset[int]) -> np.ndarray:
-        if key not in self._known:
-            self._known[key] = self._compute(key)
-        return self._known[key]
-
     def leading(self, left: Iterable[int]) -> list[float]:
         """The first 256 singular values over the largest: for plots."""
         values = self._values(self.key(left))
@@ -114,17 +109,29 @@ class SpectrumStore:
             return 0.0
         if key not in self._entropies:
             self._seek_product()
-            if self._parts:
-                inside = ((part, [place for place, mode in enumerate(modes) if mode in key]) for modes, part in self._parts)
-                self._entropies[key] = sum(part.entropy(places) for part, places in inside)
-                return self._entropies[key]
-            self._entropies[key] = spectral_entropy(self._values(key))
+            inside = [(part, [place for place, mode in enumerate(modes) if mode in key]) for modes, part in self._parts]
+            entropy = sum(part.entropy(places) for part, places in inside)
+            self._entropies[key] = entropy if inside else spectral_entropy(self._values(key))
         return self._entropies[key]
 
     def side(self, left: Iterable[int]) -> int:
         """Length of the shorter side of an unfolding: what its spectrum costs grows with it."""
         rows = prod(self.dims[mode] for mode in left)
         return min(rows, prod(self.dims) // max(rows, 1))
+
+    def captured(self, left: Iterable[int]) -> float:
+        """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""
+        key = self.key(left)
+        if key in self._known or self.side(key) <= EXACT_SIDE or self._parts:
+            return float(self.spectrum(key)[:_GLANCE].square().sum()) / max(self.energy, 1e-300)
+        matrix = unfolding(self.modes, sorted(key))
+        basis = torch.linalg.qr(self._sample(matrix, _GLANCE))[0]
+        return float((basis.T @ matrix).square().sum()) / max(self.energy, 1e-300)
+
+    def _values(self, key: frozenset[int]) -> np.ndarray:
+        if key not in self._known:
+            self._known[key] = self._compute(key)
+        return self._known[key]
 
     def _compute(self, key: frozenset[int]) -> np.ndarray:
         """Of an outer product the product of the spectra of all factors that ``key`` cuts."""
@@ -185,15 +192,6 @@ class SpectrumStore:
         highest = min(float(leading[-1]), 2 * mean)
         falling = torch.linspace(highest, max(0.0, 2 * mean - highest), count, dtype=torch.float64)
         return torch.cat([leading, falling]).sort(descending=True).values.sqrt().numpy()
-
-    def captured(self, left: Iterable[int]) -> float:
-        """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""
-        key = self.key(left)
-        if key in self._known or self.side(key) <= EXACT_SIDE or self._parts:
-            return float(self.spectrum(key)[:_GLANCE].square().sum()) / max(self.energy, 1e-300)
-        matrix = unfolding(self.modes, sorted(key))
-        basis = torch.linalg.qr(self._sample(matrix, _GLANCE))[0]
-        return float((basis.T @ matrix).square().sum()) / max(self.energy, 1e-300)
 
     @staticmethod
     def _sample(matrix: Tensor, count: int) -> Tensor:

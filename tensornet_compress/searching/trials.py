@@ -94,7 +94,7 @@ class Trials:
         """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far, and as
         many more as miss the limit when measured."""
         expected = [item for shape in shapes for fmt in self.formats if (item := self._expected(shape, view, fmt)) is not None]
-        expected.sort(key=lambda item: self.limit.rank(item[0]))
+        expected.sort(key=lambda item: self.limit.sort_key(item[0]))
         most = _KEPT if self.target.work.numel() > _SMALL else _KEPT + 1
         keys: list[tuple[object, ...]] = []
         signatures, missed = set(), 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tensornet_compress.report import Result, Row
+from tensornet_compress.report.page.charts import staircase
 from tensornet_compress.report.page.groups import Group, duels, groups
 from tensornet_compress.report.page.headline import featured, stories
-from tensornet_compress.report.page.lines import staircase
 from tests.report.synthetic import everything, result, row
 
 

@@ -6,7 +6,6 @@ import math
 import re
 import tomllib
 import unicodedata
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -122,11 +121,8 @@ def lower_first(text: str) -> str:
 
 
 def moment(text: str) -> str:
-    """A time in ISO format as people write it, to the minute; other texts as they are."""
-    try:
-        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").removesuffix(" ").removesuffix(" 00:00")
-    except ValueError:
-        return text
+    """A time in ISO format and UTC as people write it, to the minute; other texts as they are."""
+    return re.sub(r"^(\d+-\d\d-\d\d)T(\d\d:\d\d):\S*\+00:00$", r"\1 \2 UTC", text)
 
 
 def setting(value: JsonValue) -> str:

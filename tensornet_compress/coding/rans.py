@@ -75,13 +75,17 @@ def lane_count(symbols: int) -> int:
 
 
 def encode(
-    symbols: NDArray[np.uint8], row_table: NDArray[np.integer], column_table: NDArray[np.integer], tables: Tables
+    symbols: NDArray[np.uint8],
+    row_table: NDArray[np.integer],
+    column_table: NDArray[np.integer],
+    tables: Tables,
+    lanes: int | None = None,
 ) -> NDArray[np.uint8]:
     """Symbols (rows, columns), table numbers of rows and columns -> bytes: lane states, then the word stream.
 
-    A symbol must have a non-zero frequency in its table.
+    A symbol must have a non-zero frequency in its table. ``lanes``: ``lane_count`` of them unless given.
     """
-    state = np.full(lane_count(symbols.size), 1 << 16, np.uint32)
+    state = np.full(lanes or lane_count(symbols.size), 1 << 16, np.uint32)
     words = np.empty(2 * symbols.size + 1, np.uint16)
     packed = ((tables.frequency << 12) | tables.start).astype(np.uint32)
     grid = np.ascontiguousarray(symbols, np.uint8)
@@ -90,7 +94,11 @@ def encode(
 
 
 def decode(
-    payload: NDArray[np.uint8], row_table: NDArray[np.integer], column_table: NDArray[np.integer], tables: Tables
+    payload: NDArray[np.uint8],
+    row_table: NDArray[np.integer],
+    column_table: NDArray[np.integer],
+    tables: Tables,
+    lanes: int | None = None,
 ) -> NDArray[np.uint8]:
     """The inverse of ``encode``: uint8 (rows, columns).
 
@@ -98,7 +106,7 @@ def decode(
         CheckpointError: the bytes end too early or do not end where the last symbol does.
     """
     count = len(row_table) * len(column_table)
-    lanes = lane_count(count)
+    lanes = lanes or lane_count(count)
     if len(payload) < 4 * lanes or len(payload) % 2:
         raise CheckpointError(f"an entropy-coded block of {count} symbols cannot have {len(payload)} bytes; it is damaged")
     state = payload[: 4 * lanes].copy().view("<u4").astype(np.uint32)

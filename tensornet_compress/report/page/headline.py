@@ -110,12 +110,13 @@ class _Change:
 
 def _change(group: Group, row: Row) -> _Change | None:
     """What became of the compressed layers, where most of the model was left alone, or else of all bytes."""
-    before, now, original = group.nbytes_before(row), row.values.get("nbytes", 0.0), group.original
-    part = before is not None and original is not None and usable(row, _LAYERS)
-    part = part and 0 < original.values.get(_LAYERS, 0.0) < before / 2  # type: ignore[union-attr,operator]
-    if part and original is not None:
-        before, now = original.values[_LAYERS], row.values[_LAYERS]
-    return _Change(before, now, part) if before is not None and 0 < now < inf else None
+    whole, original = group.nbytes_before(row), group.original
+    if whole is None:
+        return None
+    layers = 0.0 if original is None or not usable(row, _LAYERS) else original.values.get(_LAYERS, 0.0)
+    part = 0 < layers < whole / 2
+    before, now = (layers, row.values[_LAYERS]) if part else (whole, row.values.get("nbytes", 0.0))
+    return _Change(before, now, part) if 0 < now < inf else None
 
 
 def _smaller(group: Group, row: Row, change: _Change | None) -> str:

@@ -75,7 +75,7 @@ def front_chart(group: Group, quality: str) -> Chart | None:
         title = ("\n" if canvas.narrow else ", ").join(filter(None, (named(measure), DIRECTIONS[measure.better])))
         axes.set_title(title, loc="left", color=colour("muted"))
 
-    title = f"{heading(measure)} against {lower_first(plain(size.title))}: {plain(group.subject)}"
+    title = f"{heading(measure)} against {lower_first(size.title)}: {group.subject}"
     corner = "lower" if measure.better == "lower" else "upper"
     description = (
         f"{len(methods)} methods; the best corner is the {corner} left: few bytes and {DIRECTIONS[measure.better]}. "
@@ -140,7 +140,7 @@ def spectrum_chart(spectrum: Spectrum, owner: str) -> Chart:
         Line(True, marker, key, tuple((place, value) for place, value in enumerate(values, 1) if value > _FLOOR))
         for values, marker, key in sides
     ]
-    return _line_chart(f"{plain(spectrum.title)}: {plain(owner)}", description, lines, finish)
+    return _line_chart(f"{spectrum.title}: {owner}", description, lines, finish)
 
 
 def _line_chart(
@@ -214,7 +214,7 @@ def _bar_chart(
         axes.axis("off")
         return figure
 
-    said = "; ".join(f"{plain(name)}: {told}" for name, told, _ in rows)
+    said = "; ".join(f"{name}: {told}" for name, told, _ in rows)
     return chart(title, f"{what}. {said}.", draw, keys)
 
 

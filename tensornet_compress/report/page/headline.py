@@ -13,7 +13,6 @@ from tensornet_compress.report.page.numbers import (
     heading,
     is_bytes,
     lower_first,
-    plain,
     short,
     significant,
     times,
@@ -73,7 +72,7 @@ def _one(group: Group) -> Story:
     claims = [change.claim] if change is not None else []
     shown = [None if claims else group.size, group.quality if cost else None]
     claims += [_claim(row.values[name], group.measures[name]) for name in shown if name is not None and usable(row, name)]
-    choice = f"What was chosen and why: {plain(row.note)}." if group.task == "search" and row.note else ""
+    choice = f"What was chosen and why: {row.note}." if group.task == "search" and row.note else ""
     if fights:
         verdict = _standing(fights)
     elif not group.ours:
@@ -148,7 +147,7 @@ def _smaller(group: Group, row: Row, change: _Change | None) -> str:
 
 
 def _claim(value: float, measure: Measure) -> Claim:
-    unit = "" if is_bytes(measure) or measure.unit.lower() in measure.title.lower() else f", {plain(measure.unit)}"
+    unit = "" if is_bytes(measure) or measure.unit.lower() in measure.title.lower() else f", {measure.unit}"
     return Claim(without_unit(value, measure), f"{heading(measure)}{unit}")
 
 
@@ -157,7 +156,7 @@ def _cost(group: Group, row: Row) -> str:
     for name in group.qualities[:3]:
         if usable(row, name):
             measure, original = group.measures[name], group.original
-            said = f"{lower_first(plain(measure.title))} {with_unit(row.values[name], measure)}"
+            said = f"{lower_first(measure.title)} {with_unit(row.values[name], measure)}"
             if is_divergence(name) or "error" in name:
                 said += "" if told else " (0 would mean that nothing changed)"
             elif original is not None and usable(original, name) and original.values[name] not in (0, 1):
@@ -200,7 +199,7 @@ def limit_words(duel: Duel) -> str:
 def duel_words(duel: Duel) -> str:
     """A duel as one sentence."""
     mine, other = (with_unit(row.values[duel.by], duel.measure) for row in (duel.ours, duel.peer))
-    told = "" if is_bytes(duel.measure) else f" {lower_first(plain(duel.measure.title))}"
+    told = "" if is_bytes(duel.measure) else f" {lower_first(duel.measure.title)}"
     limit, peer = f"Under a limit of {limit_words(duel)}", label(duel.peer)
     if duel.limit_on is None:
         limit, peer = f"At an error of {limit_words(duel)}", duel.peer.method
@@ -214,7 +213,7 @@ def _speed(groups: Sequence[Group]) -> Story:
         name = next((name for name in group.times if group.measures[name].better == "lower"), "")
         ours, peer = (group.best(name, side) if name else None for side in (group.ours, group.peers))
         if ours is not None and peer is not None and min(ours.values[name], peer.values[name]) > 0:
-            mine, other, subject = ours.values[name], peer.values[name], plain(group.subject)
+            mine, other, subject = ours.values[name], peer.values[name], group.subject
             values = " against ".join(with_unit(value, group.measures[name]) for value in (mine, other))
             told = f"{short(label(ours))} {_pace(mine / other)} the fastest peer, {short(label(peer))} ({values})."
             sentences.append(f"{subject[:1].upper()}{subject[1:]}: {told}")

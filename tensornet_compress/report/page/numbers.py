@@ -79,7 +79,7 @@ def number(value: float, digits: int = 4) -> str:
 
 def with_unit(value: float, measure: Measure) -> str:
     """A value as a sentence says it."""
-    told, unit = without_unit(value, measure), plain(measure.unit).strip()
+    told, unit = without_unit(value, measure), measure.unit.strip()
     if is_bytes(measure) or _is_share(value, measure):
         return told
     return f"{told} {unit.removesuffix('s') if value == 1 and unit in _PLURALS else unit}".strip()
@@ -100,8 +100,7 @@ def _is_share(value: float, measure: Measure) -> bool:
 
 def heading(measure: Measure) -> str:
     """Title of a measure where a line begins."""
-    title = plain(measure.title)
-    return title[:1].upper() + title[1:]
+    return measure.title[:1].upper() + measure.title[1:]
 
 
 def named(measure: Measure) -> str:

@@ -16,7 +16,7 @@ from tensornet_compress.report.page.charts import (
 from tensornet_compress.report.page.groups import TASKS, Group, fewer, label, usable
 from tensornet_compress.report.page.headline import featured
 from tensornet_compress.report.page.networks import MOST_CORES, network_chart
-from tensornet_compress.report.page.numbers import amount, heading, number, plain, short, significant
+from tensornet_compress.report.page.numbers import amount, heading, number, short, significant
 from tensornet_compress.report.page.parts import Block, Cell, Chart, Section, Table, Text
 from tensornet_compress.report.schema import Drawing, Result, Row
 
@@ -60,7 +60,7 @@ def _at_equal_error(group: Group, size: str) -> list[Chart]:
     for budget in dict.fromkeys(row.budget for row in group.rows if row.budget is not None):
         rows = [row for row in group.rows if row.budget == budget and usable(row, size)]
         items = [(row.method, row.values[size], row.ours) for row in sorted(rows, key=lambda row: row.values[size])]
-        title = f"{heading(measure)} at an error of {number(budget, 3)} (lower is better): {plain(group.subject)}"
+        title = f"{heading(measure)} at an error of {number(budget, 3)} (lower is better): {group.subject}"
         charts += [value_bars(title, measure, items)] if len(items) > 1 else []
     return charts
 
@@ -71,14 +71,14 @@ def ledger(result: Result, groups: Sequence[Group]) -> Section | None:
     for group in groups:
         rows = [row for row in group.rivals if sum(row.ledger.values())]
         if rows:
-            title, first = f"{TASKS[group.task]}: {plain(group.subject)}", featured(group)
+            title, first = f"{TASKS[group.task]}: {group.subject}", featured(group)
             chosen = fewer(rows, _MOST_LEDGERS, None if first is None else first.budget)
             same = _dominating([row.ledger for row in chosen])
             shown = {label(row): {part: size for part, size in row.ledger.items() if part != same} for row in chosen}
             blocks.append(byte_bars(title, shown))
             if same is not None:
                 size = amount(max(row.ledger[same] for row in chosen))
-                blocks.append(Text(f"Left out of the bars because it is most of every one: {plain(same)}, {size}."))
+                blocks.append(Text(f"Left out of the bars because it is most of every one: {same}, {size}."))
             blocks.append(_bytes_table(title, rows))
     return _section("ledger", blocks)
 
@@ -137,7 +137,7 @@ def cache(result: Result, groups: Sequence[Group]) -> Section | None:
     known = [(group, row) for group in groups for row in group.rivals if row.cache_bits]
     blocks: list[Block] = []
     for group, row in known[:_MOST_CACHES]:
-        blocks.append(cache_bits_chart(f"{plain(group.subject)}: {plain(label(row))}", row.cache_bits))
+        blocks.append(cache_bits_chart(f"{group.subject}: {label(row)}", row.cache_bits))
         rows = [(str(layer.layer), significant(layer.keys), significant(layer.values)) for layer in row.cache_bits]
         blocks.append(_numbers(f"Bits in numbers, {short(label(row))}", ("layer", "keys", "values"), rows))
     left = len(known) - _MOST_CACHES
@@ -157,10 +157,10 @@ def timings(result: Result, groups: Sequence[Group]) -> Section | None:
             for name in group.times:
                 timed = [row for row in group.rivals if usable(row, name) and row.values[name] >= 0]
                 rows = [(group, row) for row in fewer(timed, _MOST_BARS, None if first is None else first.budget)]
-                charts += _bars_of_time(rows, name, f"{TASKS[task]}, {plain(group.subject)}", by_subject=False)
+                charts += _bars_of_time(rows, name, f"{TASKS[task]}, {group.subject}", by_subject=False)
     machine = result.machine
     threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
-    where = f"Measured on {machine.cores} cores ({plain(machine.processor)}, {plain(machine.device)}) with {threads}."
+    where = f"Measured on {machine.cores} cores ({machine.processor}, {machine.device}) with {threads}."
     blocks: list[Block] = [Text(where), *charts[:_MOST_TIMES]] if charts else []
     return _section("timings", blocks, len(charts) - _MOST_TIMES, "times are in the table of all figures")
 

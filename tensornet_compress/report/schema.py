@@ -185,8 +185,7 @@ class Result(Frozen):
     def with_row(self, row: Row) -> Result:
         """The result with ``row`` added, in the place of a row of the same key if there is one."""
         kept = [other for other in self.rows if other.key != row.key]
-        content: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate(content | {"rows": (*kept, row)})
+        return type(self).model_validate(dict(self) | {"rows": (*kept, row)})
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:

@@ -15,9 +15,9 @@ from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Sto
 from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.coding import format_nbytes, parse_format
 from tensornet_compress.decompose import feasible_ranks, ranks_for_error
+from tensornet_compress.options.offered import SEARCH_CORE_FORMATS, fine_digits
+from tensornet_compress.options.rounding import rounding_error
 from tensornet_compress.searching import SpectrumStore, search
-from tensornet_compress.searching.candidates import rounding_error, tensorize
-from tensornet_compress.searching.engine import CORE_FORMATS
 from tensornet_compress.searching.shapes import native_shapes
 from tensornet_compress.tensor import TermSpec
 
@@ -40,13 +40,13 @@ def native_order(family: Any, case: SearchCase, error: float) -> Stored:
 
 def _unmerged(tensor: Tensor, family: Any, error: float) -> int | None:
     """Predicted bytes of a network that the search refuses, as one core would hold no more numbers."""
-    tensorization = tensorize(tuple(tensor.shape))
+    tensorization = fine_digits(tuple(tensor.shape))
     store = SpectrumStore(tensorization.apply(tensor), precise=False)
     sizes = []
     for shape in native_shapes(tensorization, (family,)):
         layout, topology = shape.laid_out()
         spectra = [store.spectrum(shape.topology.side(bond)) for bond in range(len(topology.edges))]
-        for fmt in map(parse_format, CORE_FORMATS):
+        for fmt in map(parse_format, SEARCH_CORE_FORMATS):
             allowed = error**2 - rounding_error(fmt) * len(topology.legs)
             if allowed > 0:
                 ranks = feasible_ranks(ranks_for_error(spectra, allowed * store.energy, layout, topology), layout, topology)
@@ -59,10 +59,10 @@ def teneva(case: SearchCase, error: float) -> Stored:
     """teneva's smallest train over the digits of the axes, over all formats, that was measured to keep the error. Raises
     ``Unavailable``: none keeps it in fewer bytes than 1.3 times fp32."""
     package: Any = SIDE.module("teneva")
-    modes = tensorize(tuple(case.tensor.shape)).apply(case.tensor)
+    modes = fine_digits(tuple(case.tensor.shape)).apply(case.tensor)
     norm, bonds = float(modes.double().norm()), max(1, modes.ndim - 1)
     best: Stored | None = None
-    for name in CORE_FORMATS:
+    for name in SEARCH_CORE_FORMATS:
         fmt = parse_format(name)
         for slack in _SLACK:
             allowed = (slack * error) ** 2 - rounding_error(fmt) * modes.ndim

@@ -28,7 +28,7 @@ CAPPED = "CP ranks are capped (largest_rank): alternating least squares of more 
 
 def digits(size: int, count: int = DIGITS) -> tuple[int, ...]:
     """An axis as a product of ``count`` sizes; padded where it has no such factors."""
-    return tuple(choose_radices(size, count, 0.1).radices)
+    return choose_radices(size, count, 0.1)
 
 
 def chain_ranks(dims: tuple[int, ...], rank: int) -> tuple[int, ...]:

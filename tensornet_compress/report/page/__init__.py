@@ -64,8 +64,13 @@ def _template() -> Template:
     from tensornet_compress.report.page.numbers import moment, plain, texts
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        finalize=lambda value: plain(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"plain": plain, "moment": moment, "kind": lambda block: type(block).__name__}
+    environment.filters |= {"moment": moment, "kind": lambda block: type(block).__name__}
     environment.globals |= {"style": Markup((_HERE / "page.css").read_text(encoding="utf-8")), "texts": texts()["sections"]}
     return environment.get_template("page.html.j2")

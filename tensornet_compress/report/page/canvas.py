@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from tensornet_compress.report.page.numbers import amount, is_bytes, significant
+from tensornet_compress.report.page.numbers import amount, is_bytes, plain, significant
 from tensornet_compress.report.page.parts import Chart, Key
 from tensornet_compress.report.schema import Measure
 
@@ -68,6 +68,7 @@ def chart(
     title: str, description: str, draw: Callable[[Canvas], Figure], legend: tuple[Key, ...] = (), note: str = ""
 ) -> Chart:
     """What ``draw`` draws, once for each width."""
+    title, description = plain(title), plain(description)
     wide, narrow = (_rendered(canvas, draw, title, description) for canvas in (WIDE, NARROW))
     return Chart(title, description, wide, narrow, legend, note)
 

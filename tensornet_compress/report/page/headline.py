@@ -13,7 +13,6 @@ from tensornet_compress.report.page.numbers import (
     heading,
     is_bytes,
     lower_first,
-    plain,
     short,
     significant,
     times,
@@ -73,7 +72,7 @@ def _one(group: Group) -> Story:
     claims = [change.claim] if change is not None else []
     shown = [None if claims else group.size, group.quality if cost else None]
     claims += [_claim(row.values[name], group.measures[name]) for name in shown if name is not None and usable(row, name)]
-    choice = f"What was chosen and why: {plain(row.note)}." if group.task == "search" and row.note else ""
+    choice = f"What was chosen and why: {row.note}." if group.task == "search" and row.note else ""
     if fights:
         verdict = _standing(fights)
     elif not group.ours:
@@ -110,12 +109,13 @@ class _Change:
 
 def _change(group: Group, row: Row) -> _Change | None:
     """What became of the compressed layers, where most of the model was left alone, or else of all bytes."""
-    before, now, original = group.nbytes_before(row), row.values.get("nbytes", 0.0), group.original
-    part = before is not None and original is not None and usable(row, _LAYERS)
-    part = part and 0 < original.values.get(_LAYERS, 0.0) < before / 2  # type: ignore[union-attr,operator]
-    if part and original is not None:
-        before, now = original.values[_LAYERS], row.values[_LAYERS]
-    return _Change(before, now, part) if before is not None and 0 < now < inf else None
+    whole, original = group.nbytes_before(row), group.original
+    if whole is None:
+        return None
+    layers = 0.0 if original is None or not usable(row, _LAYERS) else original.values.get(_LAYERS, 0.0)
+    part = 0 < layers < whole / 2
+    before, now = (layers, row.values[_LAYERS]) if part else (whole, row.values.get("nbytes", 0.0))
+    return _Change(before, now, part) if 0 < now < inf else None
 
 
 def _smaller(group: Group, row: Row, change: _Change | None) -> str:
@@ -147,7 +147,7 @@ def _smaller(group: Group, row: Row, change: _Change | None) -> str:
 
 
 def _claim(value: float, measure: Measure) -> Claim:
-    unit = "" if is_bytes(measure) or measure.unit.lower() in measure.title.lower() else f", {plain(measure.unit)}"
+    unit = "" if is_bytes(measure) or measure.unit.lower() in measure.title.lower() else f", {measure.unit}"
     return Claim(without_unit(value, measure), f"{heading(measure)}{unit}")
 
 
@@ -156,7 +156,7 @@ def _cost(group: Group, row: Row) -> str:
     for name in group.qualities[:3]:
         if usable(row, name):
             measure, original = group.measures[name], group.original
-            said = f"{lower_first(plain(measure.title))} {with_unit(row.values[name], measure)}"
+            said = f"{lower_first(measure.title)} {with_unit(row.values[name], measure)}"
             if is_divergence(name) or "error" in name:
                 said += "" if told else " (0 would mean that nothing changed)"
             elif original is not None and usable(original, name) and original.values[name] not in (0, 1):
@@ -199,7 +199,7 @@ def limit_words(duel: Duel) -> str:
 def duel_words(duel: Duel) -> str:
     """A duel as one sentence."""
     mine, other = (with_unit(row.values[duel.by], duel.measure) for row in (duel.ours, duel.peer))
-    told = "" if is_bytes(duel.measure) else f" {lower_first(plain(duel.measure.title))}"
+    told = "" if is_bytes(duel.measure) else f" {lower_first(duel.measure.title)}"
     limit, peer = f"Under a limit of {limit_words(duel)}", label(duel.peer)
     if duel.limit_on is None:
         limit, peer = f"At an error of {limit_words(duel)}", duel.peer.method
@@ -213,7 +213,7 @@ def _speed(groups: Sequence[Group]) -> Story:
         name = next((name for name in group.times if group.measures[name].better == "lower"), "")
         ours, peer = (group.best(name, side) if name else None for side in (group.ours, group.peers))
         if ours is not None and peer is not None and min(ours.values[name], peer.values[name]) > 0:
-            mine, other, subject = ours.values[name], peer.values[name], plain(group.subject)
+            mine, other, subject = ours.values[name], peer.values[name], group.subject
             values = " against ".join(with_unit(value, group.measures[name]) for value in (mine, other))
             told = f"{short(label(ours))} {_pace(mine / other)} the fastest peer, {short(label(peer))} ({values})."
             sentences.append(f"{subject[:1].upper()}{subject[1:]}: {told}")

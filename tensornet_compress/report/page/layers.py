@@ -9,7 +9,7 @@ from math import isfinite, log10
 
 from tensornet_compress.report.page.groups import Group, label
 from tensornet_compress.report.page.headline import featured
-from tensornet_compress.report.page.numbers import amount, number, plain, short, significant
+from tensornet_compress.report.page.numbers import amount, number, short, significant
 from tensornet_compress.report.page.parts import Block, Cell, HeatTable, Key, Section, Table, Text
 from tensornet_compress.report.schema import LayerCell, Result, Row
 
@@ -128,7 +128,7 @@ def _table(
 
 def _bits_text(cell: LayerCell) -> str:
     """The format without its group size, if it is short enough for a cell: ``int4``."""
-    name = _GROUPED.sub("", plain(cell.formats))
+    name = _GROUPED.sub("", cell.formats)
     return name if len(name) <= 4 else significant(cell.bits_per_weight, 2)
 
 
@@ -145,7 +145,7 @@ def _describe(cell: LayerCell) -> str:
     ranks = f", ranks {', '.join(map(str, cell.ranks))}" if cell.ranks else ""
     error = "" if cell.error is None else f", error {number(cell.error, 3)}"
     bits = f"{significant(cell.bits_per_weight)} bits per weight, {amount(cell.nbytes)}"
-    return plain(f"{cell.name}: {cell.family}{ranks}, {cell.formats}, {bits}{error}")
+    return f"{cell.name}: {cell.family}{ranks}, {cell.formats}, {bits}{error}"
 
 
 def _list(rest: Sequence[LayerCell], folded: bool) -> Table:

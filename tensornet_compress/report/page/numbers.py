@@ -6,7 +6,6 @@ import math
 import re
 import tomllib
 import unicodedata
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def number(value: float, digits: int = 4) -> str:
 
 def with_unit(value: float, measure: Measure) -> str:
     """A value as a sentence says it."""
-    told, unit = without_unit(value, measure), plain(measure.unit).strip()
+    told, unit = without_unit(value, measure), measure.unit.strip()
     if is_bytes(measure) or _is_share(value, measure):
         return told
     return f"{told} {unit.removesuffix('s') if value == 1 and unit in _PLURALS else unit}".strip()
@@ -101,8 +100,7 @@ def _is_share(value: float, measure: Measure) -> bool:
 
 def heading(measure: Measure) -> str:
     """Title of a measure where a line begins."""
-    title = plain(measure.title)
-    return title[:1].upper() + title[1:]
+    return measure.title[:1].upper() + measure.title[1:]
 
 
 def named(measure: Measure) -> str:
@@ -122,11 +120,8 @@ def lower_first(text: str) -> str:
 
 
 def moment(text: str) -> str:
-    """A time in ISO format as people write it, to the minute; other texts as they are."""
-    try:
-        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").removesuffix(" ").removesuffix(" 00:00")
-    except ValueError:
-        return text
+    """A time in ISO format and UTC as people write it, to the minute; other texts as they are."""
+    return re.sub(r"^(\d+-\d\d-\d\d)T(\d\d:\d\d):\S*\+00:00$", r"\1 \2 UTC", text)
 
 
 def setting(value: JsonValue) -> str:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
-from tensornet_compress.report.page.bars import byte_bars, cache_bits_chart, value_bars
+from tensornet_compress.report.page.charts import (
+    DIRECTIONS,
+    byte_bars,
+    cache_bits_chart,
+    front_chart,
+    spectrum_chart,
+    value_bars,
+)
 from tensornet_compress.report.page.groups import TASKS, Group, fewer, label, usable
 from tensornet_compress.report.page.headline import featured
-from tensornet_compress.report.page.lines import DIRECTIONS, front_chart, spectrum_chart
 from tensornet_compress.report.page.networks import MOST_CORES, network_chart
-from tensornet_compress.report.page.numbers import amount, heading, number, plain, short, significant
+from tensornet_compress.report.page.numbers import amount, heading, number, short, significant
 from tensornet_compress.report.page.parts import Block, Cell, Chart, Section, Table, Text
 from tensornet_compress.report.schema import Drawing, Result, Row
 
 _MOST_FRONTS, _MOST_LEDGERS, _MOST_SPECTRA, _MOST_NETWORKS, _MOST_CACHES, _MOST_TIMES = 6, 10, 6, 6, 4, 8
-_MOST_BARS, _MOST_SUBJECTS, _MANY = 16, 24, 4
+_MOST_VALUES, _MOST_BARS, _MOST_SUBJECTS, _MANY = 12, 16, 24, 4
 _FEW_SIZES = 3
 _DWARFS = 0.9
 
@@ -23,6 +30,11 @@ def _section(name: str, blocks: Sequence[Block], left: int = 0, what: str = "") 
     """A section, if there is something to show, with a line about what is left out."""
     more = (Text(f"{left} more {what}."),) if left > 0 else ()
     return Section(name, (*blocks, *more)) if blocks else None
+
+
+def _numbers(caption: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    """A folded table of numbers, to stand under the picture that was drawn from them."""
+    return Table(caption, columns, tuple(tuple(Cell(text, True) for text in row) for row in rows), folded=True)
 
 
 def fronts(result: Result, groups: Sequence[Group]) -> Section | None:
@@ -48,7 +60,7 @@ def _at_equal_error(group: Group, size: str) -> list[Chart]:
     for budget in dict.fromkeys(row.budget for row in group.rows if row.budget is not None):
         rows = [row for row in group.rows if row.budget == budget and usable(row, size)]
         items = [(row.method, row.values[size], row.ours) for row in sorted(rows, key=lambda row: row.values[size])]
-        title = f"{heading(measure)} at an error of {number(budget, 3)} (lower is better): {plain(group.subject)}"
+        title = f"{heading(measure)} at an error of {number(budget, 3)} (lower is better): {group.subject}"
         charts += [value_bars(title, measure, items)] if len(items) > 1 else []
     return charts
 
@@ -59,14 +71,14 @@ def ledger(result: Result, groups: Sequence[Group]) -> Section | None:
     for group in groups:
         rows = [row for row in group.rivals if sum(row.ledger.values())]
         if rows:
-            title, first = f"{TASKS[group.task]}: {plain(group.subject)}", featured(group)
+            title, first = f"{TASKS[group.task]}: {group.subject}", featured(group)
             chosen = fewer(rows, _MOST_LEDGERS, None if first is None else first.budget)
             same = _dominating([row.ledger for row in chosen])
             shown = {label(row): {part: size for part, size in row.ledger.items() if part != same} for row in chosen}
             blocks.append(byte_bars(title, shown))
             if same is not None:
                 size = amount(max(row.ledger[same] for row in chosen))
-                blocks.append(Text(f"Left out of the bars because it is most of every one: {plain(same)}, {size}."))
+                blocks.append(Text(f"Left out of the bars because it is most of every one: {same}, {size}."))
             blocks.append(_bytes_table(title, rows))
     return _section("ledger", blocks)
 
@@ -98,14 +110,10 @@ def spectra(result: Result, groups: Sequence[Group]) -> Section | None:
     known = [(group, s) for group in groups for row in group.rows for s in row.spectra if s.before or s.after]
     blocks: list[Block] = []
     for group, spectrum in known[:_MOST_SPECTRA]:
-        sides = (spectrum.before, spectrum.after)
-        count = min(12, max(map(len, sides)))
-        rows = tuple(
-            (Cell(str(place + 1), True), *(Cell(number(side[place], 3) if place < len(side) else "", True) for side in sides))
-            for place in range(count)
-        )
-        title = f"First {count} values, {short(spectrum.title)}"
-        blocks += [spectrum_chart(spectrum, group.subject), Table(title, ("place", "before", "after"), rows, folded=True)]
+        sides = ([number(value, 3) for value in side[:_MOST_VALUES]] for side in (spectrum.before, spectrum.after))
+        rows = [(str(place), *pair) for place, pair in enumerate(zip_longest(*sides, fillvalue=""), 1)]
+        title = f"First {len(rows)} values, {short(spectrum.title)}"
+        blocks += [spectrum_chart(spectrum, group.subject), _numbers(title, ("place", "before", "after"), rows)]
     left = len(known) - _MOST_SPECTRA
     return _section("spectra", blocks, left, "spectra are in the JSON file")
 
@@ -129,13 +137,9 @@ def cache(result: Result, groups: Sequence[Group]) -> Section | None:
     known = [(group, row) for group in groups for row in group.rivals if row.cache_bits]
     blocks: list[Block] = []
     for group, row in known[:_MOST_CACHES]:
-        blocks.append(cache_bits_chart(f"{plain(group.subject)}: {plain(label(row))}", row.cache_bits))
-        rows = tuple(
-            (Cell(str(layer.layer), True), Cell(significant(layer.keys), True), Cell(significant(layer.values), True))
-            for layer in row.cache_bits
-        )
-        title = f"Bits in numbers, {short(label(row))}"
-        blocks.append(Table(title, ("layer", "keys", "values"), rows, folded=True))
+        blocks.append(cache_bits_chart(f"{group.subject}: {label(row)}", row.cache_bits))
+        rows = [(str(layer.layer), significant(layer.keys), significant(layer.values)) for layer in row.cache_bits]
+        blocks.append(_numbers(f"Bits in numbers, {short(label(row))}", ("layer", "keys", "values"), rows))
     left = len(known) - _MOST_CACHES
     return _section("cache", blocks, left, "are in the JSON file")
 
@@ -153,10 +157,10 @@ def timings(result: Result, groups: Sequence[Group]) -> Section | None:
             for name in group.times:
                 timed = [row for row in group.rivals if usable(row, name) and row.values[name] >= 0]
                 rows = [(group, row) for row in fewer(timed, _MOST_BARS, None if first is None else first.budget)]
-                charts += _bars_of_time(rows, name, f"{TASKS[task]}, {plain(group.subject)}", by_subject=False)
+                charts += _bars_of_time(rows, name, f"{TASKS[task]}, {group.subject}", by_subject=False)
     machine = result.machine
     threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
-    where = f"Measured on {machine.cores} cores ({plain(machine.processor)}, {plain(machine.device)}) with {threads}."
+    where = f"Measured on {machine.cores} cores ({machine.processor}, {machine.device}) with {threads}."
     blocks: list[Block] = [Text(where), *charts[:_MOST_TIMES]] if charts else []
     return _section("timings", blocks, len(charts) - _MOST_TIMES, "times are in the table of all figures")
 

@@ -14,7 +14,6 @@ from tensornet_compress.report.page.numbers import (
     moment,
     named,
     number,
-    plain,
     setting,
     short,
     texts,
@@ -47,7 +46,7 @@ def _duels_table(caption: str, fights: Sequence[Duel], subjects: bool) -> Table:
     first = fights[0]
     limit = "error allowed"
     if first.limit_on is not None:
-        limit = f"at most, {lower_first(plain(first.group.measures[first.limit_on].title))}"
+        limit = f"at most, {lower_first(first.group.measures[first.limit_on].title)}"
     better = "higher" if first.measure.better == "higher" else "lower"
     note = f"Compared by {lower_first(named(first.measure))}; {better} is better."
     if any(row.values.get("profile_nbytes") for row in first.group.rivals):
@@ -71,7 +70,7 @@ def _duel_cells(duel: Duel) -> tuple[Cell, ...]:
 def skipped(result: Result, groups: Sequence[Group]) -> Section | None:
     """What could not run, and why."""
     rows = tuple(
-        (Cell(short(label(row))), Cell(f"{TASKS[row.task]}: {short(row.subject, 36)}"), Cell(plain(row.skipped)))
+        (Cell(short(label(row))), Cell(f"{TASKS[row.task]}: {short(row.subject, 36)}"), Cell(row.skipped))
         for row in result.rows
         if row.skipped is not None
     )
@@ -92,7 +91,7 @@ def _figures(group: Group, folded: bool) -> Table:
     for row in [row for ours in (True, False) for row in group.rows if row.ours == ours]:
         name = short(label(row)) + (" (ours)" if row.ours and "ours" not in row.method else "")
         values = (_figure(row, key, measure) for key, measure in group.measures.items())
-        rows.append((Cell(name, exact=plain(row.note), tone="ours" if row.ours else ""), *values))
+        rows.append((Cell(name, exact=row.note, tone="ours" if row.ours else ""), *values))
     return Table(f"{TASKS[group.task]}: {short(group.subject)} ({len(rows)} rows)", columns, tuple(rows), folded=folded)
 
 
@@ -117,8 +116,8 @@ def words(result: Result, groups: Sequence[Group]) -> Section | None:
     used = {name for row in rows for name in row.values}
     for name, measure in result.measures.items():
         if name in used and measure.explanation:
-            unit = f" ({plain(measure.unit)})" if measure.unit else ""
-            terms[plain(measure.title) + unit] = plain(measure.explanation)
+            unit = f" ({measure.unit})" if measure.unit else ""
+            terms[measure.title + unit] = measure.explanation
     return Section("words", (Terms(tuple(terms.items())),))
 
 
@@ -137,17 +136,17 @@ def reproduce(result: Result, groups: Sequence[Group]) -> Section | None:
     for row in result.rows:
         told = [f"{name}: {setting(value)}" for name, value in row.settings.items()]
         told += [f"seed: {row.seed}"] if row.seed is not None else []
-        told += [plain(row.note)] if row.note else []
+        told += [row.note] if row.note else []
         if told:
-            rows.append((Cell(short(label(row))), Cell(short(row.subject, 36)), Cell(plain("; ".join(told)))))
+            rows.append((Cell(short(label(row))), Cell(short(row.subject, 36)), Cell("; ".join(told))))
     tables = (
         _pairs("Settings", {name: setting(value) for name, value in result.settings.items()}),
         _pairs("Machine and versions", {name: value for name, value in where.items() if value}),
         Table("Settings and notes of single rows", ("method", "on", "settings and notes"), tuple(rows), folded=True),
     )
-    blocks: tuple[Block, ...] = (Code("The command", plain(result.command)), *(table for table in tables if table.rows))
+    blocks: tuple[Block, ...] = (Code("The command", result.command), *(table for table in tables if table.rows))
     return Section("reproduce", blocks)
 
 
 def _pairs(caption: str, pairs: Mapping[str, str]) -> Table:
-    return Table(caption, ("name", "value"), tuple((Cell(plain(name)), Cell(plain(value))) for name, value in pairs.items()))
+    return Table(caption, ("name", "value"), tuple((Cell(name), Cell(value)) for name, value in pairs.items()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.bench.registry import Method, Registry
-from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.bench.side import fullest
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.profile.calibrate import calibrate
 from tensornet_compress.kv.profile.capture import Runner, windows
@@ -130,10 +130,5 @@ CACHE_METHODS: Registry[Method[CacheCase, CacheCoder]] = Registry("cache method"
 
 
 def nominal(bits: float, grids: Sequence[tuple[int, int]], cost: Callable[[int, int], float]) -> tuple[int, int]:
-    """The fullest (bits of a code, group) among ``grids`` (most bits first) that takes at most ``STEP`` more than asked. Raises
-    ``Unavailable``: even the last one takes more."""
-    for code, group in grids:
-        if cost(code, group) <= bits + STEP:
-            return code, group
-    least = min(cost(code, group) for code, group in grids)
-    raise Unavailable(f"its coarsest grid takes {least:.3g} bits per element, asked for {bits:g}")
+    """The fullest (bits of a code, group) among ``grids`` that takes at most ``STEP`` more than asked, see ``fullest``."""
+    return fullest(grids, cost, bits + STEP, "element", bits)

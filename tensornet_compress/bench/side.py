@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,16 @@ def require_fit(what: str, bits: float, allowed: float, unit: str, asked: float)
     """Raises ``Unavailable`` for what takes more ``bits`` than ``allowed``; ``asked``: what was asked for."""
     if bits > allowed * (1 + 1e-6):
         raise Unavailable(f"{what} takes {bits:.4g} bits per {unit}, asked for {asked:.4g}")
+
+
+def fullest(
+    grids: Sequence[tuple[int, int]], cost: Callable[[int, int], float], allowed: float, unit: str, asked: float
+) -> tuple[int, int]:
+    """The first of the grids (bits of a code, group) whose ``cost`` is allowed. Raises ``Unavailable`` where none is."""
+    for grid in grids:
+        if cost(*grid) <= allowed:
+            return grid
+    raise Unavailable(f"its coarsest grid takes {min(cost(*grid) for grid in grids):.3g} bits per {unit}, asked for {asked:g}")
 
 
 @dataclass(frozen=True)

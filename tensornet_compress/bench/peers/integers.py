@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.side import SIDE, Unavailable
+from tensornet_compress.bench.side import SIDE, Unavailable, fullest
 from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, WeightCase, by_layer, parts_of
 from tensornet_compress.coding import parse_format
 from tensornet_compress.nn import Target
@@ -24,15 +24,10 @@ GRID_BITS = 32
 
 
 def grid_for(bits: float, codes: Mapping[int, float], groups: tuple[int, ...] = GROUPS) -> tuple[int, int]:
-    """(bits of a code, group) of the fullest grid within ``bits`` per weight and the slack that steps need: most bits first,
-    then the smallest groups. ``codes``: bits of a code -> bits that its packing takes. Raises ``Unavailable`` where even
-    the coarsest grid takes more."""
-    for code in sorted(codes, reverse=True):
-        for group in sorted(groups):
-            if codes[code] + GRID_BITS / group <= SLACK * bits:
-                return code, group
-    least = codes[min(codes)] + GRID_BITS / max(groups)
-    raise Unavailable(f"its coarsest grid takes {least:.3g} bits per weight, asked for {bits:g}")
+    """(bits of a code, group) of the fullest grid within ``bits`` per weight and the slack that steps need, see ``fullest``:
+    most bits first, then the smallest groups. ``codes``: bits of a code -> bits that its packing takes."""
+    grids = [(code, group) for code in sorted(codes, reverse=True) for group in sorted(groups)]
+    return fullest(grids, lambda code, group: codes[code] + GRID_BITS / group, SLACK * bits, "weight", bits)
 
 
 def format_for(bits: float, columns: int) -> str:

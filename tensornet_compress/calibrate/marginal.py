@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tensornet_compress.calibrate.divergence import token_divergence
 from tensornet_compress.calibrate.fisher import frozen_evaluation, gradient_hooks, response, sharing
 from tensornet_compress.calibrate.moments import Batch, model_inputs
 from tensornet_compress.calibrate.outputs import kept_output
@@ -55,18 +55,11 @@ class OperatingPoint:
         ):
             for batch, reference in zip(self._inputs, self._references):
                 output, _ = kept_output(self._model, batch)
-                loss = _divergence(reference, output, self._logits)
+                loss = token_divergence(reference, output, self._logits).sum()
                 loss.backward()
                 total, tokens = total + float(loss.detach()), tokens + len(output)
                 advance()
         return total / tokens, {name: value / tokens for name, value in derivative.items()}
-
-
-def _divergence(reference: Tensor, output: Tensor, logits: bool) -> Tensor:
-    """Summed over tokens: KL(reference || output) of logits, else one minus the cosine."""
-    if logits:
-        return F.kl_div(output.float().log_softmax(-1), reference.float().log_softmax(-1), reduction="sum", log_target=True)
-    return (1 - F.cosine_similarity(reference.float(), output.float(), dim=-1)).sum()
 
 
 @contextmanager

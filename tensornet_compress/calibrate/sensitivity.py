@@ -10,18 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate.blocks import block_list, replaced_forwards
+from tensornet_compress.calibrate.divergence import output_divergence
 from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.calibrate.moments import Batch, model_inputs
 from tensornet_compress.calibrate.outputs import kept_output
 from tensornet_compress.errors import TensorNetError
-
-
-def output_divergence(reference: Tensor, output: Tensor, logits: bool) -> float:
-    """Mean over positions (tokens, n): KL(reference || output) of logits in nats, else one minus the cosine."""
-    if logits:
-        log_p, log_q = reference.float().log_softmax(-1), output.float().log_softmax(-1)
-        return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
-    return float(1 - torch.nn.functional.cosine_similarity(reference.float(), output.float(), dim=-1).mean())
 
 
 def first_tokens(batches: Sequence[Batch], tokens: int, longest: int) -> list[Batch]:

@@ -1,0 +1,45 @@
+"""How far a model's outputs lie from a reference: KL divergence of logits, one minus the cosine of other outputs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# Numbers of an output that are worked on at once: large vocabularies would need several times the memory of their logits.
+CHUNK_NUMBERS = 1 << 25
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats at each position, from log probabilities (..., vocabulary) to (...)."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def token_divergence(reference: Tensor, output: Tensor, logits: bool, normalised: bool = False) -> Tensor:
+    """Divergence of each token (tokens,) of ``output`` from ``reference``, both (tokens, n) in any floating dtype.
+
+    For ``logits`` it is KL(reference || output) in nats, otherwise one minus the cosine. Differentiable; memory beside the
+    two outputs is bounded, also in the backward pass. Padding must be taken out beforehand, as ``kept_output`` does.
+
+    Args:
+        normalised: the reference holds log probabilities, which are taken as they are (rounded to half precision they add up
+            to one only nearly).
+    """
+
+    def measured(reference: Tensor, output: Tensor) -> Tensor:
+        reference, output = reference.float(), output.float()
+        if not logits:
+            return 1 - F.cosine_similarity(reference, output, dim=-1)
+        return kl_divergence(reference if normalised else reference.log_softmax(-1), output.log_softmax(-1))
+
+    rows = max(1, CHUNK_NUMBERS // output.shape[-1])
+    if len(output) <= rows:
+        return measured(reference, output)
+    chunks = zip(reference.split(rows), output.split(rows))
+    return torch.cat([checkpoint(measured, *pair, use_reentrant=False) for pair in chunks])
+
+
+def output_divergence(reference: Tensor, output: Tensor, logits: bool) -> float:
+    """Mean of ``token_divergence`` over tokens."""
+    return float(token_divergence(reference, output, logits).mean())

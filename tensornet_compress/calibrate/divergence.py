@@ -43,3 +43,17 @@ def token_divergence(reference: Tensor, output: Tensor, logits: bool, normalised
 def output_divergence(reference: Tensor, output: Tensor, logits: bool) -> float:
     """Mean of ``token_divergence`` over tokens."""
     return float(token_divergence(reference, output, logits).mean())
+
+
+def sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) -> Tensor:
+    """Minus the log-likelihood of labels drawn from the model itself, summed over tokens.
+
+    The second moment of its gradient is the Hessian of ``token_divergence`` at no error (the true Fisher information); outputs
+    that are not logits get Gaussian labels.
+    """
+    output = output.float()
+    if is_logits:
+        labels = torch.multinomial(output.detach().softmax(-1), 1, generator=generator)[:, 0]
+        return F.cross_entropy(output, labels, reduction="sum")
+    noise = torch.randn(output.shape, generator=generator, device=output.device)
+    return (F.normalize(output, dim=-1) * noise).sum()

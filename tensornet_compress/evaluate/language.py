@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.calibrate import kl_divergence
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tensornet_compress.calibrate import Batch, kept_output, model_inputs, token_divergence
 from tensornet_compress.calibrate.blocks import find_blocks, replaced_forwards
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn import NetworkModule

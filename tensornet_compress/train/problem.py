@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate import kept_output, model_inputs, token_divergence
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import layer_weight, module_kind
 

@@ -121,7 +121,7 @@ class _Collector:
         for name, moment in self._moments.of.items():
             self.statistics[name].input = moment
 
-    def called(self, name: str, module: nn.Module, given: Tensor) -> Backward:
+    def called(self, name: str, module: nn.Module, given: Tensor, _output: Tensor) -> Backward:
         """Count the input of a call; what to do with the gradient of its output."""
         statistics, calls = self.statistics[name], self._calls[name]
         vectors = input_vectors(module, given.detach())

@@ -71,17 +71,17 @@ def before_call(module: nn.Module, see: Callable[[Tensor], None]) -> RemovableHa
 
 
 def calls_and_gradients(
-    layers: Mapping[str, Sequence[nn.Module]], see: Callable[[str, nn.Module, Tensor], Backward]
+    layers: Mapping[str, Sequence[nn.Module]], see: Callable[[str, nn.Module, Tensor, Tensor], Backward]
 ) -> list[RemovableHandle]:
-    """Hooks that call ``see(name, module, input)`` at every call of the modules of a layer, and what that gives back with the
-    gradient of the call's output.
+    """Hooks that call ``see(name, module, input, output)`` at every call of the modules of a layer, and what that gives back
+    with the gradient of the call's output.
 
     Parameters and inputs need not ask for gradients: the first layer on the way starts the graph.
     """
 
     def hook(name: str) -> Callable[..., Tensor | None]:
         def called(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor | None:
-            backward = see(name, module, first_argument(arguments, keywords))
+            backward = see(name, module, first_argument(arguments, keywords), output)
             if backward is None:
                 return None
             # Copied, so that the model may change it in place.

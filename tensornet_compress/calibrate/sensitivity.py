@@ -185,7 +185,7 @@ def _visiting(model: nn.Module, names: Iterable[str], tied: Mapping[str, Sequenc
     """Call ``visit`` during the backward pass at every call of a named layer, or of one that is tied to it."""
     layers = {name: list(dict.fromkeys(map(model.get_submodule, (name, *tied.get(name, ()))))) for name in names}
 
-    def see(name: str, module: nn.Module, given: Tensor) -> Backward:
+    def see(name: str, module: nn.Module, given: Tensor, _output: Tensor) -> Backward:
         given = given.detach()
         version = version_of(given)
 

@@ -4,7 +4,7 @@ from tensornet_compress.calibrate.batches import Batch, first_tokens, kept_outpu
 from tensornet_compress.calibrate.blocks import BlockRunner
 from tensornet_compress.calibrate.by_blocks import statistics_by_block
 from tensornet_compress.calibrate.collect import collect_statistics
-from tensornet_compress.calibrate.divergence import kl_divergence, output_divergence, sampled_loss, token_divergence
+from tensornet_compress.calibrate.divergence import kl_divergence, output_divergence, sampled_loss, total_divergence
 from tensornet_compress.calibrate.sensitivity import OperatingPoint, fisher_sensitivity, measure_sensitivity
 from tensornet_compress.calibrate.statistics import GradientStatistics, InputMoment
 
@@ -24,5 +24,5 @@ __all__ = [
     "output_divergence",
     "sampled_loss",
     "statistics_by_block",
-    "token_divergence",
+    "total_divergence",
 ]

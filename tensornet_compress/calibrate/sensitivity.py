@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs
 from tensornet_compress.calibrate.blocks import Blocks, block_list, replaced_forwards
-from tensornet_compress.calibrate.divergence import output_divergence, sampled_loss, token_divergence
+from tensornet_compress.calibrate.divergence import output_divergence, sampled_loss, total_divergence
 from tensornet_compress.calibrate.hooks import (
     Backward,
     calls_and_gradients,
@@ -157,7 +157,7 @@ class OperatingPoint:
             with _visiting(self._model, weights, self._tied, visit):
                 for batch, (reference, logits) in zip(self._inputs, self._references):
                     output, _ = kept_output(self._model, batch)
-                    loss = token_divergence(reference, output, logits).sum()
+                    loss = total_divergence(reference, output, logits)
                     loss.backward()
                     total, tokens = total + float(loss.detach()), tokens + len(output)
                     advance()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tensornet_compress.calibrate import Batch, kept_output, model_inputs, token_divergence
+from tensornet_compress.calibrate import Batch, kept_output, model_inputs, total_divergence
 from tensornet_compress.calibrate.blocks import find_blocks, replaced_forwards
 from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
@@ -148,7 +148,7 @@ class _Objective:
         target = self._target(batch, inputs)
         with self._autocast():
             output, logits = kept_output(self.model, inputs)
-        return token_divergence(target, output, logits, normalised=True).mean()
+        return total_divergence(target, output, logits, normalised=True) / len(output)
 
     def _target(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
         """The teacher's log probabilities, or its output vectors."""

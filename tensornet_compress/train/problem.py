@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.calibrate import kept_output, model_inputs, token_divergence
+from tensornet_compress.calibrate import kept_output, model_inputs, total_divergence
 from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import layer_weight, module_kind
@@ -98,7 +98,7 @@ class Problem:
         output, logits = kept_output(self.model, model_inputs(self.batches[number], self.device))
         target = self._references[number][0]
         if logits:
-            return token_divergence(target, output, logits, normalised=True).mean()
+            return total_divergence(target, output, logits, normalised=True) / len(output)
         target = target.float()
         return 0.5 * (output.float() - target).square().sum(-1).mean() / target.square().sum(-1).mean()
 

@@ -64,7 +64,8 @@ def fisher_metrics(
     Layers that were fed one tensor share one column factor (the same object). The model is left as found.
 
     Args:
-        loss: ``loss(model, batch)``, summed over examples; by default minus the log-likelihood of labels drawn from the model.
+        loss: ``loss(model, batch)``, summed over examples, to which divergences then refer in place of tokens; by default minus
+            the log-likelihood of labels drawn from the model.
 
     Raises:
         TensorNetError: no batches, or no target reaches the loss.
@@ -78,10 +79,12 @@ def fisher_metrics(
             if loss is None:
                 output, is_logits = kept_output(model, model_inputs(batch, device))
                 collector.end_forward(output if is_logits else None)
+                collector.tokens += len(output)
                 total = sampled_loss(output, is_logits, generator)
             else:
                 total = loss(model, batch)
                 collector.end_forward(None)
+                collector.tokens += _examples(batch)
             if not total.requires_grad:
                 raise TensorNetError(f"no targeted layer reaches the loss of {type(model).__name__}")
             total.backward()
@@ -109,9 +112,6 @@ class _Collector:
         """Note the padding of a batch."""
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         self._mask = None if mask is None else mask.bool()
-        parts = named_parts(batch)
-        ids = parts.get("input_ids", next(iter(parts.values())))
-        self.tokens += int(self._mask.sum()) if self._mask is not None else ids.shape[0] * (ids.shape[1] if ids.ndim > 1 else 1)
         self._head = None
 
     def end_forward(self, logits: Tensor | None) -> None:
@@ -207,6 +207,10 @@ class _Collector:
                 seen.add_output(torch.stack([part.double().square().sum(0) for part in kept.split(256)]).sum(0))
 
         return backward
+
+
+def _examples(batch: Any) -> int:
+    return len(next(iter(named_parts(batch).values())))
 
 
 def _added(rows: Tensor | None, columns: Tensor | None, weight: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:

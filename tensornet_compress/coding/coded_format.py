@@ -11,10 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tensornet_compress.coding.coded_matrix import STEPS_PER_OCTAVE, CodedMatrix, step_sizes
+from tensornet_compress.coding.coded_matrix import ROOTS, STEPS_PER_OCTAVE, CodedMatrix, step_sizes
 from tensornet_compress.frozen import Frozen
 
 _INT8 = 127
+RESIDENT_PARTS = ("_int8", "_row", "_column", "_place", "_excess")
+"""Names of what ``CodedFormat.resident`` gives."""
 
 
 class CodedFormat(Frozen):
@@ -79,16 +81,19 @@ class CodedFormat(Frozen):
         return self._rows_of(parts, rows, rows).to(dtype).view(len(rows), *shape[1:])
 
     def resident(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Stored parts -> what a module keeps in memory: ``_int8`` (rows, columns), ``_row`` (rows,) and ``_column`` (columns,)
-        fp32, ``_place`` int64 (k,) of the codes beyond int8 (sorted by row) and their ``_excess`` int32 (k,)."""
+        """Stored parts -> what a module keeps in memory.
+
+        ``_int8`` (rows, columns); ``_row`` (rows,) and ``_column`` (columns,), int16 exponents of the steps; ``_place`` int64
+        (k,) of the codes beyond int8, sorted by row, and their ``_excess`` int32 (k,).
+        """
         coded = self.coded(parts, shape)
         near = coded.codes.clip(-_INT8, _INT8)
         place = np.flatnonzero(coded.codes != near)
         device = parts["_coded"].device
         resident = {
             "_int8": near.astype(np.int8),
-            "_row": step_sizes(coded.row_step).astype(np.float32),
-            "_column": step_sizes(coded.column_step).astype(np.float32),
+            "_row": coded.row_step.astype(np.int16),
+            "_column": coded.column_step.astype(np.int16),
             "_place": place.astype(np.int64),
             "_excess": (coded.codes - near).ravel()[place].astype(np.int32),
         }
@@ -96,7 +101,7 @@ class CodedFormat(Frozen):
 
     @staticmethod
     def _rows_of(parts: Mapping[str, Tensor], picked: Tensor | None, rows: Tensor) -> Tensor:
-        codes, row, column = parts["_int8"], parts["_row"], parts["_column"]
+        codes, row, column = parts["_int8"], parts["_row"], _steps(parts["_column"])
         if picked is not None:
             codes, row = codes.index_select(0, picked), row.index_select(0, picked)
         dense = codes.float() * column
@@ -113,7 +118,14 @@ class CodedFormat(Frozen):
                 inside = torch.arange(len(owner), device=rows.device) - (count.cumsum(0) - count)[owner]
                 which = border[0][owner] + inside
                 dense.view(-1).index_add_(0, owner * columns + parts["_place"][which] % columns, excess[which])
-        return dense * row[:, None]
+        return dense * _steps(row)[:, None]
+
+
+def _steps(exponents: Tensor) -> Tensor:
+    """Steps ``2^(exponents / 8)``, fp32: the very numbers of ``step_sizes``."""
+    wide = exponents.int()
+    roots = torch.tensor(ROOTS.astype(np.float32), device=exponents.device)
+    return torch.ldexp(roots[(wide & 7).long()], wide >> 3)
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

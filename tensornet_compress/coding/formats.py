@@ -11,6 +11,7 @@ part           content
 ``"_scale"``   one scale per group
 ``"_zero"``    packed integer zero points (``z``), or float offsets (``o``)
 ``"_pivots"``  which rows are not stored (``PivotFormat``)
+``"_coded"``   entropy-coded integers with their steps (``CodedFormat``)
 =============  =====================================================================
 
 Integer formats see a core as a matrix ``(rows, run)`` (see ``grouped_view``) and cut each row in groups along its run.
@@ -29,6 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tensornet_compress.coding.bits import pack_bits, packed_nbytes, unpack_bits
+from tensornet_compress.coding.coded_format import CodedFormat
 from tensornet_compress.coding.floats import FLOAT_DTYPES, FloatFormat, saturated
 from tensornet_compress.coding.pivots import PivotFormat
 from tensornet_compress.errors import TensorNetError
@@ -195,7 +197,7 @@ class IntFormat(Frozen):
         return ((codes * scale[..., None] + zero[..., None] - grouped).square_() * weights).sum(-1)
 
 
-NumberFormat = Annotated[FloatFormat | IntFormat | PivotFormat, Field(discriminator="kind")]
+NumberFormat = Annotated[FloatFormat | IntFormat | PivotFormat | CodedFormat, Field(discriminator="kind")]
 
 
 def grouped_view(shape: tuple[int, ...], group: int) -> tuple[int, int]:
@@ -230,6 +232,6 @@ def parse_format(name: str) -> FloatFormat | IntFormat | PivotFormat:
 
 
 @cache
-def format_nbytes(fmt: FloatFormat | IntFormat | PivotFormat, shape: tuple[int, ...]) -> int:
+def format_nbytes(fmt: FloatFormat | IntFormat | PivotFormat | CodedFormat, shape: tuple[int, ...]) -> int:
     """Exact stored bytes of a core of ``shape``."""
     return sum(prod(part_shape) * dtype.itemsize for part_shape, dtype in fmt.parts(shape).values())

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding import FloatFormat, IntFormat, NumberFormat, PivotFormat
+from tensornet_compress.coding import CodedFormat, FloatFormat, IntFormat, NumberFormat, PivotFormat
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
+from tensornet_compress.decompose.one_step import one_step_parts
 from tensornet_compress.decompose.pivots import refit_rows, stable_pivots
 from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
 from tensornet_compress.decompose.tree import tree_cores
@@ -89,6 +90,9 @@ def _dense_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, feedba
     laid_out = term.layout.apply(tensor)
     arranged = laid_out.permute(term.topology.legs[0]).contiguous()
     fmt = term.formats[0]
+    if isinstance(fmt, CodedFormat):
+        matrix = arranged.reshape(len(arranged), -1) if arranged.ndim else arranged.reshape(1, 1)
+        return {part_name(0, 0, part): value for part, value in one_step_parts(matrix, fmt, metric).items()}
     feedback = feedback or _rounding_feedback(metric, fmt)
     if feedback is not None and term.layout.is_native and arranged.ndim == 2:
         parts = feedback.encode(arranged, fmt)

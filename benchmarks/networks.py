@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tensornet_compress.bench.harness import ERROR, STORED, Job
 from tensornet_compress.bench.weights import WeightBench, WeightSettings
-from tensornet_compress.calibrate.input_moments import input_moments
+from tensornet_compress.calibrate import collect_statistics
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes, realise
 from tensornet_compress.metric import KroneckerMetric
@@ -47,7 +47,9 @@ def bench(model: str) -> tuple[WeightBench, dict[str, Tensor]]:
     held = made.reference[0]
     windows = isinstance(held, Tensor)
     batches = list(held.split(4)) if windows else [made.encoded(held[i : i + 16]) for i in range(0, len(held), 16)]
-    return made, input_moments(made.case.model, batches, made.case.targets, lambda: None)
+    names = [target.name for target in made.case.targets]
+    statistics = collect_statistics(made.case.model, batches, names, ["input"])
+    return made, {name: of_layer.input.mean for name, of_layer in statistics.items()}
 
 
 def network_spec(weight: Tensor, family: str) -> NetworkSpec:

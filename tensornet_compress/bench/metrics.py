@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensornet_compress.bench.harness import lower
 from tensornet_compress.bench.registry import Registry
+from tensornet_compress.calibrate import kl_divergence
 from tensornet_compress.report import Measure
 
 _OVERFLOW = 700.0
@@ -61,11 +62,6 @@ def _of_target(log_probabilities: Tensor, target: Tensor) -> Tensor:
     return log_probabilities.gather(1, target[:, None])[:, 0]
 
 
-def _divergence(scores: Scores) -> Tensor:
-    """KL(exact || compressed)."""
-    return (scores.exact.exp() * (scores.exact - scores.got)).sum(-1)
-
-
 _KL = lower(
     "KL to the dense model",
     "nats/token",
@@ -79,7 +75,7 @@ _TOP1 = Measure(
     explanation="Share of positions at which the likeliest next token is the original's.",
 )
 for _metric in (
-    TokenMetric("kl", _KL, _divergence),
+    TokenMetric("kl", _KL, lambda s: kl_divergence(s.exact, s.got)),
     TokenMetric(
         "perplexity", _PERPLEXITY, lambda s: -_of_target(s.got, s.target), lambda mean: exp(min(mean, _OVERFLOW)), ("weights",)
     ),

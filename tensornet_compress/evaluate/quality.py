@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.divergence import kl_divergence
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 
@@ -66,7 +67,7 @@ def evaluate_language(
                     f"the model predicts {log_q.shape[-1]:,} tokens and the reference {log_p.shape[-1]:,}; give a reference of "
                     "the same vocabulary"
                 )
-            divergence += float(_divergence(log_p, log_q).double().sum())
+            divergence += float(kl_divergence(log_p, log_q).double().sum())
             agree += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
     tokens = windows.shape[0] * (windows.shape[1] - 1)
     mean = entropy / tokens
@@ -110,7 +111,7 @@ def evaluate_cache(
         target = following[0, 1:, None]
         elements = report.exact_nbytes / report.tokens / next(model.parameters()).element_size()
         row = {
-            "kl": float(_divergence(exact, got).mean()),
+            "kl": float(kl_divergence(exact, got).mean()),
             "dce": float((exact[:-1].gather(1, target) - got[:-1].gather(1, target)).mean()),
             "top1_agreement": float((got.argmax(-1) == exact.argmax(-1)).float().mean()),
             "payload_bits_per_element": 8 * report.payload_nbytes / (report.sealed_tokens * elements),
@@ -122,11 +123,6 @@ def evaluate_cache(
             total[name] = total.get(name, 0.0) + value / len(windows)
         advance()
     return total
-
-
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats at each position, of log probabilities."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _logits(model: Any, windows: Tensor, batch: int, advance: Callable[[], None]) -> Iterator[Tensor]:

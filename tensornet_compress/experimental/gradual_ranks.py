@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate.collect import Loss
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.compressing import Budget
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.decompose import realise

@@ -7,11 +7,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet_compress.calibrate import kept_output, model_inputs
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate import kept_output, model_inputs, total_divergence
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import layer_weight, module_kind
 
@@ -97,9 +96,10 @@ class Problem:
 
     def _divergence(self, number: int) -> Tensor:
         output, logits = kept_output(self.model, model_inputs(self.batches[number], self.device))
-        target = self._references[number][0].float()
+        target = self._references[number][0]
         if logits:
-            return F.kl_div(output.float().log_softmax(-1), target, reduction="sum", log_target=True) / len(output)
+            return total_divergence(target, output, logits, normalised=True) / len(output)
+        target = target.float()
         return 0.5 * (output.float() - target).square().sum(-1).mean() / target.square().sum(-1).mean()
 
     def _autocast(self) -> Any:

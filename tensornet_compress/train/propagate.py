@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate import Batch, BlockRunner
-from tensornet_compress.calibrate.block_runner import Hook
+from tensornet_compress.calibrate.blocks import Hook
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
-from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.decompose import fit_network
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
@@ -182,8 +181,7 @@ class _Fitting:
         copied = False
 
         def note(name: str) -> Hook:
-            def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-                tensor: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+            def hook(tensor: Tensor) -> None:
                 versions.append((tensor, tensor._version))
                 given[name].append(tensor.clone() if copied else tensor)
 
@@ -208,8 +206,8 @@ class _Fitting:
         halves = [ShiftMoments(), ShiftMoments()]
         for batch, state in enumerate(self.compressed):
 
-            def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], batch: int = batch) -> None:
-                vectors = self.runner.kept(batch, arguments[0] if arguments else next(iter(keywords.values()))).float()
+            def hook(given: Tensor, batch: int = batch) -> None:
+                vectors = self.runner.kept(batch, given).float()
                 shift = self.runner.kept(batch, dense[batch]).float() - vectors
                 halves[batch % 2].add(vectors, shift, self.settings.clip)
 

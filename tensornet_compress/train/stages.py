@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate import Batch, kept_output, model_inputs, output_divergence
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tensornet_compress.bench.peers.integers import format_for
 from tensornet_compress.bench.registry import Method
@@ -83,9 +83,9 @@ def _second_moment(runner: BlockRunner, number: int, states: Sequence[Tensor], n
     count = 0
     for batch, state in enumerate(states):
 
-        def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], batch: int = batch) -> None:
+        def hook(given: Tensor, batch: int = batch) -> None:
             nonlocal total, count
-            vectors = runner.kept(batch, arguments[0] if arguments else next(iter(keywords.values()))).float()
+            vectors = runner.kept(batch, given).float()
             total = total + (vectors.T @ vectors).double()
             count += len(vectors)
 

@@ -42,8 +42,7 @@ from tensornet_compress.train.setup import rank_spec
 
 SEEDS, KEEPS, RATE, FP32 = range(3), (0.9, 0.8, 0.6, 0.4), 2e-3, parse_format("fp32")
 METRICS = ("euclidean", "row-fisher", "input", "kronecker", "elementwise")
-WINDOW, POOL = 256, 240
-COLLECTED, VALIDATION, HELDOUT = 16, 4, 16
+WINDOW, POOL, COLLECTED, VALIDATION, HELDOUT = 256, 240, 16, 4, 16
 BEFORE, AFTER, SOFTER = "before fine-tuning", "after fine-tuning", "at equal bytes and steps"
 MEASURES = {
     "excess_before": Measure(title="excess loss before fine-tuning", better="lower", explanation="Over the dense model's."),

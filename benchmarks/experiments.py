@@ -1,8 +1,6 @@
 """What the experiments share: each is a list of jobs, whose rows become one result as those of ``tensornet-compress bench`` do.
 
-    python benchmarks/NAME.py [--only REGEX] [--overwrite]
-
-makes the rows that ``benchmarks/results/NAME.json`` lacks.
+``python benchmarks/NAME.py [--only REGEX] [--overwrite]`` makes the rows that ``benchmarks/results/NAME.json`` lacks.
 """
 
 from __future__ import annotations

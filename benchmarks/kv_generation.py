@@ -17,7 +17,6 @@ from tensornet_compress.bench.tracks.decoding import EXACT, Caches
 from tensornet_compress.report import Measure
 
 PROMPT, NEW, CHUNK, RATES = 512, 512, 16, (4.0, 2.0)
-# Our live caches contract in attention; that is what the name "ours" stands for among caches in use.
 KINDS = {"ours-storage": "ours-storage", "ours-live": "ours", "quantized-quanto": "quantized-quanto"}
 MEASURES = {
     "first_divergence": Measure(title="first token that differs", unit="tokens", better="higher"),
@@ -28,8 +27,8 @@ MEASURES = {
 @cache
 def caches() -> tuple[Caches, Tensor]:
     """A calibrated profile with a held-out prompt, and what the model says with the exact cache."""
-    profile = CacheBench(CacheSettings.full(model=LANGUAGE)).case.profile
-    made = Caches(SpeedSettings.full(model=LANGUAGE), profile, PROMPT)
+    made = Caches(SpeedSettings.full(model=LANGUAGE), PROMPT)
+    made.profile = CacheBench(CacheSettings.full(model=LANGUAGE)).case.profile
     return made, greedy(made, EXACT, None)
 
 

@@ -1,6 +1,5 @@
 """``make bench``: every benchmark, one after the other; each writes its own JSON under ``benchmarks/results`` and goes on where
-it was stopped. Options are those of every one of them: ``--overwrite`` makes all rows again.
-"""
+it was stopped, or with ``--overwrite`` makes all rows again, which results of other settings need."""
 
 from __future__ import annotations
 

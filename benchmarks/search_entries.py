@@ -18,10 +18,10 @@ from torch import Tensor
 import tensornet_compress as tnc
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.bench.tensors import weight_of
 from tensornet_compress.bench.weights import MEASURES as WEIGHTS
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise
-from tensornet_compress.inputs import load_causal_lm, load_encoder
 from tensornet_compress.report import Measure, Row
 from tensornet_compress.searching.entries import entropy_coded, sort_entries
 from tensornet_compress.tensor import NetworkSpec
@@ -45,16 +45,10 @@ MEASURES = {
 
 
 @cache
-def model(name: str) -> Any:
-    return load_causal_lm(name) if name == LANGUAGE else load_encoder(name)
-
-
-@cache
 def matrix(name: str) -> Tensor:
     if name == NOISE:
         return torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
-    weight: Tensor = model(MATRICES[name][0]).get_submodule(MATRICES[name][1]).weight
-    return weight.detach().float().contiguous()
+    return weight_of(*MATRICES[name]).detach().float().contiguous()
 
 
 def sorted_entries(given: Tensor, **options: Any) -> Coded:

@@ -29,15 +29,14 @@ from experiments import TIME, experiment
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.bench.harness import ERROR as MEASURED_ERROR
-from tensornet_compress.bench.harness import STORED, Job
+from tensornet_compress.bench.harness import ERROR, STORED, Job
 from tensornet_compress.bench.search import MEASURES as SEARCHED
 from tensornet_compress.bench.tensors import TENSORS, heat_field, wave_field
 from tensornet_compress.report import Measure
 
 SIZES, SHARES, SEEDS = (128, 256, 512, 1024), (0.1, 0.3), 10
 SMOOTH_SIZES, NULL_SEEDS, SECONDS = (128, 256, 512), 20, 60.0
-LOW, ERROR, TERMS = 8, 0.01, 8
+LOW, LARGEST, TERMS = 8, 0.01, 8
 BOX, VISCOSITY, TURBULENT_STEPS = 128, 2e-3, 1000
 MEASURES = {
     "searches": Measure(title="searches"),
@@ -47,7 +46,7 @@ MEASURES = {
     "order_nbytes": Measure(title="of them orders", unit="bytes"),
     "unordered_nbytes": Measure(title="without ordering", unit="bytes"),
     "least_order_nbytes": Measure(title="least for orders", unit="bytes"),
-    "error": MEASURED_ERROR,
+    "error": ERROR,
     "gain": SEARCHED["gain"],
     "null_gain": SEARCHED["null_gain"],
     "time": TIME,
@@ -159,11 +158,11 @@ def scrambled_sum(size: int, share: float, seed: int) -> tuple[Tensor, list[Tens
 def scrambled(make: Callable[[int], Tensor], size: int, method: str) -> dict[str, Any]:
     """Smooth data searched in order, or with all fibres shuffled."""
     tensor, shuffled = make(size).contiguous(), method == "shuffled"
-    values = {"least_order_nbytes": least_order_nbytes(tensor, ERROR)} if shuffled else {}
+    values = {"least_order_nbytes": least_order_nbytes(tensor, LARGEST)} if shuffled else {}
     generator = torch.Generator().manual_seed(1)
     for axis, length in enumerate(tensor.shape if shuffled else ()):
         tensor = tensor.index_select(axis, torch.randperm(length, generator=generator)).contiguous()
-    result = tnc.search(tensor, max_error=ERROR, time_budget=SECONDS * (1 + shuffled), null=shuffled)
+    result = tnc.search(tensor, max_error=LARGEST, time_budget=SECONDS * (1 + shuffled), null=shuffled)
     values |= {"nbytes": result.best.nbytes, "error": result.error}
     if shuffled:
         priced = result.best.spec.terms[0].layout.order_nbytes
@@ -238,7 +237,7 @@ def jobs() -> Iterator[Job]:
             shape = f"32 x {size // 4} x {size // 4}" if "times" in name else f"{size} x {size}"
             for method in ("in order", "shuffled"):
                 work = partial(scrambled, make, size, method)
-                yield Job("search", f"{name.split(',')[0]}, {shape}", method, work, ERROR, "relative error", ours=True)
+                yield Job("search", f"{name.split(',')[0]}, {shape}", method, work, LARGEST, "relative error", ours=True)
     for kind in ("Gaussian noise", "shuffled weights"):
         for name, value in (("max_error", 0.1), ("max_bytes", 40_000)):
             yield Job("search", f"{kind}, {name} {value:,}", "ours", partial(chance, kind, {name: value}), ours=True)
@@ -249,5 +248,4 @@ def jobs() -> Iterator[Job]:
 
 
 if __name__ == "__main__":
-    settings = {"terms": TERMS, "low_digit": LOW, "budget": SECONDS}
-    experiment(jobs(), MEASURES, settings)
+    experiment(jobs(), MEASURES, {"terms": TERMS, "low_digit": LOW, "budget": SECONDS})

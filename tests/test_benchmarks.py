@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
+from collections.abc import Iterator
 from itertools import permutations
 from math import factorial, log
 from pathlib import Path
@@ -13,8 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from tensornet_compress.bench.weight_case import WEIGHT_METHODS
+from tensornet_compress.bench import methods  # noqa: F401
+from tensornet_compress.bench.cache_case import CACHE_METHODS
+from tensornet_compress.bench.weight_case import WEIGHT_METHODS, WeightCase
 from tensornet_compress.report import Machine, Measure, Result, Row, read_result
+from tests import models
 from tests.documents import DOCUMENTS, ROOT
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
@@ -26,13 +31,39 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
+@pytest.fixture
+def _plugged() -> Iterator[None]:
+    """What a plug-in registers is taken out again."""
+    registries = (WEIGHT_METHODS, CACHE_METHODS)
+    before = [[method.name for method in registry] for registry in registries]
+    yield
+    sys.modules.pop("variants", None)
+    for registry, names in zip(registries, before):
+        for name in [method.name for method in registry if method.name not in names]:
+            registry.remove(name)
+
+
+@pytest.mark.usefixtures("_plugged")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_can_be_imported_and_its_rows_differ(name: str) -> None:
-    # A plug-in may register its methods but once.
-    known = name == "variants" and "ours-healed" in WEIGHT_METHODS
-    module = None if known else importlib.import_module(name)
-    keys = [job.key for job in module.jobs()] if module is not None and hasattr(module, "jobs") else []
+    module = importlib.import_module(name)
+    keys = [job.key for job in module.jobs()] if hasattr(module, "jobs") else []
     assert len(keys) == len(set(keys))
+
+
+@pytest.mark.usefixtures("_plugged")
+def test_further_stages_keep_the_bytes_of_the_plan() -> None:
+    importlib.import_module("variants")
+    case = WeightCase(models.tiny_llama(), models.batches(), ["model.layers.1.*"])
+    _ = case.kept, case.targets
+    nbytes = {}
+    for name in ("ours-dense", "ours-propagated", "ours-refined", "ours-healed", "ours-bf16", "ours-bf16-refined"):
+        try:
+            nbytes[name] = sum(cell.nbytes for cell in WEIGHT_METHODS[name].run(case, 9.6).layers)
+        finally:
+            case.put_back()
+    assert nbytes["ours-dense"] == nbytes["ours-propagated"] == nbytes["ours-refined"] == nbytes["ours-healed"]
+    assert nbytes["ours-bf16"] == nbytes["ours-bf16-refined"] <= 9.6 * case.weights / 8
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)

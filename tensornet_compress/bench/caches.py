@@ -50,14 +50,9 @@ class CacheSettings(ModelSettings):
     tokens are read with the coded cache. ``profile``: a folder of our profile, made there when it is missing."""
 
     FULL: ClassVar[Mapping[str, Any]] = {
-        "bits": (4.0, 3.0, 2.0, 1.5, 1.25, 1.0),
-        "documents": 3,
-        "context": 1024,
-        "ahead": 128,
-        "calibration_windows": 24,
-        "calibration_length": 1152,
-        "sensitivity_windows": 16,
-    }
+        "bits": (4.0, 3.0, 2.0, 1.5, 1.25, 1.0), "documents": 3, "context": 1024, "ahead": 128,
+        "calibration_windows": 24, "calibration_length": 1152, "sensitivity_windows": 16,
+    }  # fmt: skip
     bits: tuple[float, ...] = (4.0, 2.0, 1.0)
     profile: str | None = None
     documents: int = 2

@@ -76,6 +76,16 @@ def stored(form: str, codec: BlockCodec, profile_nbytes: int = 0) -> CacheCoder:
     return CacheCoder(form, recode, profile_nbytes)
 
 
+def storage(case: CacheCase, bits: float) -> CacheCoder:
+    """The tree over all layers."""
+    return stored(f"ours, storage {bits:g} b", JointCodec(case.profile, bits), case.profile.nbytes)
+
+
+def free(case: CacheCase, bits: float) -> CacheCoder:
+    """Without calibration."""
+    return stored(f"ours, no calibration {bits:g} b", FreeCodec(bits))
+
+
 def live(case: CacheCase, bits: float) -> CacheCoder:
     """Fixed-rate codes that attention contracts with, rotary positions on; the last tokens that do not fill a unit are coded
     alone."""
@@ -99,23 +109,12 @@ def live(case: CacheCase, bits: float) -> CacheCoder:
     return CacheCoder(f"ours, live {bits:g} b", recode, profile.nbytes, layer_bits)
 
 
-CACHE_METHODS.add(
-    Method(
-        "ours-storage",
-        lambda case, bits: stored(f"ours, storage {bits:g} b", JointCodec(case.profile, bits), case.profile.nbytes),
-        "tree over all layers and heads, entropy-coded",
-        ours=True,
-    )
-)
-CACHE_METHODS.add(Method("ours-live", live, "one basis per layer, whole bits, contracted", ours=True))
-CACHE_METHODS.add(
-    Method(
-        "ours-free",
-        lambda case, bits: stored(f"ours, no calibration {bits:g} b", FreeCodec(bits)),
-        "storage without any calibration",
-        ours=True,
-    )
-)
+for _name, _make, _explanation in (
+    ("ours-storage", storage, "tree over all layers and heads, entropy-coded"),
+    ("ours-live", live, "one basis per layer, whole bits, contracted"),
+    ("ours-free", free, "storage without any calibration"),
+):
+    CACHE_METHODS.add(Method(_name, _make, _explanation, ours=True))
 
 
 def searched(case: SearchCase, error: float) -> Stored:

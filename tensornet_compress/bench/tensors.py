@@ -62,7 +62,8 @@ def _model(name: str) -> Any:
     return load_causal_lm(name) if name == LANGUAGE else load_encoder(name)
 
 
-def _weight(model: str, path: str, rows: int | None = None) -> Tensor:
+def weight_of(model: str, path: str, rows: int | None = None) -> Tensor:
+    """The weight of a module of a bundled model, or its first ``rows``."""
     weight: Tensor = _model(model).get_submodule(path).weight
     return weight[:rows]
 
@@ -118,9 +119,9 @@ for _path in (
     "mlp.down_proj",
 ):  # fmt: skip
     _kind = _path.partition(".")[2]
-    _layer = partial(_weight, LANGUAGE, f"model.layers.{LAYER}.{_path}")
+    _layer = partial(weight_of, LANGUAGE, f"model.layers.{LAYER}.{_path}")
     TENSORS.add(BenchTensor(f"smollm2-{_kind}", f"SmolLM2 {_kind}", _layer, quick=_kind == "k_proj"))
-_embeddings = partial(_weight, LANGUAGE, "model.embed_tokens", TOKENS)
+_embeddings = partial(weight_of, LANGUAGE, "model.embed_tokens", TOKENS)
 TENSORS.add(BenchTensor("smollm2-embeddings", f"SmolLM2 embeddings, first {TOKENS} tokens", _embeddings))
 for _title, _path in (
     ("query", "attention.self.query"),
@@ -130,9 +131,9 @@ for _title, _path in (
     ("intermediate", "intermediate.dense"),
     ("output", "output.dense"),
 ):
-    _layer = partial(_weight, ENCODER, f"encoder.layer.{BLOCK}.{_path}")
+    _layer = partial(weight_of, ENCODER, f"encoder.layer.{BLOCK}.{_path}")
     TENSORS.add(BenchTensor(f"minilm-{_title.replace(' ', '-')}", f"MiniLM {_title}", _layer))
-_embeddings = partial(_weight, ENCODER, "embeddings.word_embeddings", TOKENS)
+_embeddings = partial(weight_of, ENCODER, "embeddings.word_embeddings", TOKENS)
 TENSORS.add(BenchTensor("minilm-embeddings", f"MiniLM embeddings, first {TOKENS} tokens", _embeddings))
 TENSORS.add(BenchTensor("kv-keys", f"KV cache, keys of {KEYS} tokens", _keys))
 TENSORS.add(BenchTensor("image", "image (china.jpg, 96 x 128 x 3)", image, quick=True))

@@ -19,7 +19,6 @@ from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.report import Drawing, LayerCell
-from tensornet_compress.tensor import NetworkSpec
 
 Made = TypeVar("Made")
 SLACK = 1.04
@@ -173,23 +172,14 @@ class Tally:
 def _parts(module: NetworkModule) -> dict[str, int]:
     """Stored bytes of a layer by part."""
     network = module.network()
+    codes, numbers = ("codes", "dense numbers") if network.spec.is_dense else ("factor codes", "factors")
+    named = {"scale": "scales", "zero": "zero points", "q": codes}
     parts: Counter[str] = Counter()
     for name, tensor in network.stored.items():
-        parts[_part_of(name, network.spec)] += tensor.nbytes
+        parts[named.get(name.rpartition("_")[2], numbers)] += tensor.nbytes
     if network.nbytes > parts.total():
         parts["orders"] = network.nbytes - parts.total()
     return parts
-
-
-def _part_of(name: str, spec: NetworkSpec) -> str:
-    """The part of the ledger that a stored tensor belongs to."""
-    if name.endswith("_scale"):
-        return "scales"
-    if name.endswith("_zero"):
-        return "zero points"
-    if name.endswith("_q"):
-        return "codes" if spec.is_dense else "factor codes"
-    return "dense numbers" if spec.is_dense else "factors"
 
 
 def _bias(module: nn.Module) -> Counter[str]:

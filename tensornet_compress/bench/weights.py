@@ -49,12 +49,8 @@ class WeightSettings(ModelSettings):
     patterns that take the place of it."""
 
     FULL: ClassVar[Mapping[str, Any]] = {
-        "bits": (8.0, 6.0, 4.5, 3.5, 3.0, 2.5),
-        "blocks": None,
-        "calibration_windows": 16,
-        "heldout_windows": 4,
-        "length": 512,
-    }
+        "bits": (8.0, 6.0, 4.5, 3.5, 3.0, 2.5), "blocks": None, "calibration_windows": 16, "heldout_windows": 4, "length": 512,
+    }  # fmt: skip
     bits: tuple[float, ...] = (4.5, 3.0)
     targets: tuple[str, ...] | None = None
     blocks: int | None = 1

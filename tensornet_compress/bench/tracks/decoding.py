@@ -20,7 +20,7 @@ from tensornet_compress.bench.peers.stock_caches import ready
 from tensornet_compress.bench.processes import apart, resident
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock, race
-from tensornet_compress.bench.texts import find_text
+from tensornet_compress.bench.texts import Part, find_text
 from tensornet_compress.kv.live.attention import contracting
 from tensornet_compress.kv.live.cache import LiveCache
 from tensornet_compress.kv.storage.codec import JointCodec
@@ -37,19 +37,11 @@ States = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class Caches:
-    """A model, the states of a context, and empty caches of every kind. How good the bases of ``profile`` are makes no
-    difference to speed and memory: a small Euclidean one stands for any other."""
+    """A model, the states of a context, and empty caches of every kind. ``folder``: of a profile, if there is one."""
 
     settings: SpeedSettings
-    profile: kv.Profile
     context: int
-
-    @staticmethod
-    def calibrated(settings: SpeedSettings) -> kv.Profile:
-        """The small profile."""
-        source, text = find_model(settings.model), find_text(settings.text)
-        windows = text.windows(source.tokenizer(), "calibration", LENGTH, WINDOWS)
-        return kv.calibrate(source.load(), windows.split(1), metric="euclidean", joined=0, search=False)
+    folder: str | None = None
 
     @cached_property
     def model(self) -> Any:
@@ -57,11 +49,21 @@ class Caches:
         return find_model(self.settings.model).load()
 
     @cached_property
+    def profile(self) -> kv.Profile:
+        """A small Euclidean profile: how good its bases are makes no difference to speed and memory."""
+        if self.folder is not None:
+            return kv.Profile.load(self.folder)
+        windows = self._windows("calibration", WINDOWS)
+        return kv.calibrate(self.model, windows.split(1), metric="euclidean", joined=0, search=False)
+
+    @cached_property
     def ids(self) -> Tensor:
         """Held-out tokens: the context and those that are decoded."""
-        source, needed = find_model(self.settings.model), self.context + max(self.settings.steps + 1, UNIT)
-        count = -(-needed // LENGTH)
-        return find_text(self.settings.text).windows(source.tokenizer(), "heldout", LENGTH, count).flatten()[:needed]
+        needed = self.context + max(self.settings.steps + 1, UNIT)
+        return self._windows("heldout", -(-needed // LENGTH)).flatten()[:needed]
+
+    def _windows(self, part: Part, count: int) -> Tensor:
+        return find_text(self.settings.text).windows(find_model(self.settings.model).tokenizer(), part, LENGTH, count)
 
     @cached_property
     def states(self) -> States:
@@ -109,7 +111,7 @@ def decoding(settings: SpeedSettings) -> Iterator[Heat]:
 
 
 def _decode(settings: SpeedSettings, names: tuple[str, ...]) -> Raced:
-    caches = Caches(settings, Caches.calibrated(settings), settings.context)
+    caches = Caches(settings, settings.context)
     values: dict[str, dict[str, float]] = {}
     missing: dict[str, str] = {}
     for name in names:
@@ -170,7 +172,7 @@ def coding(settings: SpeedSettings) -> Iterator[Heat]:
 
 
 def _code(settings: SpeedSettings, bits: float, tokens: int) -> Raced:
-    caches = Caches(settings, Caches.calibrated(settings), tokens)
+    caches = Caches(settings, tokens)
     codec = JointCodec(caches.profile, bits)
     keys, values = ([layer[side][0] for layer in caches.states] for side in (0, 1))
     payload = codec.encode(keys, values)
@@ -187,7 +189,7 @@ def memory(settings: SpeedSettings) -> Iterator[Heat]:
 def _memory(settings: SpeedSettings) -> Raced:
     values: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        Caches.calibrated(settings).save(folder)
+        Caches(settings, settings.context).profile.save(folder)
         for name in MEMORY:
             held, grown = apart(_grown, settings, folder, name)
             values[name] = {"held_nbytes": held, "grown_nbytes": grown}
@@ -201,7 +203,7 @@ def _grown(settings: SpeedSettings, folder: str, name: str) -> tuple[float, floa
     """Bytes that a cache counts, and by how many this process grew. It is filled chunk by chunk, as forward passes would, with
     the states of one chunk: what they are does not matter here."""
     chunk = min(512, settings.context)
-    caches = Caches(settings, kv.Profile.load(folder), chunk)
+    caches = Caches(settings, chunk, folder)
     fill(caches.make(name), caches.states)
     before = resident()
     cache = caches.make(name)

@@ -56,7 +56,8 @@ class Bench(ABC, Generic[Chosen]):
 
     def describe(self) -> dict[str, JsonValue]:
         """The settings as data."""
-        told: dict[str, Any] = asdict(self.settings) | {"methods": [method.name for method in self.methods]}
+        told: dict[str, Any] = asdict(self.settings)
+        told |= {"methods": [method.name for method in self.methods]} if "methods" in told else {}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
 
     @abstractmethod

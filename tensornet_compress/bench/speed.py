@@ -43,8 +43,7 @@ class SpeedBench(Bench[SpeedSettings]):
         self._raced: dict[str, Raced] = {}
 
     def describe(self) -> dict[str, JsonValue]:
-        told = super().describe() | {"tracks": [track.name for track in self.tracks], "clock": clock_name()}
-        return {name: value for name, value in told.items() if name != "methods"}
+        return super().describe() | {"tracks": [track.name for track in self.tracks], "clock": clock_name()}
 
     def measures(self) -> dict[str, Measure]:
         return MEASURES

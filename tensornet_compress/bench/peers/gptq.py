@@ -23,7 +23,7 @@ from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, Wei
 from tensornet_compress.calibrate import BlockRunner
 from tensornet_compress.coding import IntFormat, parse_format
 from tensornet_compress.decompose import realise
-from tensornet_compress.nn import NetworkModule, Target, layer_weight, replace_module
+from tensornet_compress.nn import NetworkModule, layer_weight, replace_module
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
 DAMPING = 0.01
@@ -101,17 +101,13 @@ def compress(case: WeightCase, bits: float) -> Compressed:
     fmt = parse_format(name)
     assert isinstance(fmt, IntFormat)
     quantise_blocks(case, fmt)
-    left = [t for t in case.targets if not isinstance(case.model.get_submodule(t.name), NetworkModule)]
-    _round_to_nearest(case, left, fmt)
-    note = f"outside the blocks, and so rounded to nearest: {', '.join(target.name for target in left)}" if left else ""
+    # Layers that no block holds, as an encoder's pooler: the reference leaves them alone, here they take the same bytes.
+    left = [t.name for t in case.targets if not isinstance(case.model.get_submodule(t.name), NetworkModule)]
+    for outside in left:
+        weight = layer_weight(case.model.get_submodule(outside)).contiguous()
+        replace_module(case.model, outside, realise(weight, NetworkSpec.dense(tuple(weight.shape), fmt)))
+    note = f"outside the blocks, and so rounded to nearest: {', '.join(left)}" if left else ""
     return case.read_back("integers", note=note, settings={"fmt": name, "damping": DAMPING})
-
-
-def _round_to_nearest(case: WeightCase, targets: list[Target], fmt: IntFormat) -> None:
-    """Layers that no block holds, as an encoder's pooler: the reference leaves them alone, here they take the same bytes."""
-    for target in targets:
-        weight = layer_weight(case.model.get_submodule(target.name)).contiguous()
-        replace_module(case.model, target.name, realise(weight, NetworkSpec.dense(tuple(weight.shape), fmt)))
 
 
 WEIGHT_METHODS.add(

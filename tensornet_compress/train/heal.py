@@ -20,8 +20,8 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn import NetworkModule
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.train.masters import master_parameters, relative_groups
 from tensornet_compress.train.problem import MeanLoss
+from tensornet_compress.train.refine import master_parameters, relative_groups
 
 
 class HealReport(Frozen):

@@ -23,10 +23,9 @@ from tensornet_compress.decompose import fit_network
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import input_second_moment
-from tensornet_compress.nn import Target, layer_weight, replace_module
+from tensornet_compress.nn import Target, install, layer_weight
 from tensornet_compress.nn.plan import Plan
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.refine import BlockRefinement, refine_block, relative_error
 from tensornet_compress.train.shift import ShiftMoments, crossed_share
@@ -121,11 +120,12 @@ def _realise_outside(
 ) -> None:
     targets = [Target(name, plan.layers[name].kind, plan.layers[name].tied) for name in names]
     metrics = calibrated_metrics(model, calibration, targets, "input") if targets else {}
-    for target in targets:
-        weight = layer_weight(model.get_submodule(target.name)).contiguous()
-        metric = metrics[target.name].to(weight.device) if target.name in metrics else None
-        network = fit_network(weight, plan.layers[target.name].spec, metric, sweeps=settings.sweeps)
-        replace_module(model, target.name, network, target.tied)
+    networks = {}
+    for name in names:
+        weight = layer_weight(model.get_submodule(name)).contiguous()
+        metric = metrics[name].to(weight.device) if name in metrics else None
+        networks[name] = fit_network(weight, plan.layers[name].spec, metric, sweeps=settings.sweeps)
+    install(model, networks, plan)
 
 
 @dataclass
@@ -224,12 +224,11 @@ class _Fitting:
             if share is None:
                 share = crossed_share(halves, torch.cat(matrices), ridge)
             shift = share * whole.regression(ridge) if share else None
+            networks = {}
             for name, weight, matrix in zip(group, weights, matrices):
-                layer = self.plan.layers[f"{prefix}.{name}"]
                 target = matrix if shift is None else matrix + matrix @ shift
-                network = self._realised(target.reshape(weight.shape).to(weight.dtype), layer.spec, whole.second)
-                replace_module(self.model, f"{prefix}.{name}", network, layer.tied)
+                target = target.reshape(weight.shape).to(weight.dtype).contiguous()
+                spec, metric = self.plan.layers[f"{prefix}.{name}"].spec, input_second_moment(whole.second)
+                networks[f"{prefix}.{name}"] = fit_network(target, spec, metric, sweeps=self.settings.sweeps)
+            install(self.model, networks, self.plan)
         return share
-
-    def _realised(self, target: Tensor, spec: NetworkSpec, moment: Tensor) -> TensorNetwork:
-        return fit_network(target.contiguous(), spec, input_second_moment(moment), sweeps=self.settings.sweeps)

@@ -28,8 +28,8 @@ from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
 from tensornet_compress.train.layer_errors import layer_errors
 from tensornet_compress.train.propagate import Propagation, propagate
+from tensornet_compress.train.reduction import Schedule
 from tensornet_compress.train.refine import BlockRefinement
-from tensornet_compress.train.schedule import Schedule
 
 CHOICES = ("euclidean", "row-fisher", "input", "kronecker")
 

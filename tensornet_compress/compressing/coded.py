@@ -12,6 +12,7 @@ from math import log2
 
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate import Batch
@@ -175,8 +176,9 @@ def _foretold_step(jobs: Sequence[CodedJob], sizes: Sizes, workers: int | None, 
             f"{sizes.allowed:,} bytes are fewer than the {int(nbytes[-1]):,} that {sum(sizes.weights.values()):,} weights take "
             "at the coarsest step; raise the budget"
         )
-    octaves = np.array(_STEPS, float)
-    return float(middle * 2.0 ** np.interp(-wanted, -nbytes, octaves))
+    octaves = np.linspace(_STEPS[0], _STEPS[-1], 1 + 64 * (len(_STEPS) - 1))
+    between = PchipInterpolator(np.array(_STEPS, float), nbytes)(octaves)
+    return float(middle * 2.0 ** np.interp(-wanted, -between, octaves))
 
 
 def _within_budget(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensornet_compress.coding import CodedFormat
 from tensornet_compress.coding.coded_format import RESIDENT_PARTS
-from tensornet_compress.tensor import NetworkSpec, TensorNetwork, contract_term, expected_tensors
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork, contract_term, expected_parts
 from tensornet_compress.tensor.network import part_name
 
 
@@ -26,9 +26,7 @@ class NetworkModule(nn.Module):
         super().__init__()
         self.spec = spec
         self._held: dict[torch.dtype, list[list[Tensor]]] | None = None
-        for name, (shape, dtype) in expected_tensors(spec).items():
-            if "order" in name:
-                continue
+        for name, (shape, dtype) in expected_parts(spec).items():
             tensor = stored[name] if stored is not None else torch.empty(shape, dtype=dtype, device=device)
             if tensor.is_floating_point():
                 self.register_parameter(name, nn.Parameter(tensor))
@@ -71,7 +69,7 @@ class NetworkModule(nn.Module):
 
     def stored(self) -> dict[str, Tensor]:
         """The stored parts under their flat names."""
-        parts = {name: getattr(self, name) for name in expected_tensors(self.spec) if "order" not in name}
+        parts = {name: getattr(self, name) for name in expected_parts(self.spec)}
         return {name: part.detach() for name, part in parts.items()}
 
     def network(self) -> TensorNetwork:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate import kept_output, model_inputs, total_divergence
-from tensornet_compress.calibrate.hooks import evaluating, frozen
+from tensornet_compress.calibrate.hooks import autocast, evaluating, frozen
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn import layer_weight, module_kind, turned
@@ -40,7 +39,7 @@ class Problem:
         self._loss = loss
         self._references: list[tuple[Tensor, bool]] = []
         if loss is None:
-            with evaluating(model), torch.no_grad(), self._autocast():
+            with evaluating(model), torch.no_grad(), autocast(self.device, self.precision):
                 for batch in self.batches:
                     output, logits = kept_output(model, model_inputs(batch, self.device))
                     target = output.float()
@@ -89,7 +88,7 @@ class Problem:
         return gradient.reshape(gradient.shape[0], -1)
 
     def _one(self, number: int) -> Tensor:
-        with self._autocast():
+        with autocast(self.device, self.precision):
             if self._loss is None:
                 return self._divergence(number)
             return self._loss(self.model, self.batches[number])
@@ -101,9 +100,6 @@ class Problem:
             return total_divergence(target, output, logits, normalised=True) / len(output)
         target = target.float()
         return 0.5 * (output.float() - target).square().sum(-1).mean() / target.square().sum(-1).mean()
-
-    def _autocast(self) -> Any:
-        return nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision)
 
 
 def curvature(problem: Problem, metrics: Mapping[str, KroneckerMetric], iterations: int = 8, seed: int = 0) -> float:

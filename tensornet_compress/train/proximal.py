@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tensornet_compress.bisection import bracket, least_kept
 from tensornet_compress.decompose import MatrixSpectrum, matrix_spectrum
 from tensornet_compress.errors import BudgetError
 from tensornet_compress.metric import KroneckerMetric
 
 Threshold = Literal["hard", "soft"]
 Matrices = Mapping[str, Tensor]
-_BISECTIONS = 200
 
 
 @dataclass(frozen=True)
@@ -110,27 +109,18 @@ def _bisected(
     def at(multiplier: float) -> Choice:
         return choose_ranks(spectra, costs, multiplier, step, threshold, factored)
 
-    free = at(0.0)
-    if free.nbytes <= allowed:
-        return free
-    low, high = 0.0, 1e-30
-    while (choice := at(high)).nbytes > allowed:
-        low, high = high, high * 16
-        if high > 1e60:
-            smallest = sum(min(cost.unit, cost.dense) for cost in costs.values())
-            raise BudgetError(
-                f"the budget leaves {allowed:,} bytes for the targeted layers, rank one everywhere takes {smallest:,}; raise it"
-            )
-    for _ in range(_BISECTIONS):
-        middle = sqrt(low * high) if low > 0 else high / 2
-        if not low < middle < high:
-            break
-        trial = at(middle)
-        if trial.nbytes <= allowed:
-            high, choice = middle, trial
-        else:
-            low = middle
-    return choice
+    def fits(multiplier: float) -> bool:
+        return at(multiplier).nbytes <= allowed
+
+    if fits(0.0):
+        return at(0.0)
+    try:
+        return at(least_kept(fits, *bracket(fits)))
+    except ValueError:
+        smallest = sum(min(cost.unit, cost.dense) for cost in costs.values())
+        raise BudgetError(
+            f"the budget leaves {allowed:,} bytes for the targeted layers, rank one everywhere takes {smallest:,}; raise it"
+        ) from None
 
 
 def apply_threshold(

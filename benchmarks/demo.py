@@ -18,12 +18,13 @@ from rich.table import Table
 
 import tensornet_compress as tnc
 import tensornet_compress.kv as kv
-from tensornet_compress.cli.kv import PROFILE_FOLDER, counted, evaluate_cache
-from tensornet_compress.cli.main import continue_text, folder_nbytes
-from tensornet_compress.cli.progress import RichProgress
+from tensornet_compress.cli.common import RichProgress
+from tensornet_compress.cli.kv import PROFILE_FOLDER, counted
+from tensornet_compress.cli.main import continue_text
+from tensornet_compress.cli.weights import folder_nbytes
 from tensornet_compress.compressing import model_nbytes
 from tensornet_compress.compressing.report import CompressionReport
-from tensornet_compress.evaluate import LanguageQuality, Reference, evaluate_language
+from tensornet_compress.evaluate import LanguageQuality, Reference, evaluate_cache, evaluate_language
 from tensornet_compress.inputs import calibration_windows, heldout_windows, resolve_model
 from tensornet_compress.nn import decoded
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE

@@ -19,7 +19,7 @@ from common import MODEL, Lines, language_inputs, write_result
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.cli.main import folder_nbytes
+from tensornet_compress.cli.weights import folder_nbytes
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.evaluate.ledger import folder_ledger
 from tensornet_compress.inputs import resolve_model

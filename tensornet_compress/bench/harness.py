@@ -15,9 +15,9 @@ from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.report import Measure, Result, Row, read_result, write_result
-from tensornet_compress.report.machine import this_machine
+from tensornet_compress.report.joined import widened
+from tensornet_compress.report.made import this_machine
 from tensornet_compress.report.schema import Task
-from tensornet_compress.report.settings import widened
 from tensornet_compress.version import __version__
 
 SECONDS = Measure(

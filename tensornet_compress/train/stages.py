@@ -21,7 +21,7 @@ from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import metric_kind
-from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
+from tensornet_compress.nn import KeptModules, Target, find_targets
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.heal import heal
@@ -189,37 +189,13 @@ class _Stages:
         errors = layer_errors(self.model, self.original, chosen, batches, metric)
         layers = []
         for target in chosen:
-            network = self.model.get_submodule(target.name)
-            assert isinstance(network, NetworkModule)
-            weight = layer_weight(self.original.module(target.name))
-            layers.append(
-                LayerReport(
-                    name=target.name,
-                    kind=target.kind,
-                    family="dense" if result.ranks[target.name] is None else "svd",
-                    network=network.spec.describe(),
-                    weights=weight.numel(),
-                    nbytes=network.nbytes + sizes.fixed[target.name],
-                    original_nbytes=weight.numel() * weight.element_size() + sizes.fixed[target.name],
-                    error=errors[target.name],
-                )
-            )
-        targeted = sum(layer.nbytes for layer in layers)
-        return CompressionReport(
-            budget=budget,
-            allocator="isvt",
-            method="svd",
-            metric=metric,
-            nbytes=sizes.others + targeted,
-            original_nbytes=sizes.original,
-            targeted_nbytes=targeted,
-            targeted_original_nbytes=sizes.targeted_original,
-            targeted_weights=sum(sizes.weights.values()),
-            allowed_nbytes=sizes.allowed + sum(sizes.fixed.values()),
-            layers=tuple(layers),
-            skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in skipped),
-            seconds={"isvt": perf_counter() - started},
-            notes=(result.advice,) if result.advice else (),
+            network: Any = self.model.get_submodule(target.name)
+            family = "dense" if result.ranks[target.name] is None else "svd"
+            layers.append(LayerReport.of(sizes, target, network.network(), errors[target.name], family=family))
+        notes = (result.advice,) if result.advice else ()
+        seconds = {"isvt": perf_counter() - started}
+        return CompressionReport.of(
+            budget, sizes, layers, skipped, allocator="isvt", method="svd", metric=metric, seconds=seconds, notes=notes
         )
 
     def refine(self, batches: Sequence[Batch]) -> bool:

@@ -14,7 +14,7 @@ from tensornet_compress.bench.run import load_plugins
 from tensornet_compress.bench.side import SIDE, SIDE_PACKAGES, SideEnvironment, SidePackage, Unavailable
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.report import Measure, read_result
-from tensornet_compress.report.settings import differences
+from tensornet_compress.report.joined import differences
 
 MEASURES = {"kl": Measure(title="KL", better="lower")}
 

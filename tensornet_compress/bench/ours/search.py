@@ -5,7 +5,7 @@ from __future__ import annotations
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod, Stored
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.report import Spectrum
-from tensornet_compress.report.drawing_of import drawing_of
+from tensornet_compress.report.made import drawing_of
 from tensornet_compress.searching import SearchResult, search
 
 

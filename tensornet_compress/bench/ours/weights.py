@@ -10,7 +10,7 @@ from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, Wei
 from tensornet_compress.compressing import Budget, compress, survey_model
 from tensornet_compress.nn import NetworkModule
 from tensornet_compress.options.forms import SIZE_SHARES
-from tensornet_compress.report.drawing_of import kinds_of
+from tensornet_compress.report.made import drawings_of
 
 REFINE = 1
 QUICK_SWEEPS, FULL_SWEEPS = 0, 1
@@ -39,7 +39,7 @@ def run(method: Any, refine: bool, case: WeightCase, bits: float) -> Compressed:
     cells, ledger, modules = read_back(case, families)
     settings = {"refine": rounds, "sweeps": sweeps, "metric": report.metric, "allocator": report.allocator}
     specs = {name: module.spec for name, module in modules.items() if isinstance(module, NetworkModule)}
-    return Compressed(cells, ledger, "; ".join(report.notes), settings, kinds_of(specs))
+    return Compressed(cells, ledger, "; ".join(report.notes), settings, drawings_of(specs))
 
 
 WEIGHT_METHODS.add(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
-from tensornet_compress.report import Measure, Result, Row
-from tensornet_compress.report.charts.fronts import staircase
-from tensornet_compress.report.headline import featured, stories
-from tensornet_compress.report.roles import Group, groups, is_quality, is_size, is_time
-from tensornet_compress.report.verdict import duels
+from tensornet_compress.report import Result, Row
+from tensornet_compress.report.page.charts import staircase
+from tensornet_compress.report.page.groups import Group, duels, groups
+from tensornet_compress.report.page.headline import featured, stories
 from tests.report.synthetic import everything, result, row
 
 
@@ -18,7 +15,7 @@ def only(made: Result) -> Group:
 
 
 def told(made: Result) -> str:
-    return " ".join(sentence for story in stories(made, groups(made)) for sentence in story.sentences)
+    return " ".join(sentence for story in stories(groups(made)) for sentence in story.sentences)
 
 
 def test_a_peer_of_more_bytes_does_not_count_and_one_of_fewer_does() -> None:
@@ -27,13 +24,13 @@ def test_a_peer_of_more_bytes_does_not_count_and_one_of_fewer_does() -> None:
         (2000, "peer", "small peer"),
         (3000, "peer", "big peer"),
     ]
-    assert "a peer is better at 2" in told(made)
+    assert "ours wins at 0 of 2 sizes, a peer at 2, neither at 0" in told(made)
 
 
 def test_ours_wins_where_it_is_better_and_even_is_even() -> None:
     made = result(row("ours", 2000, 0.1, True), row("ours", 4000, 0.0502, True), row("p", 2000, 0.2), row("p", 4000, 0.05))
     assert [d.winner for d in duels(only(made))] == ["ours", "even"]
-    assert "ours is better at 1 of 2 sizes, even at 1; no peer is better" in told(made)
+    assert "ours wins at 1 of 2 sizes, a peer at 0, neither at 1" in told(made)
 
 
 def test_sizes_within_one_percent_are_one_limit() -> None:
@@ -73,30 +70,6 @@ def test_the_headline_takes_the_smallest_of_ours_with_a_small_loss() -> None:
     chosen = featured(only(made))
     assert chosen is not None
     assert chosen.values["nbytes"] == 2000
-
-
-@pytest.mark.parametrize(
-    ("name", "unit", "better", "role"),
-    [
-        ("nbytes", "bytes", "lower", "size"),
-        ("bits", "bits", "lower", "size"),
-        ("x", "bits per weight", "lower", "size"),
-        ("original_nbytes", "bytes", None, "size"),
-        ("seconds", "s", "lower", "time"),
-        ("decode", "tokens/s", "higher", "time"),
-        ("x", "ms per token", "lower", "time"),
-        ("encode", "MB/s", "higher", "time"),
-        ("decode_speed", "×", "higher", "time"),
-        ("kl", "nats per token", "lower", "quality"),
-        ("loss", "nats/token", "lower", "quality"),
-        ("top1", "", "higher", "quality"),
-        ("gain", "", None, None),
-    ],
-)
-def test_roles_of_measures(name: str, unit: str, better: str | None, role: str | None) -> None:
-    measure = Measure.model_validate({"title": "t", "unit": unit, "better": better})
-    found = {"size": is_size(name, measure), "time": is_time(name, measure), "quality": is_quality(name, measure)}
-    assert [kind for kind, yes in found.items() if yes] == ([role] if role else [])
 
 
 def test_the_staircase_keeps_what_nothing_smaller_matches() -> None:

@@ -1,20 +1,27 @@
-"""Numbers and names as people read them."""
+"""Numbers, names and the page's own words, as people read them."""
 
 from __future__ import annotations
 
 import math
 import re
+import tomllib
 import unicodedata
-from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from tensornet_compress.report.schema import Measure
 
-_BYTE_UNITS = ("bytes", "byte", "b")
-_SHOWN = 48
 _PLURALS = ("bits", "seconds", "tokens")
 _SHARE = re.compile(r"\b(same|share|agree\w*|top-?1)\b", re.IGNORECASE)
+
+
+@cache
+def texts() -> dict[str, Any]:
+    """What stands above each section, and the words that the glossary explains."""
+    return tomllib.loads((Path(__file__).parent / "words.toml").read_text(encoding="utf-8"))
 
 
 def plain(text: str) -> str:
@@ -22,7 +29,7 @@ def plain(text: str) -> str:
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") else c for c in text)
 
 
-def short(text: str, length: int = _SHOWN) -> str:
+def short(text: str, length: int = 48) -> str:
     """``plain`` text cut in its middle, where names of layers and files differ least."""
     text = " ".join(plain(text).split())
     if len(text) <= length:
@@ -33,7 +40,7 @@ def short(text: str, length: int = _SHOWN) -> str:
 
 def is_bytes(measure: Measure) -> bool:
     """Whether the values are counts of bytes."""
-    return measure.unit.strip().lower() in _BYTE_UNITS
+    return measure.unit.strip().lower() in ("bytes", "byte", "b")
 
 
 def amount(nbytes: float) -> str:
@@ -66,26 +73,26 @@ def number(value: float, digits: int = 4) -> str:
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     if f"{value:g}" == f"{value:.{digits}g}" and 1e-4 <= abs(value) < 1e15:
-        return f"{value:,.{max(0, len(f'{value:g}'.partition('.')[2]))}f}"
+        return f"{value:,.{len(f'{value:g}'.partition('.')[2])}f}"
     return significant(value, digits)
 
 
 def with_unit(value: float, measure: Measure) -> str:
     """A value as a sentence says it."""
-    if is_bytes(measure):
-        return amount(value)
-    if is_share(value, measure):
-        return f"{significant(100 * value)} %"
-    unit = plain(measure.unit).strip()
-    return f"{number(value, 3)} {unit.removesuffix('s') if value == 1 and unit in _PLURALS else unit}".strip()
+    told, unit = without_unit(value, measure), measure.unit.strip()
+    if is_bytes(measure) or _is_share(value, measure):
+        return told
+    return f"{told} {unit.removesuffix('s') if value == 1 and unit in _PLURALS else unit}".strip()
 
 
 def without_unit(value: float, measure: Measure) -> str:
-    """A value whose unit is told elsewhere; bytes keep theirs, which is part of the number."""
-    return with_unit(value, measure) if is_bytes(measure) or is_share(value, measure) else number(value, 3)
+    """A value whose unit is told elsewhere; bytes and percentages keep theirs, which is part of the number."""
+    if is_bytes(measure):
+        return amount(value)
+    return f"{significant(100 * value)} %" if _is_share(value, measure) else number(value, 3)
 
 
-def is_share(value: float, measure: Measure) -> bool:
+def _is_share(value: float, measure: Measure) -> bool:
     """Whether the value is a share of something and reads better as a percentage."""
     told = measure.unit.strip().lower() in ("share", "fraction") or bool(_SHARE.search(measure.title))
     return told and 0 <= value <= 1 and measure.better == "higher"
@@ -93,8 +100,13 @@ def is_share(value: float, measure: Measure) -> bool:
 
 def heading(measure: Measure) -> str:
     """Title of a measure where a line begins."""
-    title = plain(measure.title)
-    return title[:1].upper() + title[1:]
+    return measure.title[:1].upper() + measure.title[1:]
+
+
+def named(measure: Measure) -> str:
+    """Title and unit of a measure beside an axis or above a column."""
+    unit = short(measure.unit, 24)
+    return short(heading(measure)) + (f" ({unit})" if unit and not is_bytes(measure) else "")
 
 
 def times(ratio: float) -> str:
@@ -108,11 +120,8 @@ def lower_first(text: str) -> str:
 
 
 def moment(text: str) -> str:
-    """A time in ISO format as people write it, to the minute; other texts as they are."""
-    try:
-        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").removesuffix(" ").removesuffix(" 00:00")
-    except ValueError:
-        return text
+    """A time in ISO format and UTC as people write it, to the minute; other texts as they are."""
+    return re.sub(r"^(\d+-\d\d-\d\d)T(\d\d:\d\d):\S*\+00:00$", r"\1 \2 UTC", text)
 
 
 def setting(value: JsonValue) -> str:
@@ -124,7 +133,7 @@ def setting(value: JsonValue) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) < 10**15 else str(value)
     if isinstance(value, list):
-        return ", ".join(setting(item) for item in value) or "none"
+        return ", ".join(map(setting, value)) or "none"
     if isinstance(value, dict):
         return "; ".join(f"{name}: {setting(item)}" for name, item in value.items()) or "none"
     return value

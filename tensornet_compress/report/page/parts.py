@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of a legend: ``mark`` is a character drawn in the colour ``ink`` (a name of ``charts.palette``)."""
+    """One entry of a legend: ``mark`` is a character drawn in the colour ``ink``, a name of the style sheet."""
 
     mark: str
     ink: str
@@ -27,12 +27,11 @@ class Chart:
     narrow: Markup
     legend: tuple[Key, ...] = ()
     note: str = ""
-    kind: Literal["chart"] = "chart"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. ``more``: a second, smaller line. ``exact``: its tooltip. ``tone``: a class of the style sheet."""
+    """A cell of a table. ``exact``: its tooltip. ``tone``: a class of the style sheet. ``more``: a second, smaller line."""
 
     text: str
     numeric: bool = False
@@ -43,14 +42,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """``columns``: titles with whether they hold numbers. ``folded``: closed until it is opened, under ``caption``."""
+    """Rows of cells under the titles ``columns``. ``folded``: closed until it is opened, under ``caption``."""
 
     caption: str
-    columns: tuple[tuple[str, bool], ...]
+    columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     folded: bool = False
     note: str = ""
-    kind: Literal["table"] = "table"
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ class HeatTable:
     legend: tuple[Key, ...] = ()
     scale: tuple[str, str] | None = None
     note: str = ""
-    kind: Literal["heat"] = "heat"
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,6 @@ class Terms:
     """A list of words and what they mean."""
 
     terms: tuple[tuple[str, str], ...]
-    kind: Literal["terms"] = "terms"
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,6 @@ class Code:
 
     caption: str
     text: str
-    kind: Literal["code"] = "code"
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,6 @@ class Text:
 
     text: str
     level: int = 0
-    kind: Literal["text"] = "text"
 
 
 Block = Chart | Table | HeatTable | Terms | Code | Text
@@ -99,17 +93,15 @@ Block = Chart | Table | HeatTable | Terms | Code | Text
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: ``lead`` says in plain words what is shown and how to read it."""
+    """One part of the page; its title and what it shows, in plain words, stand in ``words.toml`` under its name."""
 
     name: str
-    title: str
-    lead: str
     blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One thing that the headline says: a large figure, what it is, and the sentence that explains it."""
+    """One large figure of the headline and what it is."""
 
     figure: str
     label: str
@@ -122,4 +114,4 @@ class Story:
 
     title: str
     sentences: tuple[str, ...]
-    claims: tuple[Claim, ...] = field(default=())
+    claims: tuple[Claim, ...] = ()

@@ -193,6 +193,11 @@ class BlockRunner:
         output: Tensor = result[0] if isinstance(result, tuple) else result
         return output
 
+    def outputs(self, number: int, states: Sequence[Tensor]) -> list[Tensor]:
+        """States of all batches after block ``number``, without a graph."""
+        with torch.no_grad():
+            return [self.run(number, batch, state) for batch, state in enumerate(states)]
+
     def run_until(self, number: int, batch: int, state: Tensor, hooks: Mapping[str, Hook], last: str) -> None:
         """Run a block while ``hooks`` see what modules (names inside the block) are given; stop when ``last`` is reached."""
         with self.listening(number, hooks, last):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn.conv import conv_geometry
 from tensornet_compress.nn.targets import Target
@@ -47,6 +48,19 @@ def layer_plan(target: Target, module: nn.Module, spec: NetworkSpec) -> LayerPla
         padding_idx=getattr(module, "padding_idx", None),
         geometry=conv_geometry(module) if isinstance(module, nn.Conv2d) else None,
     )
+
+
+def plan_targets(model: nn.Module, plan: Plan) -> list[Target]:
+    """The layers of a plan, as targets of a model.
+
+    Raises:
+        TensorNetError: the model lacks some of them.
+    """
+    known = dict(model.named_modules())
+    missing = [name for name in plan.layers if name not in known]
+    if missing:
+        raise TensorNetError(f"the plan speaks of modules that the model lacks: {missing[:5]}")
+    return [Target(name, layer.kind, layer.tied) for name, layer in plan.layers.items()]
 
 
 def plan_of(model: nn.Module, targets: Iterable[Target], networks: Mapping[str, TensorNetwork], **made_with: Any) -> Plan:

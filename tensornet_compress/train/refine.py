@@ -131,7 +131,7 @@ def refine_block(
                 token_errors(runner, batch, runner.run(number, batch, state), target).mean().backward()
                 optimiser.step()
                 schedule.step()
-        refined = _measure(runner, number, inputs, targets)
+        refined = relative_error(runner, runner.outputs(number, inputs), targets)
         if not refined < fitted:
             with torch.no_grad():
                 for parameter, value in zip(parameters, before):
@@ -150,8 +150,3 @@ def relative_error(runner: BlockRunner, outputs: Sequence[Tensor], targets: Sequ
     """Mean of ``token_errors`` over all batches."""
     errors = [token_errors(runner, batch, *pair) for batch, pair in enumerate(zip(outputs, targets))]
     return float(torch.cat(errors).mean())
-
-
-def _measure(runner: BlockRunner, number: int, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-    with torch.no_grad():
-        return relative_error(runner, [runner.run(number, i, state) for i, state in enumerate(inputs)], targets)

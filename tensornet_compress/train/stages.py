@@ -7,22 +7,21 @@ chosen for doing well on some batches looks better there than it is: the figures
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tensornet_compress.calibrate import Batch, kept_output, model_inputs, output_divergence
-from tensornet_compress.calibrate.hooks import evaluating
+from tensornet_compress.calibrate import Batch
+from tensornet_compress.calibrate.sensitivity import Reference
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import metric_kind
-from tensornet_compress.nn import KeptModules, Target, find_targets
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
+from tensornet_compress.nn import KeptModules, find_targets
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, plan_targets
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
@@ -106,26 +105,6 @@ def _split(
     return batches, chosen_by, held
 
 
-class _Measure:
-    """Divergence from the original on fixed batches."""
-
-    def __init__(self, model: nn.Module, batches: Sequence[Batch]):
-        self.model = model
-        self.inputs = [model_inputs(batch, next(model.parameters()).device) for batch in batches]
-        self._references = [(output.half() if logits else output, logits) for output, logits in self._outputs()]
-
-    def _outputs(self) -> Iterator[tuple[Tensor, bool]]:
-        with evaluating(self.model), torch.no_grad():
-            for inputs in self.inputs:
-                yield kept_output(self.model, inputs)
-
-    def divergence(self) -> float:
-        """Mean over batches, per token."""
-        pairs = zip(self._references, self._outputs())
-        values = [output_divergence(reference.float(), output, logits) for (reference, logits), (output, _) in pairs]
-        return sum(values) / len(values)
-
-
 class _Stages:
     def __init__(
         self,
@@ -138,7 +117,7 @@ class _Stages:
         self.model, self.progress = model, progress
         self.original = KeptModules(model)
         self.teacher = copy.deepcopy(model) if keep_original else None
-        self.selection, self.held = _Measure(model, selection), _Measure(model, held)
+        self.selection, self.held = Reference(model, selection), Reference(model, held)
         self.reports: list[StageReport] = []
 
     def _note(self, name: str, started: float) -> float:
@@ -226,7 +205,6 @@ class _Stages:
     def with_errors(self, report: CompressionReport, batches: Sequence[Batch], by_block: bool) -> CompressionReport:
         """The report with errors of layers as they are now."""
         plan = getattr(self.model, PLAN_ATTRIBUTE)
-        targets = [Target(name, layer.kind, layer.tied) for name, layer in plan.layers.items()]
-        errors = layer_errors(self.model, self.original, targets, batches, report.metric, by_block)
+        errors = layer_errors(self.model, self.original, plan_targets(self.model, plan), batches, report.metric, by_block)
         layers = tuple(layer.model_copy(update={"error": errors[layer.name]}) for layer in report.layers)
         return report.model_copy(update={"layers": layers})

@@ -39,7 +39,12 @@ def weights(
     size: Annotated[str | None, typer.Option(help="Stored bytes of the whole model, e.g. 90MB or 120000000.")] = None,
     targets: Annotated[list[str] | None, typer.Option(help="Patterns of modules to compress (repeatable).")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Patterns of modules to leave alone (repeatable).")] = None,
-    method: Annotated[str, typer.Option(help="auto, dense, svd, residual, tt, ttm, tree or searched.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="coded, auto, dense, svd, residual, tt, ttm, tree or searched."
+        ),
+    ] = "auto",
     format: Annotated[list[str] | None, typer.Option(help="Number formats allowed, e.g. bf16, int4g64z (repeatable).")] = None,  # noqa: A002
     allocator: Annotated[str, typer.Option(help="sensitivity, energy or uniform.")] = "sensitivity",
     metric: Annotated[

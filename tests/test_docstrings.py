@@ -18,7 +18,9 @@ FILES = [
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_examples_give_what_they_show(file: Path) -> None:
+def test_examples_give_what_they_show(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Examples may write files.
+    monkeypatch.chdir(tmp_path)
     result = doctest.testmod(import_module(".".join(file.with_suffix("").parts)))
     assert result.attempted > 0
     assert result.failed == 0

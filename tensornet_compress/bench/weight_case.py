@@ -16,7 +16,7 @@ from tensornet_compress.bench.registry import Method, Registry
 from tensornet_compress.bench.side import require_fit
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
+from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight, turned
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.report import Drawing, LayerCell
 
@@ -99,8 +99,7 @@ class WeightCase:
     def place(self, target: Target, matrix: Tensor) -> None:
         """Put a dense layer with another weight in the place of a target."""
         original: Any = self.original(target)
-        weight = matrix.to(original.weight.dtype)
-        weight = weight.T if target.kind == "conv1d" else weight.reshape(original.weight.shape)
+        weight = turned(matrix.to(original.weight.dtype), target.kind).reshape(original.weight.shape)
         stand_in = copy.copy(original)
         stand_in._parameters = original._parameters | {"weight": nn.Parameter(weight.contiguous(), requires_grad=False)}
         for name in (target.name, *target.tied):

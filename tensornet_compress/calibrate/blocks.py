@@ -6,14 +6,14 @@ Only the states at one border between blocks are held, so that work on one block
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate.batches import Batch, model_inputs, without_padding
-from tensornet_compress.calibrate.hooks import before_call, evaluating, hooked
+from tensornet_compress.calibrate.hooks import autocast, before_call, evaluating, hooked
 from tensornet_compress.errors import TargetError, TensorNetError
 
 Blocks = list[tuple[str, nn.Module]]
@@ -188,10 +188,15 @@ class BlockRunner:
         """States (rows, length, width) after block ``number``, for the arguments of batch ``batch``; ``state`` stays what it
         is, also when the block changes what it is given in place."""
         given, named = self._calls[batch][number]
-        with nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision):
+        with autocast(self.device, self.precision):
             result = self.blocks[number][1](state.clone(), *given, **named)
         output: Tensor = result[0] if isinstance(result, tuple) else result
         return output
+
+    def outputs(self, number: int, states: Sequence[Tensor]) -> list[Tensor]:
+        """States of all batches after block ``number``, without a graph."""
+        with torch.no_grad():
+            return [self.run(number, batch, state) for batch, state in enumerate(states)]
 
     def run_until(self, number: int, batch: int, state: Tensor, hooks: Mapping[str, Hook], last: str) -> None:
         """Run a block while ``hooks`` see what modules (names inside the block) are given; stop when ``last`` is reached."""

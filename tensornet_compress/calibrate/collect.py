@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from tensornet_compress.calibrate.batches import kept_output, model_inputs, with
 from tensornet_compress.calibrate.divergence import sampled_loss
 from tensornet_compress.calibrate.hooks import (
     Backward,
+    autocast,
     by_example,
     calls_and_gradients,
     frozen,
@@ -75,7 +75,7 @@ def collect_statistics(
     with hooked(handles), frozen(model), torch.set_grad_enabled(collector.gradients):
         for batch in batches:
             collector.begin(batch)
-            with nullcontext() if precision is None else torch.autocast(device.type, dtype=precision):
+            with autocast(device, precision):
                 if loss is not None:
                     total = loss(model, batch)
                 elif collector.gradients:

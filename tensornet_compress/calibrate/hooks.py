@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -44,6 +45,11 @@ def frozen(model: nn.Module, trained: Iterable[nn.Parameter] = ()) -> Iterator[N
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Matrix products in a dtype; None leaves them as they are."""
+    return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
 
 
 @contextmanager

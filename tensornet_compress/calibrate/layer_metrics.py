@@ -86,14 +86,14 @@ def _metrics(
 def _collected(
     model: nn.Module, batches: Sequence[Any], names: Sequence[str], kind: MetricKind, by_block: bool, options: dict[str, Any]
 ) -> Iterator[tuple[str, KroneckerMetric]]:
-    kinds = {kind, "input"}
+    kinds = {kind, "input"} if kind in GRADIENT_KINDS else {kind}
     whole = [] if by_block else [collect_statistics(model, batches, names, kinds, **options)]
     for part in statistics_by_block(model, batches, names, kinds, **options) if by_block else whole:
         # Layers that share their input share the metric too, and the memory that it takes.
         shared: dict[InputMoment, KroneckerMetric] = {}
         for name in list(part):
             statistics = part.pop(name)
-            if not statistics.input.count:
+            if not statistics.tokens:
                 raise TensorNetError(f"{name!r} received no input during calibration; give batches that reach it, or ignore it")
             used = kind if statistics.reached or kind not in GRADIENT_KINDS else "input"
             metric = shared.get(statistics.input) if used == "input" else None

@@ -118,6 +118,27 @@ def fisher_sensitivity(
     return {name: value / tokens / max(probes[name]()[1], 1e-300) for name, value in divergence.items()}
 
 
+class Reference:
+    """What a model gives on fixed batches, logits in half precision, to measure how far its outputs lie from that later."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]):
+        device = next(model.parameters()).device
+        self.model = model
+        self.inputs = [model_inputs(batch, device) for batch in batches]
+        self.outputs: list[tuple[Tensor, bool]] = []
+        with evaluating(model), torch.no_grad():
+            for batch in self.inputs:
+                output, logits = kept_output(model, batch)
+                self.outputs.append((output.half() if logits else output, logits))
+
+    def divergence(self) -> float:
+        """``output_divergence`` of the model as it is now, mean over batches."""
+        with evaluating(self.model), torch.no_grad():
+            pairs = zip(self.inputs, self.outputs)
+            values = [output_divergence(known, kept_output(self.model, batch)[0], logits) for batch, (known, logits) in pairs]
+        return sum(values) / len(values)
+
+
 class OperatingPoint:
     """Measures compressed weights inside the original model on fixed batches; the model is left as found each time.
 
@@ -127,37 +148,25 @@ class OperatingPoint:
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch], tied: Mapping[str, Sequence[str]]):
-        device = next(model.parameters()).device
-        self._model = model
-        self._tied = tied
-        self._inputs = [model_inputs(batch, device) for batch in batches]
-        self._references: list[tuple[Tensor, bool]] = []
-        with evaluating(model), torch.no_grad():
-            for batch in self._inputs:
-                output, logits = kept_output(model, batch)
-                self._references.append((output.half() if logits else output, logits))
+        self._reference, self._tied = Reference(model, batches), tied
 
     def measure(
         self, weights: Mapping[str, Tensor], advance: Callable[[], None] = lambda: None
     ) -> tuple[float, dict[str, float]]:
         """Divergence per token with ``weights`` (as the modules store them) in place, and each layer's derivative of it
         towards those weights, ``<grad, V - W>``."""
-        derivative = dict.fromkeys(weights, 0.0)
+        model, derivative = self._reference.model, dict.fromkeys(weights, 0.0)
         total, tokens = 0.0, 0
-        with (
-            frozen(self._model),
-            swapped_weights(self._model, weights) as originals,
-            torch.enable_grad(),
-        ):
+        with frozen(model), swapped_weights(model, weights) as originals, torch.enable_grad():
 
             def visit(name: str, module: nn.Module, given: Tensor, gradient: Tensor) -> None:
                 change = weights[name].to(originals[name]) - originals[name]
                 derivative[name] += float((_response(module, given, change) * gradient).double().sum())
 
-            with _visiting(self._model, weights, self._tied, visit):
-                for batch, (reference, logits) in zip(self._inputs, self._references):
-                    output, _ = kept_output(self._model, batch)
-                    loss = total_divergence(reference, output, logits)
+            with _visiting(model, weights, self._tied, visit):
+                for batch, (known, logits) in zip(self._reference.inputs, self._reference.outputs):
+                    output, _ = kept_output(model, batch)
+                    loss = total_divergence(known, output, logits)
                     loss.backward()
                     total, tokens = total + float(loss.detach()), tokens + len(output)
                     advance()

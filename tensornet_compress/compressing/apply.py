@@ -13,8 +13,8 @@ from tensornet_compress.compressing.layer_jobs import LayerJob, realise_layer
 from tensornet_compress.compressing.survey import weight_source
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn import Target, replace_module
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
+from tensornet_compress.nn import install
+from tensornet_compress.nn.plan import Plan, plan_targets
 
 
 def apply_plan(
@@ -32,10 +32,7 @@ def apply_plan(
             f"the plan was made with calibration {plan.calibration or 'none'}, was given {fingerprint or 'none'}; "
             "pass the same batches in the same order"
         )
-    chosen = [Target(name, layer.kind, layer.tied) for name, layer in plan.layers.items()]
-    missing = [target.name for target in chosen if target.name not in dict(model.named_modules())]
-    if missing:
-        raise TensorNetError(f"the plan speaks of modules that the model lacks: {missing[:5]}")
+    chosen = plan_targets(model, plan)
     metrics = calibrated_metrics(model, batches, chosen, plan.metric)
     tasks = [
         (
@@ -44,7 +41,5 @@ def apply_plan(
         )
         for target in chosen
     ]
-    for target, result in zip(chosen, run_jobs(realise_layer, tasks, workers)):
-        replace_module(model, target.name, result.network, target.tied)
-    setattr(model, PLAN_ATTRIBUTE, plan)
+    install(model, {result.name: result.network for result in run_jobs(realise_layer, tasks, workers)}, plan)
     return model

@@ -27,8 +27,8 @@ from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.decompose.one_step import NATS_PER_ENTRY, Canceller, row_weights
 from tensornet_compress.errors import BudgetError, TensorNetError
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.nn import Target, find_targets, layer_weight, replace_module
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan, layer_plan
+from tensornet_compress.nn import Target, find_targets, install, layer_weight
+from tensornet_compress.nn.plan import plan_of
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 from tensornet_compress.tensor.network import part_name
@@ -117,31 +117,23 @@ def compress_coded(
     jobs = _jobs(model, chosen, metrics)
     step = _foretold_step(jobs, sizes, workers, clock)
     layers, step = _within_budget(jobs, step, sizes, workers, clock)
-    reports: list[LayerReport] = []
-    plans: dict[str, LayerPlan] = {}
-    for target in chosen:
-        report, plans[target.name] = _install(model, target, layers[target.name], step, sizes, notes.get(target.name, ""))
-        reports.append(report)
-    setattr(model, PLAN_ATTRIBUTE, Plan(calibration=calibration_fingerprint(batches), metric="fisher", layers=plans))
-    targeted = sum(report.nbytes for report in reports)
-    return CompressionReport(
-        budget=budget,
+    networks = {target.name: _network(model, target, layers[target.name], step) for target in chosen}
+    reports = [
+        LayerReport.of(sizes, t, networks[t.name], layers[t.name].error, family="dense", note=notes.get(t.name, ""))
+        for t in chosen
+    ]
+    install(model, networks, plan_of(model, chosen, networks, calibration=calibration_fingerprint(batches), metric="fisher"))
+    foretold = sum(layer.nats for layer in layers.values())
+    return CompressionReport.of(
+        budget,
+        sizes,
+        reports,
+        skipped,
         allocator="step",
         method="coded",
         metric="fisher",
-        nbytes=sizes.others + targeted,
-        original_nbytes=sizes.original,
-        targeted_nbytes=targeted,
-        targeted_original_nbytes=sizes.targeted_original,
-        targeted_weights=sum(sizes.weights.values()),
-        allowed_nbytes=sizes.allowed + sum(sizes.fixed.values()),
-        layers=tuple(reports),
-        skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in skipped),
         seconds=clock.seconds,
-        notes=(
-            f"one step of {step:.4g} for all layers; their errors foretell a divergence of "
-            f"{sum(layer.nats for layer in layers.values()):.4g} nats per token",
-        ),
+        notes=(f"one step of {step:.4g} for all layers; their errors foretell a divergence of {foretold:.4g} nats per token",),
     )
 
 
@@ -208,24 +200,8 @@ def _within_budget(
     return best
 
 
-def _install(
-    model: nn.Module, target: Target, layer: CodedLayer, step: float, sizes: Sizes, note: str
-) -> tuple[LayerReport, LayerPlan]:
-    module = model.get_submodule(target.name)
-    weight = layer_weight(module)
+def _network(model: nn.Module, target: Target, layer: CodedLayer, step: float) -> TensorNetwork:
+    weight = layer_weight(model.get_submodule(target.name))
     fmt = CodedFormat(step=step, stored=layer.data.numel())
     spec = NetworkSpec.dense(tuple(weight.shape), fmt, str(weight.dtype).removeprefix("torch."))
-    plan = layer_plan(target, module, spec)
-    replace_module(model, target.name, TensorNetwork(spec, {part_name(0, 0, "_coded"): layer.data}), target.tied)
-    report = LayerReport(
-        name=target.name,
-        kind=target.kind,
-        family="dense",
-        network=spec.describe(),
-        weights=sizes.weights[target.name],
-        nbytes=layer.data.numel() + sizes.fixed[target.name],
-        original_nbytes=weight.numel() * weight.element_size() + sizes.fixed[target.name],
-        error=layer.error,
-        note=note,
-    )
-    return report, plan
+    return TensorNetwork(spec, {part_name(0, 0, "_coded"): layer.data})

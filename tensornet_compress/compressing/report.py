@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tensornet_compress.compressing.budget import Budget
+from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.frozen import Frozen
+from tensornet_compress.nn import Skipped, Target
+from tensornet_compress.tensor import TensorNetwork
 
 
 class LayerReport(Frozen):
@@ -21,6 +25,20 @@ class LayerReport(Frozen):
     error: float
     sensitivity: float | None = None
     note: str = ""
+
+    @classmethod
+    def of(cls, sizes: Sizes, target: Target, network: TensorNetwork, error: float, **more: Any) -> LayerReport:
+        """The report of a target that became a network; ``more``: the other fields."""
+        return cls(
+            name=target.name,
+            kind=target.kind,
+            network=network.spec.describe(),
+            weights=sizes.weights[target.name],
+            nbytes=network.nbytes + sizes.fixed[target.name],
+            original_nbytes=sizes.originals[target.name],
+            error=error,
+            **more,
+        )
 
     @property
     def bits_per_weight(self) -> float:
@@ -64,6 +82,25 @@ class CompressionReport(Frozen):
     divergences: tuple[float, ...] = ()
     stages: tuple[StageReport, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, budget: Budget, sizes: Sizes, layers: Sequence[LayerReport], skipped: Sequence[Skipped], **more: Any
+    ) -> CompressionReport:
+        """The report of a model whose targets became networks; ``more``: the other fields."""
+        targeted = sum(layer.nbytes for layer in layers)
+        return cls(
+            budget=budget,
+            nbytes=sizes.others + targeted,
+            original_nbytes=sizes.original,
+            targeted_nbytes=targeted,
+            targeted_original_nbytes=sizes.targeted_original,
+            targeted_weights=sum(sizes.weights.values()),
+            allowed_nbytes=sizes.allowed + sum(sizes.fixed.values()),
+            layers=tuple(layers),
+            skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in skipped),
+            **more,
+        )
 
     @property
     def bits_per_weight(self) -> float:

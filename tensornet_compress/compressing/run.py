@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -13,15 +12,13 @@ from tensornet_compress.compressing.allocate import Allocation
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
 from tensornet_compress.compressing.coded import compress_coded
-from tensornet_compress.compressing.layer_jobs import Realised
 from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.compressing.survey import FISHER_TOKENS, ModelSurvey, survey_model, uniform_share
 from tensornet_compress.compressing.words import Allocator, Method, Sensitivity
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn import Target, find_targets, layer_weight, replace_module
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan, layer_plan
-from tensornet_compress.options import Option
+from tensornet_compress.nn import find_targets, install
+from tensornet_compress.nn.plan import plan_of
 from tensornet_compress.progress import Progress, SilentProgress
 
 
@@ -126,46 +123,21 @@ def compress(
         picks, realised, divergences = allocation.refine(point, refine)
     else:
         picks, realised = allocation.solve()
-    layers = _replace(model, survey, picks, realised, sizes)
-    plan = Plan(
-        calibration=survey.calibration,
-        metric=survey.metric,
-        sweeps=survey.jobs[0].sweeps,
-        layers={target.name: plan for target, plan in layers.plans},
-    )
-    setattr(model, PLAN_ATTRIBUTE, plan)
-    return _report(budget, method, allocator, sizes, layers.reports, survey, clock, divergences)
-
-
-@dataclass
-class _Replaced:
-    reports: list[LayerReport] = field(default_factory=list)
-    plans: list[tuple[Target, LayerPlan]] = field(default_factory=list)
-
-
-def _replace(
-    model: nn.Module, survey: ModelSurvey, picks: Sequence[Option], realised: Sequence[Realised], sizes: Sizes
-) -> _Replaced:
-    result = _Replaced()
-    for target, layer, pick, done in zip(survey.chosen, survey.layers, picks, realised):
-        module = model.get_submodule(target.name)
-        itemsize = layer_weight(module).element_size()
-        result.plans.append((target, layer_plan(target, module, done.network.spec)))
-        replace_module(model, target.name, done.network, target.tied)
-        result.reports.append(
-            LayerReport(
-                name=target.name,
-                kind=target.kind,
-                family=pick.family,
-                network=done.network.spec.describe(),
-                weights=sizes.weights[target.name],
-                nbytes=done.network.nbytes + sizes.fixed[target.name],
-                original_nbytes=sizes.weights[target.name] * itemsize + sizes.fixed[target.name],
-                error=done.error / max(layer.energy, 1e-300),
-                sensitivity=survey.sensitivity.get(target.name),
-            )
+    layers = [
+        LayerReport.of(
+            sizes,
+            target,
+            done.network,
+            done.error / max(layer.energy, 1e-300),
+            family=pick.family,
+            sensitivity=survey.sensitivity.get(target.name),
         )
-    return result
+        for target, layer, pick, done in zip(chosen, survey.layers, picks, realised)
+    ]
+    networks = {target.name: done.network for target, done in zip(chosen, realised)}
+    origin = {"calibration": survey.calibration, "metric": survey.metric, "sweeps": survey.jobs[0].sweeps}
+    install(model, networks, plan_of(model, chosen, networks, **origin))
+    return _report(budget, method, allocator, sizes, layers, survey, clock, divergences)
 
 
 def _report(
@@ -189,19 +161,14 @@ def _report(
     notes += [str(found) for found in survey.searches]
     if survey.calibration is None:
         notes.append("no calibration was given: errors are Euclidean")
-    return CompressionReport(
-        budget=budget,
+    return CompressionReport.of(
+        budget,
+        sizes,
+        layers,
+        survey.skipped,
         allocator=allocator,
         method=method,
         metric=survey.metric if survey.calibration is not None else "euclidean",
-        nbytes=sizes.others + targeted,
-        original_nbytes=sizes.original,
-        targeted_nbytes=targeted,
-        targeted_original_nbytes=sizes.targeted_original,
-        targeted_weights=sum(sizes.weights.values()),
-        allowed_nbytes=allowed,
-        layers=tuple(layers),
-        skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in survey.skipped),
         seconds=survey.seconds | clock.seconds,
         divergences=tuple(divergences),
         notes=tuple(notes),

@@ -14,7 +14,8 @@ from tensornet_compress.nn import Target, layer_weight
 
 @dataclass
 class Sizes:
-    """Bytes of the model before compression, and what the budget leaves for the targeted layers."""
+    """Bytes of the model before compression, and what the budget leaves for the targeted layers; by layer the numbers of its
+    weight, the bytes that it keeps whatever happens (its bias), and those that it had."""
 
     original: int
     others: int
@@ -22,18 +23,20 @@ class Sizes:
     allowed: int
     weights: dict[str, int]
     fixed: dict[str, int]
+    originals: dict[str, int]
 
     @classmethod
     def of(cls, model: nn.Module, chosen: Sequence[Target], budget: Budget) -> Sizes:
         original = model_nbytes(model)
-        weights, fixed, targeted = {}, {}, 0
+        weights, fixed, originals = {}, {}, {}
         for target in chosen:
             module = model.get_submodule(target.name)
             bias = getattr(module, "bias", None)
             weight = layer_weight(module)
             weights[target.name] = weight.numel()
             fixed[target.name] = 0 if bias is None else bias.numel() * bias.element_size()
-            targeted += weight.numel() * weight.element_size() + fixed[target.name]
+            originals[target.name] = weight.numel() * weight.element_size() + fixed[target.name]
+        targeted = sum(originals.values())
         others = original - targeted
         if budget.bits_per_weight is not None:
             allowed = int(budget.bits_per_weight * sum(weights.values()) / 8)
@@ -45,7 +48,7 @@ class Sizes:
                     f"the budget of {total:,} bytes is used up by the {others:,} bytes that are not targeted; "
                     "raise it, target more layers, or load the model in a smaller dtype"
                 )
-        return cls(original, others, targeted, allowed - sum(fixed.values()), weights, fixed)
+        return cls(original, others, targeted, allowed - sum(fixed.values()), weights, fixed, originals)
 
 
 def model_nbytes(model: nn.Module) -> int:

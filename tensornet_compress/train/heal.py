@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tensornet_compress.calibrate import Batch, kept_output, model_inputs, total_divergence
-from tensornet_compress.calibrate.blocks import find_blocks, replaced_forwards
-from tensornet_compress.calibrate.hooks import evaluating
+from tensornet_compress.calibrate.batches import named_parts
+from tensornet_compress.calibrate.blocks import find_blocks, replaced_forwards, without_cache
+from tensornet_compress.calibrate.hooks import autocast, evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn import NetworkModule
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.train.masters import master_parameters, relative_groups
 from tensornet_compress.train.problem import MeanLoss
+from tensornet_compress.train.refine import master_parameters, relative_groups
 
 
 class HealReport(Frozen):
@@ -86,24 +88,24 @@ def heal(
     train, heldout = _split(batches, validation)
     objective = _Objective(model, teacher, loss, precision, cache_teacher)
     started = perf_counter()
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        if checkpointing:
-            stack.enter_context(checkpointed(model))
-        advance = stack.enter_context((progress or SilentProgress()).stage("heal", steps))
-        parameters = stack.enter_context(master_parameters(model.modules()))
-        stack.enter_context(torch.enable_grad())
-        run = _Run(objective, parameters, train, heldout, steps, rate)
-        run.train(every, patience, advance)
+    with (
+        evaluating(model),
+        checkpointed(model) if checkpointing else nullcontext(),
+        (progress or SilentProgress()).stage("heal", steps) as advance,
+        master_parameters(model.modules()) as parameters,
+        torch.enable_grad(),
+    ):
+        training = _Training(objective, parameters, steps, rate)
+        training.run(train, heldout, every, patience, advance)
     return HealReport(
-        initial=run.measured[0][1],
-        best=run.best,
-        best_step=run.best_step,
-        heldout=tuple(run.measured),
-        losses=tuple(run.losses),
-        tokens=run.tokens,
+        initial=training.measured[0][1],
+        best=training.best,
+        best_step=training.best_step,
+        heldout=tuple(training.measured),
+        losses=tuple(training.losses),
+        tokens=training.tokens,
         seconds=perf_counter() - started,
-        stopped_early=len(run.losses) < steps,
+        stopped_early=len(training.losses) < steps,
     )
 
 
@@ -115,10 +117,27 @@ def next_token_loss(model: Any, batch: Batch) -> Tensor:
     return losses.mean() if mask is None else losses[mask[:, 1:].flatten().bool()].mean()
 
 
-def _split(batches: Sequence[Any], validation: Sequence[Any] | None) -> tuple[list[Any], list[Any]]:
-    train = list(batches)
+@dataclass(eq=False)
+class _Example:
+    """A batch, and what the teacher makes of it once it was asked."""
+
+    batch: Any
+    target: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a batch of ids, examples of any other."""
+        if isinstance(self.batch, Tensor | Mapping):
+            parts = named_parts(self.batch)
+            first = parts.get("input_ids", next(iter(parts.values())))
+            return len(first) if first.is_floating_point() or "input_ids" not in parts else first.numel()
+        return len(self.batch[0])
+
+
+def _split(batches: Sequence[Any], validation: Sequence[Any] | None) -> tuple[list[_Example], list[_Example]]:
+    train = [_Example(batch) for batch in batches]
     if validation is not None:
-        held = list(validation)
+        held = [_Example(batch) for batch in validation]
     else:
         cut = max(1, len(train) // 10)
         train, held = train[:-cut], train[-cut:]
@@ -130,55 +149,45 @@ def _split(batches: Sequence[Any], validation: Sequence[Any] | None) -> tuple[li
     return train, held
 
 
+@dataclass
 class _Objective:
     """The loss of one batch, per token."""
 
-    def __init__(
-        self, model: nn.Module, teacher: nn.Module | None, loss: MeanLoss | None, precision: torch.dtype | None, cache: bool
-    ):
-        self.model, self.teacher, self.loss, self.precision, self.cache = model, teacher, loss, precision, cache
-        self.device = next(model.parameters()).device
-        self._outputs: dict[int, tuple[Batch, Tensor]] = {}
+    model: nn.Module
+    teacher: nn.Module | None
+    loss: MeanLoss | None
+    precision: torch.dtype | None
+    cache: bool
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, example: _Example) -> Tensor:
+        device = next(self.model.parameters()).device
         if self.loss is not None:
-            with self._autocast():
-                return self.loss(self.model, batch)
-        inputs = model_inputs(batch, self.device)
-        target = self._target(batch, inputs)
-        with self._autocast():
+            with autocast(device, self.precision):
+                return self.loss(self.model, example.batch)
+        inputs = model_inputs(example.batch, device)
+        target = example.target if example.target is not None else self._asked(inputs)
+        if self.cache:
+            example.target = target
+        with autocast(device, self.precision):
             output, logits = kept_output(self.model, inputs)
         return total_divergence(target, output, logits, normalised=True) / len(output)
 
-    def _target(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
-        """The teacher's log probabilities, or its output vectors."""
-        if id(batch) in self._outputs:
-            return self._outputs[id(batch)][1]
+    def _asked(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The teacher's log probabilities, in half precision if they are kept, or its output vectors."""
         assert self.teacher is not None
-        with evaluating(self.teacher), torch.no_grad(), self._autocast():
+        with evaluating(self.teacher), torch.no_grad(), autocast(inputs["input_ids"].device, self.precision):
             output, logits = kept_output(self.teacher, inputs)
-        target = output.float().log_softmax(-1) if logits else output.float()
-        if self.cache:
-            # Holding the batch keeps its id from being used again.
-            target = target.half() if logits else target
-            self._outputs[id(batch)] = (batch, target)
-        return target
-
-    def _autocast(self) -> Any:
-        return nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision)
+        if not logits:
+            return output.float()
+        target = output.float().log_softmax(-1)
+        return target.half() if self.cache else target
 
 
-class _Run:
-    def __init__(
-        self,
-        objective: _Objective,
-        parameters: list[nn.Parameter],
-        train: Sequence[Any],
-        heldout: Sequence[Any],
-        steps: int,
-        rate: float,
-    ):
-        self.objective, self.parameters, self.train_on, self.heldout, self.steps = objective, parameters, train, heldout, steps
+class _Training:
+    """Adam with a short warm-up, a cosine fall, and the best parameters kept."""
+
+    def __init__(self, objective: _Objective, parameters: list[nn.Parameter], steps: int, rate: float):
+        self.objective, self.parameters, self.steps = objective, parameters, steps
         self.optimiser = torch.optim.Adam(relative_groups(parameters, rate), betas=(0.9, 0.95))
         warm = max(1, steps // 20)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, max(1, steps - warm))
@@ -189,15 +198,23 @@ class _Run:
         self.best, self.best_step, self.tokens = float("inf"), 0, 0
         self._kept: list[Tensor] = []
 
-    def train(self, every: int, patience: int, advance: Callable[[], None]) -> None:
+    def run(
+        self,
+        train: Sequence[_Example],
+        heldout: Sequence[_Example],
+        every: int,
+        patience: int,
+        advance: Callable[[], None],
+    ) -> None:
+        """Train, and leave the best parameters, also when training is interrupted or fails."""
         try:
-            self._measure(0)
+            self._measure(heldout)
             since = 0
             for step in range(1, self.steps + 1):
-                self._step(self.train_on[(step - 1) % len(self.train_on)])
+                self._step(train[(step - 1) % len(train)])
                 advance()
                 if step % every == 0 or step == self.steps:
-                    since = 0 if self._measure(step) else since + 1
+                    since = 0 if self._measure(heldout) else since + 1
                     if since >= patience:
                         break
         finally:
@@ -205,9 +222,9 @@ class _Run:
                 for parameter, value in zip(self.parameters, self._kept):
                     parameter.copy_(value)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, example: _Example) -> None:
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self.objective(batch)
+        loss = self.objective(example)
         value = float(loss.detach())
         if not isfinite(value):
             raise TensorNetError(f"the loss became {value} at step {len(self.losses) + 1}; lower the rate")
@@ -216,11 +233,13 @@ class _Run:
         self.optimiser.step()
         self.schedule.step()
         self.losses.append(value)
-        self.tokens += _count(batch)
+        self.tokens += example.tokens
 
-    def _measure(self, step: int) -> bool:
+    def _measure(self, heldout: Sequence[_Example]) -> bool:
+        """Whether the held-out loss is the least so far."""
+        step = len(self.losses)
         with torch.no_grad():
-            loss = sum(float(self.objective(batch)) for batch in self.heldout) / len(self.heldout)
+            loss = sum(float(self.objective(example)) for example in heldout) / len(heldout)
         if not isfinite(loss):
             advice = "lower the rate" if step else "look at the model and at the validation batches"
             raise TensorNetError(f"the held-out loss is {loss} after step {step}; {advice}")
@@ -230,15 +249,6 @@ class _Run:
         self.best, self.best_step = loss, step
         self._kept = [parameter.detach().clone() for parameter in self.parameters]
         return True
-
-
-def _count(batch: Any) -> int:
-    """Tokens of a batch of ids, examples of any other."""
-    if isinstance(batch, Tensor):
-        return batch.numel() if not batch.is_floating_point() else len(batch)
-    if isinstance(batch, Mapping) and "input_ids" in batch:
-        return int(batch["input_ids"].numel())
-    return len(next(iter(batch.values() if isinstance(batch, Mapping) else batch)))
 
 
 def checkpointed(model: nn.Module) -> AbstractContextManager[None]:
@@ -251,6 +261,11 @@ def checkpointed(model: nn.Module) -> AbstractContextManager[None]:
 
     def again(_number: int, block: nn.Module) -> Callable[..., Any]:
         original = block.forward
-        return lambda *arguments, **keywords: checkpoint(original, *arguments, use_reentrant=False, **keywords)
+
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            given, named = without_cache(arguments, keywords)
+            return checkpoint(original, *given, use_reentrant=False, **named)
+
+        return forward
 
     return replaced_forwards(find_blocks(model, names), again)

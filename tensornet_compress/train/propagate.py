@@ -23,10 +23,9 @@ from tensornet_compress.decompose import fit_network
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import input_second_moment
-from tensornet_compress.nn import Target, layer_weight, replace_module
-from tensornet_compress.nn.plan import Plan
+from tensornet_compress.nn import Target, install, layer_weight
+from tensornet_compress.nn.plan import Plan, plan_targets
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.refine import BlockRefinement, refine_block, relative_error
 from tensornet_compress.train.shift import ShiftMoments, crossed_share
@@ -95,15 +94,12 @@ def propagate(
         TargetError: no planned layer lies in a list of blocks.
     """
     settings = settings or Propagation()
-    known = dict(model.named_modules())
-    missing = [name for name in plan.layers if name not in known]
-    if missing:
-        raise TensorNetError(f"the plan speaks of modules that the model lacks: {missing[:5]}")
+    targets = plan_targets(model, plan)
     reports = []
     with evaluating(model):
         runner = BlockRunner(model, calibration, list(plan.layers), settings.dtype)
         prefixes = [f"{name}." for name, _ in runner.blocks]
-        outside = [name for name in plan.layers if not name.startswith(tuple(prefixes))]
+        outside = [target for target in targets if not target.name.startswith(tuple(prefixes))]
         with limited_threads():
             _realise_outside(model, plan, calibration, outside, settings)
         # What lies outside may feed the blocks: the states behind it, and all else that blocks are called with.
@@ -117,15 +113,15 @@ def propagate(
 
 
 def _realise_outside(
-    model: nn.Module, plan: Plan, calibration: Sequence[Batch], names: Sequence[str], settings: Propagation
+    model: nn.Module, plan: Plan, calibration: Sequence[Batch], targets: Sequence[Target], settings: Propagation
 ) -> None:
-    targets = [Target(name, plan.layers[name].kind, plan.layers[name].tied) for name in names]
     metrics = calibrated_metrics(model, calibration, targets, "input") if targets else {}
-    for target in targets:
-        weight = layer_weight(model.get_submodule(target.name)).contiguous()
-        metric = metrics[target.name].to(weight.device) if target.name in metrics else None
-        network = fit_network(weight, plan.layers[target.name].spec, metric, sweeps=settings.sweeps)
-        replace_module(model, target.name, network, target.tied)
+    networks = {}
+    for name in (target.name for target in targets):
+        weight = layer_weight(model.get_submodule(name)).contiguous()
+        metric = metrics[name].to(weight.device) if name in metrics else None
+        networks[name] = fit_network(weight, plan.layers[name].spec, metric, sweeps=settings.sweeps)
+    install(model, networks, plan)
 
 
 @dataclass
@@ -156,14 +152,13 @@ class _Fitting:
             for group in groups:
                 halves = self._moments(number, group[0], given.pop(group[0]))
                 corrections["+".join(group)] = self._fit(prefix, block, group, halves)
-            outputs = [runner.run(number, batch, state) for batch, state in enumerate(self.compressed)]
+            outputs = runner.outputs(number, self.compressed)
             fitted = relative_error(runner, outputs, targets)
         fit_seconds, started = perf_counter() - started, perf_counter()
         refined = None
         if settings.refinement is not None and inside:
             refined = refine_block(runner, number, self.compressed, targets, fitted, settings.refinement)
-            with torch.no_grad():
-                outputs = [runner.run(number, batch, state) for batch, state in enumerate(self.compressed)]
+            outputs = runner.outputs(number, self.compressed)
         self.dense, self.compressed = targets, outputs
         return BlockReport(
             name=prefix,
@@ -224,12 +219,11 @@ class _Fitting:
             if share is None:
                 share = crossed_share(halves, torch.cat(matrices), ridge)
             shift = share * whole.regression(ridge) if share else None
+            networks = {}
             for name, weight, matrix in zip(group, weights, matrices):
-                layer = self.plan.layers[f"{prefix}.{name}"]
                 target = matrix if shift is None else matrix + matrix @ shift
-                network = self._realised(target.reshape(weight.shape).to(weight.dtype), layer.spec, whole.second)
-                replace_module(self.model, f"{prefix}.{name}", network, layer.tied)
+                target = target.reshape(weight.shape).to(weight.dtype).contiguous()
+                spec, metric = self.plan.layers[f"{prefix}.{name}"].spec, input_second_moment(whole.second)
+                networks[f"{prefix}.{name}"] = fit_network(target, spec, metric, sweeps=self.settings.sweeps)
+            install(self.model, networks, self.plan)
         return share
-
-    def _realised(self, target: Tensor, spec: NetworkSpec, moment: Tensor) -> TensorNetwork:
-        return fit_network(target.contiguous(), spec, input_second_moment(moment), sweeps=self.settings.sweeps)

@@ -7,29 +7,28 @@ chosen for doing well on some batches looks better there than it is: the figures
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tensornet_compress.calibrate import Batch, kept_output, model_inputs, output_divergence
-from tensornet_compress.calibrate.hooks import evaluating
+from tensornet_compress.calibrate import Batch
+from tensornet_compress.calibrate.sensitivity import Reference
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import metric_kind
-from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
+from tensornet_compress.nn import KeptModules, find_targets
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, plan_targets
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
 from tensornet_compress.train.layer_errors import layer_errors
 from tensornet_compress.train.propagate import Propagation, propagate
+from tensornet_compress.train.reduction import Schedule
 from tensornet_compress.train.refine import BlockRefinement
-from tensornet_compress.train.schedule import Schedule
 
 CHOICES = ("euclidean", "row-fisher", "input", "kronecker")
 
@@ -106,26 +105,6 @@ def _split(
     return batches, chosen_by, held
 
 
-class _Measure:
-    """Divergence from the original on fixed batches."""
-
-    def __init__(self, model: nn.Module, batches: Sequence[Batch]):
-        self.model = model
-        self.inputs = [model_inputs(batch, next(model.parameters()).device) for batch in batches]
-        self._references = [(output.half() if logits else output, logits) for output, logits in self._outputs()]
-
-    def _outputs(self) -> Iterator[tuple[Tensor, bool]]:
-        with evaluating(self.model), torch.no_grad():
-            for inputs in self.inputs:
-                yield kept_output(self.model, inputs)
-
-    def divergence(self) -> float:
-        """Mean over batches, per token."""
-        pairs = zip(self._references, self._outputs())
-        values = [output_divergence(reference.float(), output, logits) for (reference, logits), (output, _) in pairs]
-        return sum(values) / len(values)
-
-
 class _Stages:
     def __init__(
         self,
@@ -138,7 +117,7 @@ class _Stages:
         self.model, self.progress = model, progress
         self.original = KeptModules(model)
         self.teacher = copy.deepcopy(model) if keep_original else None
-        self.selection, self.held = _Measure(model, selection), _Measure(model, held)
+        self.selection, self.held = Reference(model, selection), Reference(model, held)
         self.reports: list[StageReport] = []
 
     def _note(self, name: str, started: float) -> float:
@@ -189,37 +168,13 @@ class _Stages:
         errors = layer_errors(self.model, self.original, chosen, batches, metric)
         layers = []
         for target in chosen:
-            network = self.model.get_submodule(target.name)
-            assert isinstance(network, NetworkModule)
-            weight = layer_weight(self.original.module(target.name))
-            layers.append(
-                LayerReport(
-                    name=target.name,
-                    kind=target.kind,
-                    family="dense" if result.ranks[target.name] is None else "svd",
-                    network=network.spec.describe(),
-                    weights=weight.numel(),
-                    nbytes=network.nbytes + sizes.fixed[target.name],
-                    original_nbytes=weight.numel() * weight.element_size() + sizes.fixed[target.name],
-                    error=errors[target.name],
-                )
-            )
-        targeted = sum(layer.nbytes for layer in layers)
-        return CompressionReport(
-            budget=budget,
-            allocator="isvt",
-            method="svd",
-            metric=metric,
-            nbytes=sizes.others + targeted,
-            original_nbytes=sizes.original,
-            targeted_nbytes=targeted,
-            targeted_original_nbytes=sizes.targeted_original,
-            targeted_weights=sum(sizes.weights.values()),
-            allowed_nbytes=sizes.allowed + sum(sizes.fixed.values()),
-            layers=tuple(layers),
-            skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in skipped),
-            seconds={"isvt": perf_counter() - started},
-            notes=(result.advice,) if result.advice else (),
+            network: Any = self.model.get_submodule(target.name)
+            family = "dense" if result.ranks[target.name] is None else "svd"
+            layers.append(LayerReport.of(sizes, target, network.network(), errors[target.name], family=family))
+        notes = (result.advice,) if result.advice else ()
+        seconds = {"isvt": perf_counter() - started}
+        return CompressionReport.of(
+            budget, sizes, layers, skipped, allocator="isvt", method="svd", metric=metric, seconds=seconds, notes=notes
         )
 
     def refine(self, batches: Sequence[Batch]) -> bool:
@@ -250,7 +205,6 @@ class _Stages:
     def with_errors(self, report: CompressionReport, batches: Sequence[Batch], by_block: bool) -> CompressionReport:
         """The report with errors of layers as they are now."""
         plan = getattr(self.model, PLAN_ATTRIBUTE)
-        targets = [Target(name, layer.kind, layer.tied) for name, layer in plan.layers.items()]
-        errors = layer_errors(self.model, self.original, targets, batches, report.metric, by_block)
+        errors = layer_errors(self.model, self.original, plan_targets(self.model, plan), batches, report.metric, by_block)
         layers = tuple(layer.model_copy(update={"error": errors[layer.name]}) for layer in report.layers)
         return report.model_copy(update={"layers": layers})

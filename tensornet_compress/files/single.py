@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files.orders import spec_with_permutations, spec_without_permutations
-from tensornet_compress.files.whole import whole_file
+from tensornet_compress.files.whole import read_described, write_described
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork, expected_tensors
 
 _KEY = "tensornet_compress.network"
@@ -19,10 +17,8 @@ _NAME = "network"
 
 def save_network(network: TensorNetwork, path: str | Path) -> int:
     """Write a network to one file, whole or not at all; returns the bytes of the file (``network.nbytes`` and its header)."""
-    tensors = {f"{_NAME}.{name}": part.detach().cpu().contiguous() for name, part in network.stored_tensors().items()}
-    with whole_file(path) as file:
-        save_file(tensors, file, {_KEY: spec_without_permutations(network.spec).to_json()})
-    return Path(path).stat().st_size
+    tensors = {f"{_NAME}.{name}": part for name, part in network.stored_tensors().items()}
+    return write_described(path, tensors, _KEY, spec_without_permutations(network.spec).to_json())
 
 
 def load_network(path: str | Path) -> TensorNetwork:
@@ -31,17 +27,8 @@ def load_network(path: str | Path) -> TensorNetwork:
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get(_KEY)
-            tensors: dict[str, Tensor] = {
-                name.removeprefix(f"{_NAME}."): file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118
-            }
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read as safetensors ({error}); is it missing or damaged?") from error
-    if header is None:
-        raise CheckpointError(f"{str(path)!r} holds no network; load reads folders, kv.load_cache caches")
+    stored, header = read_described(path, _KEY, "network")
+    tensors = {name.removeprefix(f"{_NAME}."): part for name, part in stored.items()}
 
     def read(name: str) -> Tensor:
         if name not in tensors:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import nn
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.cache import CompressedCache
-from tensornet_compress.kv.live.attention import contracting
+from tensornet_compress.kv.storage.cache import StorageCache
 
 
 @contextmanager
@@ -20,8 +20,7 @@ def compressed(
 ) -> Iterator[list[CompressedCache]]:
     """Inside, every ``model.generate(...)`` that brings no cache gets a fresh ``CompressedCache``.
 
-    In live mode attention contracts against the codes; on leaving, the model and the attention registry are as they were, and
-    storage caches are frozen. Yields the list of the caches made, latest last.
+    On leaving, the model is as it was and storage caches are frozen. Yields the list of the caches made, latest last.
 
     Args:
         bits, mode, options: as for ``CompressedCache``.
@@ -42,18 +41,14 @@ def compressed(
             made.append(kwargs["past_key_values"])
         return plain(*args, **kwargs)
 
-    with ExitStack() as stack:
-        if mode == "live" and options.get("attention", "auto") == "auto":
-            stack.enter_context(contracting(model))
-        object.__setattr__(model, "generate", generate)
-        try:
-            yield made
-        finally:
-            if own is None:
-                object.__delattr__(model, "generate")
-            else:
-                object.__setattr__(model, "generate", own)
-            for cache in made:
-                freeze = getattr(cache, "freeze", None)
-                if freeze is not None:
-                    freeze()
+    object.__setattr__(model, "generate", generate)
+    try:
+        yield made
+    finally:
+        if own is None:
+            object.__delattr__(model, "generate")
+        else:
+            object.__setattr__(model, "generate", own)
+        for cache in made:
+            if isinstance(cache, StorageCache):
+                cache.freeze()

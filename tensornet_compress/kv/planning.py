@@ -1,4 +1,4 @@
-"""What a cache of a given kind will cost before one is made: bytes, arithmetic and expected error, and the front between them.
+"""What caches cost: where the bytes of one are, and what a kind will cost before one is made.
 
 The error is the expected squared error per key/value element in the metric of the profile's calibration, so that storage and
 live caches compare; multiply-adds count what attention does beyond the projections of the model.
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.coding.entropy import ROUNDING
+from tensornet_compress.coding.entropy import ROUNDING, classify
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.profile.profile import SIDES, Profile
 from tensornet_compress.kv.profile.tree import SideTree
@@ -22,6 +22,43 @@ from tensornet_compress.kv.rope import text_config
 RATES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 _QUANTILES = 512
 _CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """Where the bytes of a cache are. ``shared_nbytes``: what a profile holds in memory, once for all caches of a model and
+    not in ``nbytes``. ``skipped``: layers that keep their own class, with their type."""
+
+    tokens: int
+    sealed_tokens: int
+    payload_nbytes: int
+    sink_nbytes: int
+    tail_nbytes: int
+    working_nbytes: int
+    basis_nbytes: int
+    other_nbytes: int
+    exact_nbytes: int
+    shared_nbytes: int
+    bits_per_element: float
+    skipped: tuple[tuple[int, str], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Everything held now."""
+        stored = self.payload_nbytes + self.sink_nbytes + self.tail_nbytes + self.basis_nbytes
+        return stored + self.working_nbytes + self.other_nbytes
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.tokens} tokens, {self.sealed_tokens} sealed; {self.nbytes:,} bytes held, exact cache {self.exact_nbytes:,}",
+            f"  payload {self.payload_nbytes:,}  sinks {self.sink_nbytes:,}  recent tail {self.tail_nbytes:,}  "
+            f"own bases {self.basis_nbytes:,}  decoded working set {self.working_nbytes:,}  other layers {self.other_nbytes:,}",
+            f"  {self.bits_per_element:.3f} bits per key/value element stored: codes, own bases, sinks and recent tail, "
+            f"without the decoded working set; beside them {self.shared_nbytes:,} bytes in memory of what",
+            "  this mode and rate use of the profile, shared by all caches",
+        ]
+        lines += [f"  layer {index} keeps its own class: {kind}" for index, kind in self.skipped]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -127,3 +164,39 @@ def _live_error(profile: Profile, bits: float) -> float:
             deviation = profile.live[side][place].deviation.double()
             total += float((deviation.square() * profile.curve.error.double()[code.bits]).sum())
     return total / profile.elements_per_token
+
+
+def layer_bits(profile: Profile, bits: float, mode: Literal["live", "storage"]) -> list[tuple[int, float, float]]:
+    """(layer, bits of a key element, bits of a value element) of the coded tokens, as calibrated.
+
+    A live cache codes each layer by itself, so these are its fixed widths. A storage cache codes coefficients that span layers;
+    each coefficient's expected bits are given to the layers by the energy that it puts in them.
+    """
+    if mode == "live":
+        sides = [_live(profile, bits, place) for place in range(2)]
+    else:
+        sides = [_storage(profile, bits, "key"), _storage(profile, bits, "value")]
+    return [(layer, float(key), float(value)) for layer, key, value in zip(profile.spec.layers, *sides)]
+
+
+def _live(profile: Profile, bits: float, place: int) -> list[float]:
+    codes = [pair[place] for pair in profile.live_codes(bits)]
+    return [code.layout.bits_per_token / len(code.bits) for code in codes]
+
+
+def _storage(profile: Profile, bits: float, side: Literal["key", "value"]) -> list[float]:
+    tree, scale, step = profile.trees[side], profile.scale[side], profile.step(bits)
+    classes = classify(scale, step)
+    spent = profile.quantiser.entropy[classes.table] + classes.shift
+    counts = [heads * tree.width for heads in profile.spec.heads]
+    total = torch.zeros(len(counts), dtype=torch.float64)
+    for component, cost in zip(classes.active.split(_ROWS), spent.split(_ROWS)):
+        unit = torch.zeros(len(component), tree.components)
+        unit[torch.arange(len(component)), component] = 1.0
+        energy = _by_layer((tree.synthesise(unit) - tree.mean.float()).square(), counts).double()
+        total += (energy / energy.sum(1, keepdim=True).clamp_min(1e-30) * cost[:, None]).sum(0)
+    return [float(part) / count for part, count in zip(total, counts)]
+
+
+def _by_layer(rows: Tensor, counts: list[int]) -> Tensor:
+    return torch.stack([part.sum(1) for part in rows.split(counts, 1)], 1)

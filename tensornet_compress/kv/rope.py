@@ -1,18 +1,20 @@
-"""Rotary positions: take them off keys before coding and put them back after.
+"""Rotary positions: taken off keys before coding and put back after.
 
 Rotary embeddings hide the low-rank structure of keys, so calibrated bases live in the space before them. A cache never sees
 positions (``update`` receives keys alone), so a recorder listens to the model's rotary module. Which channels are rotated, and
-how they are paired, differs between model families; it is measured on the first layer, whose keys depend on the token alone.
+how they are paired, differs between model families; it is measured.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from tensornet_compress.errors import TensorNetError
 
@@ -41,6 +43,14 @@ class Rotary:
         """The inverse of ``rotate``; exact, because a rotation is orthogonal."""
         return self._turn(states, positions, -1.0)
 
+    def average(self, matrices: Tensor, positions: Tensor) -> Tensor:
+        """Mean of ``R M R'`` over the rotations R at ``positions`` (count,), for fp64 matrices (..., width, width)."""
+        width = matrices.shape[-1]
+        total = torch.zeros_like(matrices)
+        for turn in self.rotate(torch.eye(width).expand(len(positions), -1, -1), positions[:, None]).mT.double():
+            total += turn @ matrices @ turn.T
+        return total / len(positions)
+
     def same_as(self, other: Rotary) -> bool:
         """Whether both turn alike (dynamic rope types change their frequencies with length)."""
         return self.style == other.style and torch.equal(self.frequencies, other.frequencies)
@@ -58,29 +68,22 @@ class Rotary:
         return torch.cat([turned.to(states.dtype), rest], dim=-1)
 
 
-def rotary_module(model: nn.Module) -> nn.Module | None:
-    """The module of ``model`` that turns position ids into (cos, sin), or ``None`` when the model has none."""
-    for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] == "rotary_emb":
-            return module
-    return None
-
-
 class PositionRecorder:
     """Listens to a rotary module and keeps the last position ids it was given, int64 (batch or 1, tokens).
 
-    The listener holds no reference to its owner; call ``close`` (or let a finaliser call it) to take it off.
+    The listener is taken off by ``close``, and when the recorder is no longer used. A copy listens to the same module.
     """
 
     def __init__(self, module: nn.Module):
         self.module = module
         self.seen: dict[str, Tensor] = {}
-        self._handle = module.register_forward_pre_hook(_listener(self.seen), with_kwargs=True)
+        self.close: Callable[[], None] = module.register_forward_pre_hook(_listener(self.seen), with_kwargs=True).remove
+        weakref.finalize(self, self.close)
 
-    @property
-    def close(self) -> Callable[[], None]:
-        """Takes the listener off."""
-        return self._handle.remove
+    def __deepcopy__(self, memo: dict[int, Any]) -> PositionRecorder:
+        copied = PositionRecorder(self.module)
+        copied.seen.update(self.seen)
+        return copied
 
     def positions(self, tokens: int) -> Tensor:
         """Position ids of the ``tokens`` tokens of the current forward pass, (batch or 1, tokens).
@@ -98,8 +101,16 @@ class PositionRecorder:
         return last
 
     def rotary(self, style: Style, layer_type: str = "full_attention") -> Rotary:
-        """The rotation that full-attention layers use now."""
-        return Rotary(_frequencies(self.module, layer_type), style)
+        """The rotation that layers of a type use now.
+
+        Raises:
+            TensorNetError: the module holds no frequencies.
+        """
+        for name in (f"{layer_type}_inv_freq", "inv_freq"):
+            frequencies = getattr(self.module, name, None)
+            if isinstance(frequencies, Tensor):
+                return Rotary(frequencies.detach(), style)
+        raise TensorNetError(f"the rotary module {type(self.module).__name__} has no inv_freq buffer; it cannot be undone")
 
 
 def _listener(seen: dict[str, Tensor]) -> Callable[..., None]:
@@ -111,12 +122,18 @@ def _listener(seen: dict[str, Tensor]) -> Callable[..., None]:
     return listen
 
 
-def _frequencies(module: nn.Module, layer_type: str) -> Tensor:
-    for name in (f"{layer_type}_inv_freq", "inv_freq"):
-        found = getattr(module, name, None)
-        if isinstance(found, Tensor):
-            return found.detach().float()
-    raise TensorNetError(f"the rotary module {type(module).__name__} has no inv_freq buffer; its rotation cannot be undone")
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the part of a model that decodes text."""
+    config: Any = model.config
+    return config.get_text_config(decoder=True)
+
+
+def rotary_module(model: nn.Module) -> nn.Module | None:
+    """The module of ``model`` that turns position ids into (cos, sin), or ``None`` when the model has none."""
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] == "rotary_emb":
+            return module
+    return None
 
 
 def rotary_style(model: nn.Module) -> Style | None:
@@ -129,16 +146,8 @@ def rotary_style(model: nn.Module) -> Style | None:
     return _styles[model]
 
 
-def text_config(model: nn.Module) -> Any:
-    """The configuration of the part of a model that decodes text."""
-    config: Any = model.config
-    return config.get_text_config(decoder=True)
-
-
 @torch.no_grad()
 def _measure_style(model: nn.Module) -> Style | None:
-    from transformers import DynamicCache
-
     module = rotary_module(model)
     if module is None:
         return None
@@ -155,14 +164,14 @@ def _measure_style(model: nn.Module) -> Style | None:
             return None
         kinds = getattr(text_config(model), "layer_types", None) or ["full_attention"]
         # YaRN and longrope scale cos and sin; a uniform scale does not change which pairing aligns the keys.
-        frequencies = _frequencies(module, kinds[0])
+        limit = 50 * torch.finfo(first.keys.dtype).eps * keys.abs().max()
+        for style in ("half", "interleaved"):
+            rotary = recorder.rotary(style, kinds[0])
+            if rotary.channels <= keys.shape[-1]:
+                plain = rotary.unrotate(keys, positions)
+                if (plain - plain[..., :1, :]).abs().max() <= limit:
+                    return style
     finally:
         model.train(training)
         recorder.close()
-    limit = 50 * torch.finfo(first.keys.dtype).eps * keys.abs().max()
-    for style in ("half", "interleaved"):
-        if 2 * frequencies.numel() <= keys.shape[-1]:
-            plain = Rotary(frequencies, style).unrotate(keys, positions)
-            if (plain - plain[..., :1, :]).abs().max() <= limit:
-                return style
     return None

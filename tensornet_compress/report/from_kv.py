@@ -75,7 +75,7 @@ def kv_result(
 
 
 def _measured(subject: str, row: Mapping[str, float | str], profile: Profile) -> Row:
-    from tensornet_compress.kv.shares import layer_bits
+    from tensornet_compress.kv.planning import layer_bits
 
     mode: Literal["live", "storage"] = "live" if row["mode"] == "live" else "storage"
     bits = float(row["bits"])

@@ -53,7 +53,7 @@ def test_predicted_error_is_that_of_the_code() -> None:
     ids = torch.randint(1, VOCABULARY, (1, 400), generator=torch.Generator().manual_seed(6))
     states = _plain_states(model, ids)
     predicted = next(c.error for c in kv.costs(model, profile, 400, (3.0,)) if c.mode == "storage")
-    from tensornet_compress.kv.profile.moments import rows_of
+    from tensornet_compress.kv.basis import rows_of
     from tensornet_compress.kv.storage.codec import JointCodec
 
     codec = JointCodec(profile, 3.0, rate_control=False)

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from tensornet_compress.kv.profile.profile import SIDES
-from tensornet_compress.kv.shares import layer_bits
+from tensornet_compress.kv.planning import layer_bits
 from tests.kv.tiny_models import tiny_profile
 
 Mode = Literal["live", "storage"]

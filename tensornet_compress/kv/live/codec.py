@@ -1,4 +1,4 @@
-"""The codec of ``mode="live"``: one basis per layer and side, a fixed number of bits per component, rotary positions left on.
+"""The codec of live mode: a fixed number of bits for each component of one basis per layer and side, rotary positions left on.
 
 Keys keep their rotary positions, so scores contract queries with the codes directly, q . k = (q A') code; rebuilding keys first
 would cost tens of times the attention itself. The price is a flatter spectrum, measured against storage mode in the benchmarks.
@@ -14,49 +14,13 @@ from torch import Tensor
 
 from tensornet_compress.coding.planes import FIELDS, PlaneLayout
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.profile.tree import StoredBasis, principal_rows, whiten
+from tensornet_compress.kv.basis import LiveBasis, Shared, StoredBasis, principal_rows, smallest
+from tensornet_compress.kv.rope import Rotary
 
 ALLOWED = tuple(sorted(FIELDS))
 _GRID = torch.linspace(0.02, 2.4, 120)
-
-
-@dataclass(frozen=True)
-class LiveBasis:
-    """What calibration knows of one side of one layer.
-
-    ``blocks``: state-space basis vectors as rows, in int8; several blocks make a block-diagonal basis. ``deviation``: of each
-    coefficient, in the metric, fp32 (channels,); ``mean``: fp32 (channels,).
-    """
-
-    blocks: tuple[StoredBasis, ...]
-    deviation: Tensor
-    mean: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes."""
-        return sum(block.nbytes for block in self.blocks) + self.deviation.nbytes + self.mean.nbytes
-
-    def dense(self) -> Tensor:
-        """The decoder's rows, fp64 (channels, channels)."""
-        return torch.block_diag(*(block.dense() for block in self.blocks)).double()
-
-
-def live_basis(covariance: Tensor, mean: Tensor, metric: Tensor) -> LiveBasis:
-    """Basis of one side of one layer.
-
-    Args:
-        covariance: (channels, channels); mean: (channels,); metric: positive definite, (heads, width, width).
-    """
-    values, frames = torch.linalg.eigh(metric.double())
-    roots = values.clamp_min(1e-12 * float(values.max()) + 1e-30).sqrt()
-    forward = (frames * roots[:, None]) @ frames.mT
-    backward = torch.block_diag(*((frames / roots[:, None]) @ frames.mT))
-    weighted = whiten(covariance.double(), forward)
-    rows = principal_rows(weighted)
-    deviation = torch.einsum("rc,cd,rd->r", rows, weighted, rows).clamp_min(0).sqrt().float().clamp_min(1e-12)
-    # Stored rows are those of the decoder, in plain state space; int8 needs one scale each, and their lengths differ anyway.
-    return LiveBasis((StoredBasis.store((rows @ backward).float()),), deviation, mean.float())
+_CURVE_VALUES = 200_000
+_OWN_CURVE_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -81,6 +45,55 @@ class Curve:
             error[bits], step[bits] = tried[best], _GRID[best]
         return Curve(error, step)
 
+    @staticmethod
+    def of_sequences(
+        live: dict[str, list[LiveBasis]], kept: list[dict[str, Tensor]], sinks: int, heads: list[int], rotary: Rotary | None
+    ) -> Curve:
+        """Measured on coefficients of sequences that the bases have not seen.
+
+        ``kept``: per sequence and side, plain rows (tokens, channels) that begin after ``sinks`` tokens.
+        """
+        samples = []
+        for rows in kept:
+            for side, bases in live.items():
+                states = rows[side].float()
+                if side == "key" and rotary is not None:
+                    units = states.unflatten(1, (sum(heads), -1))
+                    states = rotary.rotate(units, torch.arange(sinks, sinks + len(states))[:, None]).flatten(1)
+                for basis, part in zip(bases, states.split([b.mean.numel() for b in bases], 1)):
+                    encoder = torch.linalg.inv(basis.dense()).float()
+                    unit = ((part - basis.mean) @ encoder) / basis.deviation
+                    # Directions that calibration hardly saw say nothing about the shape of the ones that get bits.
+                    samples.append(unit[:, basis.deviation > basis.deviation.median()].flatten())
+        return Curve.measure(_thinned(torch.cat(samples), _CURVE_VALUES))
+
+
+def own_basis(states: Tensor) -> tuple[LiveBasis, Curve]:
+    """Head by head principal axes of states (batch, heads, tokens, width), shared by the batch, and the quantiser's curve."""
+    rows = states.float().transpose(1, 2).flatten(0, 1)
+    mean = rows.mean(0)
+    blocks, deviations, samples = [], [], []
+    for head in range(rows.shape[1]):
+        centred = rows[:, head] - mean[head]
+        basis = StoredBasis.store(principal_rows(centred.T @ centred / len(centred)), 0.0)
+        coefficients = basis.analyse(centred)
+        deviation = coefficients.square().mean(0).sqrt().clamp_min(1e-9)
+        samples.append((coefficients / deviation).flatten())
+        blocks.append(basis)
+        deviations.append(deviation)
+    curve = Curve.measure(_thinned(torch.cat(samples), _OWN_CURVE_VALUES))
+    return LiveBasis(tuple(blocks), torch.cat(deviations).float(), mean.flatten()), curve
+
+
+def _thinned(sample: Tensor, count: int) -> Tensor:
+    return sample[:: max(1, len(sample) // count)]
+
+
+def check_bits(bits: float) -> None:
+    """Raise ``TensorNetError`` for a rate that live caches do not have."""
+    if not 0.05 <= bits <= 8:
+        raise TensorNetError(f"asked for {bits} bits per element; live caches take 0.05 to 8")
+
 
 def allocate(deviation: Tensor, curve: Curve, bits: float) -> Tensor:
     """Bits of every component, int64 (components,), with the least total error at ``bits`` on average (never more).
@@ -90,17 +103,15 @@ def allocate(deviation: Tensor, curve: Curve, bits: float) -> Tensor:
     Raises:
         TensorNetError: ``bits`` outside 0.05 .. 8.
     """
-    if not 0.05 <= bits <= 8:
-        raise TensorNetError(f"asked for {bits} bits per element; live caches take 0.05 to 8")
+    check_bits(bits)
     variance = deviation.double().square()
     cost = torch.tensor(ALLOWED, dtype=torch.float64)
     error = variance[:, None] * curve.error[list(ALLOWED)].double()
-    low, high = 1e-30, float(variance.max()) * 4
-    for _ in range(120):
-        price = (low * high) ** 0.5
-        choice = (error + price * cost).argmin(1)
-        low, high = (price, high) if float(cost[choice].mean()) > bits else (low, price)
-    choice = (error + high * cost).argmin(1)
+
+    def fits(price: float) -> bool:
+        return float(cost[(error + price * cost).argmin(1)].mean()) <= bits
+
+    choice = (error + smallest(fits, 1e-30, float(variance.max()) * 4, 120) * cost).argmin(1)
     left = int(bits * len(variance)) - int(cost[choice].sum())
     upper = (choice + 1).clamp_max(len(ALLOWED) - 1)
     gain = error.gather(1, choice[:, None]) - error.gather(1, upper[:, None])
@@ -111,7 +122,7 @@ def allocate(deviation: Tensor, curve: Curve, bits: float) -> Tensor:
     return cost[choice].long()
 
 
-class SideCode:
+class SideCode(Shared):
     """Encoder, decoder and contraction operands of one side of one layer at one allocation."""
 
     def __init__(self, basis: LiveBasis, bits: Tensor, curve: Curve, heads: int):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from tensornet_compress.calibrate import model_inputs
+from tensornet_compress.calibrate.modes import frozen
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.profile.queries import listening
 from tensornet_compress.kv.rope import PositionRecorder, Rotary, rotary_module, rotary_style, text_config
 
 
@@ -39,27 +43,62 @@ class Captured:
     scaling: list[float] = field(default_factory=list)
 
 
+Heard = dict[int, tuple[Tensor, float]]
+"""Layer -> queries as they met the keys, (batch, query heads, tokens, width), and the scale of scores."""
+
+
+class Listener(TorchFunctionMode):
+    """Inside, ``scaled_dot_product_attention`` leaves in ``heard`` what was asked of the layer that ``cache`` saw last."""
+
+    def __init__(self, cache: ListenedCache, heard: Heard):
+        super().__init__()
+        self.cache, self.heard = cache, heard
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention and self.cache.latest is not None:
+            query = args[0] if args else kwargs["query"]
+            scale = kwargs.get("scale")
+            self.heard[self.cache.latest] = query.detach(), query.shape[-1] ** -0.5 if scale is None else float(scale)
+            self.cache.latest = None
+        return func(*args, **kwargs)
+
+
+class ListenedCache(DynamicCache):
+    """An exact cache; ``latest``: the layer that was given keys and has not attended yet."""
+
+    latest: int | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As ``DynamicCache``."""
+        self.latest = layer_idx
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
 def windows(batches: Iterable[Any]) -> Iterator[Window]:
-    """Batches as callers give them -> windows.
+    """Batches as callers give them (int64 ids, or mappings with ``input_ids`` and ``attention_mask``) -> windows.
 
     Raises:
-        TensorNetError: a batch is neither int64 ids (batch, length) nor a mapping with ``input_ids``.
+        TensorNetError: a batch is neither.
     """
     for batch in batches:
-        ids = batch if isinstance(batch, Tensor) else batch.get("input_ids") if hasattr(batch, "get") else None
-        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
-            raise TensorNetError(
-                f"a calibration batch must be int64 ids (batch, length) or a mapping with input_ids, was given {type(batch)}"
-            )
-        mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
-        yield Window(ids.long(), torch.ones_like(ids) if mask is None else mask.long())
+        inputs = model_inputs(batch, torch.device("cpu"))
+        ids, mask = inputs["input_ids"].long(), inputs.get("attention_mask")
+        yield Window(ids, torch.ones_like(ids) if mask is None else mask.long())
 
 
 def full_attention_layers(cache: Any) -> tuple[int, ...]:
-    """Indices of the layers of a filled ``DynamicCache`` that hold plain full-attention keys and values."""
-    from transformers.cache_utils import DynamicLayer
+    """Indices of the layers of a filled ``DynamicCache`` that hold plain full-attention keys and values.
 
-    return tuple(i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer and layer.is_initialized)
+    Raises:
+        TensorNetError: there are none.
+    """
+    layers = tuple(i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer and layer.is_initialized)
+    if not layers:
+        raise TensorNetError("the model has no full-attention layer that caches keys and values; there is nothing to compress")
+    return layers
 
 
 class Runner:
@@ -72,38 +111,32 @@ class Runner:
         module = rotary_module(model)
         self.recorder = PositionRecorder(module) if module is not None and self.style is not None else None
         self._short = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._training = model.training
-        self._grad = [(p, p.requires_grad) for p in model.parameters()]
+        self._stack = ExitStack()
 
     def __enter__(self) -> Runner:
-        self.model.eval()
-        for parameter, _ in self._grad:
-            parameter.requires_grad_(False)
+        self._stack.enter_context(frozen(self.model))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.model.train(self._training)
-        for parameter, wanted in self._grad:
-            parameter.requires_grad_(wanted)
+        self._stack.close()
         if self.recorder:
             self.recorder.close()
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
-        """Run ids (batch, tokens); returns the filled cache and the positions (batch, tokens)."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=text_config(self.model))
+    def prefill(self, ids: Tensor, mask: Tensor, heard: Heard | None = None) -> tuple[DynamicCache, Tensor]:
+        """Run ids (batch, tokens); returns the filled cache and the positions (batch, tokens). ``heard`` takes the queries."""
+        cache = ListenedCache(config=text_config(self.model))
         extra = {"logits_to_keep": 1} if self._short else {}
         positions = (mask.cumsum(1) - 1).clamp_min(0).to(self.device)
-        self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **extra,
-        )
+        with nullcontext() if heard is None else Listener(cache, heard):
+            self.model(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **extra,
+            )
         return cache, positions
 
     def rotary(self) -> Rotary | None:
@@ -115,15 +148,9 @@ class Runner:
         rotary = self.rotary()
         return keys.float() if rotary is None else rotary.unrotate(keys.float(), positions[:, None])
 
-    def captured(
-        self, cache: Any, positions: Tensor, mask: Tensor, heard: dict[int, tuple[Tensor, float]] | None = None
-    ) -> Iterator[Captured]:
-        """One ``Captured`` per sequence of a filled cache; mask (batch, tokens); ``heard`` as from ``queries.listening``."""
+    def captured(self, cache: Any, positions: Tensor, mask: Tensor, heard: Heard | None = None) -> Iterator[Captured]:
+        """One ``Captured`` per sequence of a filled cache; mask (batch, tokens); ``heard``: the queries of every layer."""
         layers = full_attention_layers(cache)
-        if not layers:
-            raise TensorNetError(
-                "the model has no full-attention layer that caches keys and values; there is nothing to compress"
-            )
         plain = [self.plain(cache.layers[i].keys, positions) for i in layers]
         asked = [self.plain(heard[i][0], positions) for i in layers] if heard else []
         for row, keep in enumerate(mask.bool().to(self.device)):
@@ -136,10 +163,19 @@ class Runner:
             )
 
     def capture(self, window: Window, queries: bool = False) -> Iterator[Captured]:
-        """One ``Captured`` per sequence of the window, with its queries if wanted."""
-        heard: dict[int, tuple[Tensor, float]] = {}
-        with listening(self.model, heard) if queries else nullcontext():
-            cache, positions = self.prefill(window.ids, window.mask)
+        """One ``Captured`` per sequence of the window, with its queries if wanted.
+
+        Raises:
+            TensorNetError: queries are wanted of a model that does not show them.
+        """
+        heard: Heard | None = {} if queries else None
+        cache, positions = self.prefill(window.ids, window.mask, heard)
+        for i in full_attention_layers(cache) if heard is not None else ():
+            if i not in heard or heard[i][0].shape[-1] != cache.layers[i].keys.shape[-1]:
+                raise TensorNetError(
+                    f"attention layer {i} of this {type(self.model).__name__} shows no queries that meet its cached keys in "
+                    "scaled_dot_product_attention; choose metric='fisher', or try model.set_attn_implementation('sdpa')"
+                )
         yield from self.captured(cache, positions, window.mask, heard)
 
     def sensitivity(

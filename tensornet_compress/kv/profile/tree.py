@@ -5,81 +5,22 @@ basis; the root joins the leading components of all groups. Tokens are the growi
 
 Bases are stored in int8 and int16. They are then no longer orthonormal, so coefficients are refined against the stored
 basis: what is decoded differs from what was encoded by quantisation of coefficients only.
+
+Which units share a node is searched by mutual information. Units are correlated Gaussian vectors seen through noise of variance
+``noise`` (what the quantiser adds anyway), so the bits that a joint basis saves over separate ones are the mutual information of
+its members (the tree criterion of 2209.03196).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.profile.grouping import unit_channels
-
-_REFINEMENTS = 1
-FINE_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class StoredBasis:
-    """Basis vectors as rows, (rank, width), with one fp16 scale a row: the leading rows in int16 (``fine``), the rest in int8.
-
-    A rounded row leaks its coefficient into all others, so rows of large coefficients need more places than rows of small ones.
-    """
-
-    fine: Tensor
-    codes: Tensor
-    scale: Tensor
-
-    @staticmethod
-    def store(vectors: Tensor, fine_share: float = FINE_SHARE) -> StoredBasis:
-        """Round rows (rank, width), sorted by falling coefficients; the first ``fine_share`` of them finely."""
-        fine = round(len(vectors) * fine_share)
-        places = torch.full((len(vectors),), 127.0)
-        places[:fine] = 32767.0
-        scale = (vectors.abs().amax(1) / places).clamp_min(1e-7).to(torch.float16)
-        codes = (vectors / scale.float()[:, None]).round()
-        codes = codes.maximum(-places[:, None]).minimum(places[:, None])
-        return StoredBasis(codes[:fine].to(torch.int16), codes[fine:].to(torch.int8), scale)
-
-    @property
-    def rank(self) -> int:
-        """Number of basis vectors."""
-        return len(self.scale)
-
-    @property
-    def width(self) -> int:
-        """Length of a basis vector."""
-        return self.codes.shape[1]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The stored parts by name."""
-        return {"fine": self.fine, "codes": self.codes, "scale": self.scale}
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes."""
-        return sum(part.nbytes for part in self.tensors().values())
-
-    def dense(self) -> Tensor:
-        """fp32 (rank, width)."""
-        return torch.cat([self.fine.float(), self.codes.float()]) * self.scale.float()[:, None]
-
-    def analyse(self, rows: Tensor) -> Tensor:
-        """Coefficients (tokens, rank) whose synthesis is nearest to ``rows`` (tokens, width).
-
-        The stored rows are orthonormal up to rounding, so a few fixed-point steps reach the least-squares solution.
-        """
-        basis = self.dense()
-        coefficients = rows @ basis.T
-        for _ in range(_REFINEMENTS):
-            coefficients = coefficients + (rows - coefficients @ basis) @ basis.T
-        return coefficients
-
-    def synthesise(self, coefficients: Tensor) -> Tensor:
-        """Rows (tokens, width) of coefficients (tokens, rank)."""
-        return coefficients @ self.dense()
+from tensornet_compress.kv.basis import StoredBasis, principal_rows, whiten
 
 
 @dataclass(frozen=True)
@@ -100,17 +41,6 @@ class SideTree:
         """Coefficients per token."""
         return sum(basis.rank for basis in self.bases)
 
-    @property
-    def numbers(self) -> int:
-        """Numbers held in the bases."""
-        return sum(b.rank * b.width for b in (*self.bases, *([self.root] if self.root else [])))
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes of the side: mean, metric, bases, root."""
-        bases = sum(b.nbytes for b in self.bases) + (self.root.nbytes if self.root else 0)
-        return self.mean.nbytes + self.metric_root.nbytes + bases
-
     def analyse(self, states: Tensor) -> Tensor:
         """States (tokens, units * width) -> coefficients (tokens, components), in which unit errors cost alike."""
         shape = (len(states), -1, self.width)
@@ -124,15 +54,14 @@ class SideTree:
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
         """The inverse: states fp32 (tokens, units * width)."""
-        parts = self.unroot(coefficients)
         whitened = coefficients.new_empty(len(coefficients), self.mean.numel())
-        for group, basis, part in zip(self.groups, self.bases, parts):
+        for group, basis, part in zip(self.groups, self.bases, self._unroot(coefficients)):
             whitened[:, unit_channels(group, self.width)] = basis.synthesise(part)
         shape = (len(coefficients), -1, self.width)
         states = torch.einsum("tuc,ucd->tud", whitened.view(shape), self.metric_root_inverse).flatten(1)
         return states + self.mean.float()
 
-    def unroot(self, coefficients: Tensor) -> list[Tensor]:
+    def _unroot(self, coefficients: Tensor) -> list[Tensor]:
         """Coefficients of the tree -> coefficients of each group's basis."""
         counts = [basis.rank for basis in self.bases]
         if self.root is None:
@@ -147,24 +76,6 @@ class SideTree:
         return torch.linalg.inv(self.metric_root.double()).float()
 
 
-def whiten(covariance: Tensor, metric_root: Tensor) -> Tensor:
-    """Covariance (n, n) of states -> covariance of metric-weighted states."""
-    units, width, _ = metric_root.shape
-    blocks = covariance.view(units, width, units, width)
-    half = torch.einsum("uab,ubvc->uavc", metric_root, blocks)
-    full = torch.einsum("uavc,vcd->uavd", half, metric_root).reshape(len(covariance), -1)
-    return (full + full.T) / 2
-
-
-def principal_rows(covariance: Tensor) -> Tensor:
-    """Eigenvectors as rows, by falling variance. In fp32, and in fp64 when that fails to converge."""
-    try:
-        vectors = torch.linalg.eigh(covariance)[1]
-    except torch.linalg.LinAlgError:
-        vectors = torch.linalg.eigh(covariance.double())[1].to(covariance.dtype)
-    return vectors.flip(1).T.contiguous()
-
-
 def build_tree(covariance: Tensor, mean: Tensor, metric_root: Tensor, groups: list[list[int]], joined: int) -> SideTree:
     """Bases of a tree from second moments.
 
@@ -175,19 +86,104 @@ def build_tree(covariance: Tensor, mean: Tensor, metric_root: Tensor, groups: li
     width = metric_root.shape[-1]
     stored_root = metric_root.to(torch.float16)
     weighted = whiten(covariance, stored_root.float())
-    bases, kept = [], []
-    for group in groups:
-        channels = unit_channels(group, width)
-        rows = principal_rows(weighted[channels][:, channels])
-        bases.append(StoredBasis.store(rows))
-        kept.append(rows)
+    channels = [unit_channels(group, width) for group in groups]
+    axes = [principal_rows(weighted[own][:, own]) for own in channels]
+    bases = [StoredBasis.store(rows) for rows in axes]
     if not joined or len(groups) == 1:
         return SideTree(width, mean.float(), stored_root, groups, bases, [0] * len(groups), None)
-    counts = [min(joined, len(rows)) for rows in kept]
-    top = torch.zeros(sum(counts), len(covariance))
-    row = 0
-    for group, rows, count in zip(groups, kept, counts):
-        top[row : row + count, unit_channels(group, width)] = rows[:count]
-        row += count
+    counts = [min(joined, len(rows)) for rows in axes]
+    top = torch.empty(sum(counts), len(covariance))
+    top[:, torch.cat(channels)] = torch.block_diag(*(rows[:count] for rows, count in zip(axes, counts)))
     root = StoredBasis.store(principal_rows(top @ weighted @ top.T))
     return SideTree(width, mean.float(), stored_root, groups, bases, counts, root)
+
+
+def joint_bits(covariance: Tensor, noise: float, channels: Tensor) -> float:
+    """Bits per token of the channels coded jointly: 1/2 log2 det(I + C / noise)."""
+    block = covariance[channels][:, channels].double() / noise
+    block.diagonal().add_(1.0)
+    factor, info = torch.linalg.cholesky_ex(block)
+    if int(info):
+        values = torch.linalg.eigvalsh(block).clamp_min(1.0)
+        return float(0.5 * values.log2().sum())
+    return float(factor.diagonal().log2().sum())
+
+
+def pair_information(covariance: Tensor, noise: float, width: int) -> Tensor:
+    """Mutual information in bits between every pair of units of ``width`` channels, symmetric (units, units), zero diagonal."""
+    units = len(covariance) // width
+    blocks = covariance.double().view(units, width, units, width).permute(0, 2, 1, 3) / noise
+    own = blocks[torch.arange(units), torch.arange(units)] + torch.eye(width, dtype=torch.float64)
+    alone = _half_logdet(own)
+    found = torch.zeros(units, units)
+    for i in range(units - 1):
+        later = torch.arange(i + 1, units)
+        top = torch.cat([own[i].expand(len(later), -1, -1), blocks[i, later]], 2)
+        bottom = torch.cat([blocks[i, later].mT, own[later]], 2)
+        shared = alone[i] + alone[later] - _half_logdet(torch.cat([top, bottom], 1))
+        found[i, later] = found[later, i] = shared.clamp_min(0).float()
+    return found
+
+
+def consecutive_groups(units: int, size: int) -> list[list[int]]:
+    """Units in their own order, cut in groups of at most ``size``, as even as can be."""
+    count = -(-units // size)
+    edges = [round(i * units / count) for i in range(count + 1)]
+    return [list(range(a, b)) for a, b in pairwise(edges)]
+
+
+def search_groups(covariance: Tensor, noise: float, width: int, size: int) -> tuple[list[list[int]], dict[str, float]]:
+    """Groups of at most ``size`` units with the least total ``joint_bits``: (groups, bits of each candidate).
+
+    Candidates: the native order, and swap-refined starts from the native and the spectral (Fiedler) order of the pairwise
+    mutual information. Pairs only approximate a group's joint information, so the final choice compares joint bits; the native
+    order always takes part and wins ties.
+    """
+    units = len(covariance) // width
+    native = consecutive_groups(units, size)
+    if len(native) == 1:
+        return native, {}
+    information = pair_information(covariance, noise, width)
+    laplacian = torch.diag(information.sum(1)) - information
+    fiedler = torch.linalg.eigh(laplacian.double())[1][:, 1].argsort().tolist()
+    candidates = {
+        "native": native,
+        "native, swapped": _swap_refine(information, native),
+        "spectral, swapped": _swap_refine(information, [[fiedler[u] for u in group] for group in native]),
+    }
+    bits = {
+        name: sum(joint_bits(covariance, noise, unit_channels(group, width)) for group in groups)
+        for name, groups in candidates.items()
+    }
+    best = min(bits, key=lambda name: bits[name])
+    return candidates[best], bits
+
+
+def unit_channels(units: list[int], width: int) -> Tensor:
+    """Channel indices of units of ``width`` channels each."""
+    return (torch.tensor(units)[:, None] * width + torch.arange(width)).flatten()
+
+
+def _swap_refine(information: Tensor, groups: list[list[int]]) -> list[list[int]]:
+    """Swap the best pair of units between groups until no swap raises the information inside groups."""
+    units = len(information)
+    label = torch.empty(units, dtype=torch.long)
+    for index, group in enumerate(groups):
+        label[torch.tensor(group)] = index
+    everyone = torch.arange(units)
+    for _ in range(units * units):
+        toward = torch.stack([information[:, label == index].sum(1) for index in range(len(groups))], 1)
+        move = toward[:, label] - toward[everyone, label][:, None]
+        gain = move + move.T - 2 * information
+        gain[label[:, None] == label[None]] = -1.0
+        best, where = gain.flatten().max(0)
+        if best <= 1e-6:
+            break
+        i, j = int(where) // units, int(where) % units
+        label[[i, j]] = label[[j, i]]
+    return [torch.nonzero(label == index).flatten().tolist() for index in range(len(groups))]
+
+
+def _half_logdet(matrices: Tensor) -> Tensor:
+    """1/2 log2 det of positive definite matrices (count, n, n)."""
+    return torch.linalg.cholesky(matrices).diagonal(dim1=-2, dim2=-1).log2().sum(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheCase, CacheMethod, States
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.kv.live.codec import Curve
-from tensornet_compress.kv.profile.moments import layers_of, rows_of
+from tensornet_compress.kv.basis import layers_of, rows_of
 
 
 class Pca:

@@ -21,8 +21,8 @@ import tensornet_compress.kv as kv
 from tensornet_compress.cli.kv import PROFILE_FOLDER, counted, evaluate_cache
 from tensornet_compress.cli.main import continue_text, folder_nbytes
 from tensornet_compress.cli.progress import RichProgress
-from tensornet_compress.compress import model_nbytes
-from tensornet_compress.compress.report import CompressionReport
+from tensornet_compress.compressing import model_nbytes
+from tensornet_compress.compressing.report import CompressionReport
 from tensornet_compress.evaluate import LanguageQuality, Reference, evaluate_language
 from tensornet_compress.inputs import calibration_windows, heldout_windows, resolve_model
 from tensornet_compress.nn import decoded

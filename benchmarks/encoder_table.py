@@ -12,7 +12,7 @@ from typing import Any
 from common import Lines, original_layers, write_result
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import survey_model
+from tensornet_compress.compressing import survey_model
 from tensornet_compress.evaluate import compare_embeddings, sentence_embeddings
 from tensornet_compress.inputs import load_encoder, load_tokenizer, wikipedia_articles
 

@@ -20,7 +20,7 @@ from geometry_common import CALIBRATION, HELDOUT, VALIDATION, Language, Rows, qu
 from geometry_peers import GPTQ, quantise_model
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import model_nbytes, survey_model
+from tensornet_compress.compressing import model_nbytes, survey_model
 from tensornet_compress.nn import find_targets, layer_weight
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tensornet_compress.train import Propagation, heal, propagate

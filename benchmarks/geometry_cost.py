@@ -28,7 +28,7 @@ from torch import Tensor
 import tensornet_compress as tnc
 from tensornet_compress.calibrate import collect_statistics, kept_output, model_inputs, sampled_loss, statistics_by_block
 from tensornet_compress.coding import parse_format
-from tensornet_compress.compress import compress
+from tensornet_compress.compressing import compress
 from tensornet_compress.decompose import realise
 from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_tokenizer
 from tensornet_compress.nn import find_targets, layer_weight, replace_module

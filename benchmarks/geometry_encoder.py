@@ -21,7 +21,7 @@ from geometry_common import Rows
 from geometry_peers import GPTQ, quantise_model
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import model_nbytes, survey_model
+from tensornet_compress.compressing import model_nbytes, survey_model
 from tensornet_compress.evaluate import compare_embeddings, sentence_embeddings
 from tensornet_compress.inputs import load_encoder, load_tokenizer, wikipedia_articles
 from tensornet_compress.nn import KeptModules, find_targets, layer_weight

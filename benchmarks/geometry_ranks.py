@@ -22,7 +22,7 @@ from common import LENGTH, MODEL, RESULTS, Lines, original_layers
 from geometry_common import Rows, qualities
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import survey_model
+from tensornet_compress.compressing import survey_model
 from tensornet_compress.evaluate import Reference
 from tensornet_compress.inputs import calibration_windows, heldout_windows, load_causal_lm, load_tokenizer
 from tensornet_compress.nn import NetworkModule, find_targets, layer_weight

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.cli.main import folder_nbytes
-from tensornet_compress.compress.workers import run_jobs
+from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.evaluate.ledger import folder_ledger
 from tensornet_compress.inputs import resolve_model
 

@@ -10,7 +10,7 @@ from typing import Any
 from common import LENGTH, MODEL, Lines, language_inputs, original_layers, write_result
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import survey_model
+from tensornet_compress.compressing import survey_model
 from tensornet_compress.evaluate import Reference, evaluate_language
 from tensornet_compress.options.forms import SIZE_SHARES
 

@@ -18,7 +18,7 @@ from common import LENGTH, MODEL, RESULTS, Lines, language_inputs, original_laye
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import survey_model
+from tensornet_compress.compressing import survey_model
 from tensornet_compress.evaluate import Reference, evaluate_language
 
 METHODS = ("dense", "auto", "svd", "ttm", "tt", "tree")

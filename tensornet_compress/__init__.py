@@ -12,8 +12,8 @@ from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
     from tensornet_compress.coding import parse_format
-    from tensornet_compress.compress import Budget, apply_plan, compress
-    from tensornet_compress.compress.report import CompressionReport
+    from tensornet_compress.compressing import Budget, apply_plan, compress
+    from tensornet_compress.compressing.report import CompressionReport
     from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
     from tensornet_compress.files import load, load_network, load_plan, save, save_network
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, Topology
 
 _HOMES = {
-    "Budget": "compress",
-    "CompressionReport": "compress.report",
+    "Budget": "compressing",
+    "CompressionReport": "compressing.report",
     "Layout": "tensor",
     "NetworkSpec": "tensor",
     "Plan": "nn.plan",
@@ -35,8 +35,8 @@ _HOMES = {
     "TensorNetError": "errors",
     "TensorNetwork": "tensor",
     "Topology": "tensor",
-    "apply_plan": "compress",
-    "compress": "compress",
+    "apply_plan": "compressing",
+    "compress": "compressing",
     "decoded": "nn",
     "load": "files",
     "load_network": "files",

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import LayerJob, WeightSource
-from tensornet_compress.compress.layouts import layer_kind, search_layouts
+from tensornet_compress.compressing import LayerJob, WeightSource
+from tensornet_compress.compressing.layouts import layer_kind, search_layouts
 from tensornet_compress.errors import TensorNetError
 
 

@@ -104,7 +104,7 @@ def weights(
 ) -> None:
     """Compress the weights of MODEL into the folder OUT."""
     from tensornet_compress.cli.common import DTYPES
-    from tensornet_compress.compress import compress
+    from tensornet_compress.compressing import compress
     from tensornet_compress.files import MANIFEST, save
     from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, model_kind, resolve_model
     from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
@@ -182,7 +182,7 @@ def evaluate(
 ) -> None:
     """Perplexity of MODEL, and divergence from --reference, on held-out text; with --kv-bits also what a compressed cache
     changes against MODEL with an exact cache."""
-    from tensornet_compress.compress import model_nbytes
+    from tensornet_compress.compressing import model_nbytes
     from tensornet_compress.evaluate import Reference, evaluate_language
     from tensornet_compress.inputs import heldout_windows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from tensornet_compress.compress import Budget
+from tensornet_compress.compressing import Budget
 from tensornet_compress.errors import TensorNetError
 
 

@@ -142,8 +142,8 @@ class Quantiser:
         """Coefficients (tokens, components) -> (entropy-coded bytes uint8, escaped high codes int32)."""
         classes = classify(scale, step)
         symbol, low, high = self._symbols(coefficients, classes, step)
-        stream = torch.cat([symbol, low[:, classes.shift > 0]], 1).flatten().to(torch.uint8).numpy()
-        coded = rans.encode(stream, _table_of_each(classes, len(coefficients)), self.tables)
+        stream = torch.cat([symbol, low[:, classes.shift > 0]], 1).to(torch.uint8).numpy()
+        coded = rans.encode(stream, np.zeros(len(coefficients), np.int64), _columns(classes), self.tables)
         return torch.from_numpy(coded), high[symbol == ESCAPE].to(torch.int32)
 
     def decode(self, coded: Tensor, escaped: Tensor, scale: Tensor, step: float, tokens: int) -> Tensor:
@@ -153,9 +153,9 @@ class Quantiser:
             CheckpointError: the bytes are damaged.
         """
         classes = classify(scale, step)
-        stream = torch.from_numpy(rans.decode(coded.cpu().numpy(), _table_of_each(classes, tokens), self.tables))
+        stream = torch.from_numpy(rans.decode(coded.cpu().numpy(), np.zeros(tokens, np.int64), _columns(classes), self.tables))
         count, shifted = len(classes.active), torch.nonzero(classes.shift).flatten()
-        symbol, packed_low = stream.view(tokens, -1).split([count, len(shifted)], 1)
+        symbol, packed_low = stream.split([count, len(shifted)], 1)
         symbol = symbol.long()
         high = symbol - HALF
         where = symbol == ESCAPE
@@ -182,7 +182,7 @@ class Quantiser:
         return torch.where(usable, symbol, ESCAPE), low, high
 
 
-def _table_of_each(classes: Classes, tokens: int) -> NDArray[np.int64]:
-    """Table of every symbol of the stream, token by token: the high parts, then the raw low parts (uniform tables)."""
+def _columns(classes: Classes) -> NDArray[np.int64]:
+    """Table of every symbol of a token: the high parts, then the raw low parts (uniform tables)."""
     shifted = classes.shift[classes.shift > 0]
-    return torch.cat([classes.table, CLASSES - 1 + shifted]).repeat(tokens).numpy()
+    return torch.cat([classes.table, CLASSES - 1 + shifted]).numpy()

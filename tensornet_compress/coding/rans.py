@@ -1,51 +1,69 @@
-"""Range asymmetric numeral systems (rANS, 0902.0271 / 1311.2540), interleaved over many lanes so that NumPy runs it in bulk.
+"""Range asymmetric numeral systems (rANS, 0902.0271 / 1311.2540), interleaved over many lanes.
 
-Every symbol has its own frequency table, chosen by an index known to both sides. States live in [2**16, 2**32) and are
-renormalised by 16-bit words; all lanes share one word stream.
+Symbols form a grid, and each takes its frequency table from the sum of a number of its row and one of its column, which both
+sides know. States live in [2**16, 2**32) and are renormalised by 16-bit words; symbol ``i`` of the grid belongs to lane
+``i % lanes``, and all lanes share one word stream. The lanes are independent of each other, so that a processor works on
+several at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from tensornet_compress.errors import CheckpointError
 
 PRECISION = 12
-_TOTAL = 1 << PRECISION
+TOTAL = 1 << PRECISION
 _SYMBOLS_PER_LANE = 2048
 _MAX_LANES = 4096
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Frequency tables of one alphabet; each row of ``frequency`` sums to ``2**PRECISION``."""
+    """Frequency tables of one alphabet of at most 256 symbols: uint32 (tables, symbols), each row sums to ``2**PRECISION``."""
 
     frequency: NDArray[np.uint32]
-    start: NDArray[np.uint32]
-    symbol_of_slot: NDArray[np.uint8]
 
     @staticmethod
     def from_frequencies(frequency: NDArray[np.integer]) -> Tables:
-        """``frequency``: integers (tables, symbols), at most 256 symbols."""
-        counts = frequency.astype(np.uint32)
-        start = np.zeros_like(counts)
-        np.cumsum(counts[:, :-1], axis=1, out=start[:, 1:])
-        slots = np.empty((len(counts), _TOTAL), np.uint8)
-        for row, count in enumerate(counts):
-            slots[row] = np.repeat(np.arange(counts.shape[1], dtype=np.uint8), count)
-        return Tables(counts, start, slots)
+        """Refuse rows that do not sum up, or whose frequencies are negative.
+
+        Raises:
+            CheckpointError: the frequencies are no tables.
+        """
+        counts = np.asarray(frequency)
+        if counts.ndim != 2 or counts.shape[1] > 256 or counts.min() < 0 or (counts.sum(1, dtype=np.int64) != TOTAL).any():
+            raise CheckpointError(f"symbol frequencies of shape {counts.shape} do not sum to {TOTAL}; the file is damaged")
+        return Tables(counts.astype(np.uint32))
+
+    @cached_property
+    def start(self) -> NDArray[np.uint32]:
+        """First slot of each symbol, uint32 (tables, symbols)."""
+        start = np.zeros_like(self.frequency)
+        np.cumsum(self.frequency[:, :-1], axis=1, out=start[:, 1:])
+        return start
+
+    @cached_property
+    def slots(self) -> NDArray[np.uint32]:
+        """What a decoder needs of each slot in one number: frequency - 1, place within the symbol, symbol (12, 12, 8 bits)."""
+        rows, symbols = self.frequency.shape
+        symbol = np.concatenate([np.repeat(np.arange(symbols, dtype=np.uint32), count) for count in self.frequency])
+        table = np.repeat(np.arange(rows), TOTAL)
+        place = np.tile(np.arange(TOTAL, dtype=np.uint32), rows) - self.start[table, symbol]
+        return ((self.frequency[table, symbol] - 1) << 20) | (place << 8) | symbol
 
 
-def normalise(weights: NDArray[np.floating]) -> NDArray[np.uint32]:
+def normalise(weights: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.uint32]:
     """Weights (tables, symbols) -> frequencies that sum to ``2**PRECISION``; a symbol of weight zero keeps frequency zero."""
-    scaled = weights / weights.sum(1, keepdims=True) * _TOTAL
+    scaled = weights / weights.sum(1, keepdims=True) * TOTAL
     counts = np.where(weights > 0, np.maximum(np.rint(scaled), 1), 0).astype(np.int64)
     rows = np.arange(len(counts))
-    while (excess := counts.sum(1) - _TOTAL).any():
+    while (excess := counts.sum(1) - TOTAL).any():
         largest = counts.argmax(1)
         counts[rows, largest] -= np.minimum(excess, counts[rows, largest] - 1)
     return counts.astype(np.uint32)
@@ -56,76 +74,103 @@ def lane_count(symbols: int) -> int:
     return int(np.clip(symbols // _SYMBOLS_PER_LANE, 1, _MAX_LANES))
 
 
-def encode(symbols: NDArray[np.uint8], table: NDArray[np.integer], tables: Tables) -> NDArray[np.uint8]:
-    """Symbols (n,), the table of each (n,) -> bytes: lane states, then the word stream.
+def encode(
+    symbols: NDArray[np.uint8],
+    row_table: NDArray[np.integer],
+    column_table: NDArray[np.integer],
+    tables: Tables,
+    lanes: int | None = None,
+) -> NDArray[np.uint8]:
+    """Symbols (rows, columns), table numbers of rows and columns -> bytes: lane states, then the word stream.
 
-    A symbol must have a non-zero frequency in its table.
+    A symbol must have a non-zero frequency in its table. ``lanes``: ``lane_count`` of them unless given.
     """
-    lanes = lane_count(len(symbols))
-    steps = -(-len(symbols) // lanes)
-    frequency, start = (
-        _spread(tables.frequency[table, symbols], steps, lanes),
-        _spread(tables.start[table, symbols], steps, lanes),
-    )
-    # A padding symbol covers the whole range: coding it changes nothing and emits nothing.
-    frequency.reshape(-1)[len(symbols) :] = _TOTAL
-    state = np.full(lanes, 1 << 16, np.uint64)
-    emitted: list[NDArray[np.uint16]] = []
-    limit_shift, precision, word = np.uint64(32 - PRECISION), np.uint64(PRECISION), np.uint64(16)
-    for step in range(steps - 1, -1, -1):
-        freq = frequency[step].astype(np.uint64)
-        full = state >= (freq << limit_shift)
-        emitted.append(state[full].astype(np.uint16))
-        state = np.where(full, state >> word, state)
-        quotient = state // freq
-        state = (quotient << precision) + (state - quotient * freq) + start[step]
-    stream = np.concatenate(emitted[::-1]) if emitted else np.zeros(0, np.uint16)
-    return np.concatenate([state.astype("<u4").view(np.uint8), stream.astype("<u2").view(np.uint8)])
+    state = np.full(lanes or lane_count(symbols.size), 1 << 16, np.uint32)
+    words = np.empty(2 * symbols.size + 1, np.uint16)
+    packed = ((tables.frequency << 12) | tables.start).astype(np.uint32)
+    grid = np.ascontiguousarray(symbols, np.uint8)
+    first = _encode(grid, row_table.astype(np.int64), column_table.astype(np.int64), packed, state, words)
+    return np.concatenate([state.astype("<u4").view(np.uint8), words[first:].astype("<u2").view(np.uint8)])
 
 
-def decode(payload: NDArray[np.uint8], table: NDArray[np.integer], tables: Tables) -> NDArray[np.uint8]:
-    """The inverse of ``encode``; ``table`` gives the table of each symbol, (n,).
+def decode(
+    payload: NDArray[np.uint8],
+    row_table: NDArray[np.integer],
+    column_table: NDArray[np.integer],
+    tables: Tables,
+    lanes: int | None = None,
+) -> NDArray[np.uint8]:
+    """The inverse of ``encode``: uint8 (rows, columns).
 
     Raises:
         CheckpointError: the bytes end too early or do not end where the last symbol does.
     """
-    count = len(table)
-    lanes = lane_count(count)
-    steps = -(-count // lanes)
+    count = len(row_table) * len(column_table)
+    lanes = lanes or lane_count(count)
     if len(payload) < 4 * lanes or len(payload) % 2:
         raise CheckpointError(f"an entropy-coded block of {count} symbols cannot have {len(payload)} bytes; it is damaged")
     state = payload[: 4 * lanes].copy().view("<u4").astype(np.uint32)
-    words = payload[4 * lanes :].copy().view("<u2").astype(np.uint32)
-    which = _spread(table.astype(np.int64), steps, lanes)
-    live = count - (steps - 1) * lanes
-    symbols = np.empty((steps, lanes), np.uint8)
-    slots, frequencies, starts = (
-        tables.symbol_of_slot.reshape(-1),
-        tables.frequency.reshape(-1),
-        tables.start.reshape(-1),
+    words = payload[4 * lanes :].copy().view("<u2").astype(np.uint16)
+    # As many words again as lanes, so that the loop may look ahead without a check; reading them is seen afterwards.
+    padded = np.concatenate([words, np.zeros(lanes, np.uint16)])
+    symbols = np.empty((len(row_table), len(column_table)), np.uint8)
+    used = _decode(
+        padded, len(words), state, row_table.astype(np.uint32), column_table.astype(np.uint32), tables.slots, symbols
     )
-    width, mask = tables.frequency.shape[1], np.uint32(_TOTAL - 1)
-    position = 0
-    for step in range(steps):
-        end = lanes if step < steps - 1 else live
-        now, rows = state[:end], which[step, :end]
-        slot = now & mask
-        symbol = slots[rows * _TOTAL + slot]
-        cell = rows * width + symbol
-        now = frequencies[cell] * (now >> np.uint32(PRECISION)) + slot - starts[cell]
-        need = np.flatnonzero(now < (1 << 16))
-        if position + len(need) > len(words):
-            raise CheckpointError(f"an entropy-coded block of {count} symbols ends too early; it is damaged")
-        now[need] = (now[need] << np.uint32(16)) | words[position : position + len(need)]
-        position += len(need)
-        state[:end] = now
-        symbols[step, :end] = symbol
-    if position != len(words) or (state != 1 << 16).any():
+    if used != len(words) or (state != 1 << 16).any():
         raise CheckpointError(f"an entropy-coded block of {count} symbols does not end where it should; it is damaged")
-    return symbols.reshape(-1)[:count]
+    return symbols
 
 
-def _spread(values: NDArray[Any], steps: int, lanes: int) -> NDArray[Any]:
-    wide = np.zeros(steps * lanes, values.dtype)
-    wide[: len(values)] = values
-    return wide.reshape(steps, lanes)
+@njit(cache=True, nogil=True)
+def _encode(symbols, row_table, column_table, packed, state, words):  # type: ignore[no-untyped-def]
+    """Fill ``words`` from its end; gives the index of the first one. Coding runs backwards, so that decoding runs forwards."""
+    rows, columns = symbols.shape
+    lanes = len(state)
+    first = len(words)
+    lane = (rows * columns - 1) % lanes
+    for row in range(rows - 1, -1, -1):
+        for column in range(columns - 1, -1, -1):
+            entry = packed[row_table[row] + column_table[column], symbols[row, column]]
+            frequency = np.uint64(entry >> np.uint32(12))
+            value = np.uint64(state[lane])
+            if value >= frequency << np.uint64(20):
+                first -= 1
+                words[first] = np.uint16(value & np.uint64(65535))
+                value >>= np.uint64(16)
+            quotient = value // frequency
+            remainder = value - quotient * frequency
+            state[lane] = np.uint32((quotient << np.uint64(12)) + remainder + np.uint64(entry & np.uint32(4095)))
+            lane = lane - 1 if lane else lanes - 1
+    return first
+
+
+@njit(cache=True, nogil=True)
+def _decode(words, available, state, row_table, column_table, slots, symbols):  # type: ignore[no-untyped-def]
+    """Fill ``symbols``; gives the number of words that were read (of damaged input perhaps more than there are)."""
+    rows, columns = symbols.shape
+    lanes = len(state)
+    position = lane = 0
+    for row in range(rows):
+        table = row_table[row]
+        column = 0
+        while column < columns:
+            run = min(columns - column, lanes - lane)
+            if position > available:
+                return position
+            for step in range(run):
+                value = state[lane + step]
+                entry = slots[((table + column_table[column + step]) << np.uint32(12)) + (value & np.uint32(4095))]
+                value = ((entry >> np.uint32(20)) + np.uint32(1)) * (value >> np.uint32(12)) + (
+                    (entry >> np.uint32(8)) & np.uint32(4095)
+                )
+                low = value < np.uint32(65536)
+                value = (value << np.uint32(16)) | np.uint32(words[position]) if low else value
+                position += low
+                state[lane + step] = value
+                symbols[row, column + step] = np.uint8(entry & np.uint32(255))
+            column += run
+            lane += run
+            if lane == lanes:
+                lane = 0
+    return position

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tensornet_compress.calibrate.collect import Loss
 from tensornet_compress.calibrate.modes import evaluating
-from tensornet_compress.compress import Budget
-from tensornet_compress.compress.sizes import Sizes
+from tensornet_compress.compressing import Budget
+from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.decompose import realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen

@@ -7,7 +7,7 @@ from math import sqrt
 
 from pydantic import JsonValue
 
-from tensornet_compress.compress.report import CompressionReport, LayerReport
+from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.nn.plan import Plan
 from tensornet_compress.report.drawing_of import kinds_of
 from tensornet_compress.report.made import made_here

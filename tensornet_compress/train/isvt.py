@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate.collect import Loss
-from tensornet_compress.compress import Budget
-from tensornet_compress.compress.sizes import Sizes
+from tensornet_compress.compressing import Budget
+from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.decompose import matrix_spectrum, realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen

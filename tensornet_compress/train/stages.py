@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from tensornet_compress.calibrate import Batch, kept_output, model_inputs, output_divergence
 from tensornet_compress.calibrate.modes import evaluating
-from tensornet_compress.compress import Budget, compress
-from tensornet_compress.compress.report import CompressionReport, LayerReport, StageReport
-from tensornet_compress.compress.sizes import Sizes
+from tensornet_compress.compressing import Budget, compress
+from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
+from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import metric_kind
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight

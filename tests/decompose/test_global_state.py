@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tensornet_compress as tnc
-from tensornet_compress.compress.workers import run_jobs
+from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.decompose import svd
 from tensornet_compress.decompose.tensorly_adapter import tensorly_left_alone
 from tensornet_compress.threads import limited_threads

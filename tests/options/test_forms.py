@@ -7,7 +7,7 @@ import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.calibrate.statistics import shrunk
-from tensornet_compress.compress import LayerJob, WeightSource, model_nbytes, realise_layer
+from tensornet_compress.compressing import LayerJob, WeightSource, model_nbytes, realise_layer
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tensornet_compress.options import LayerStatistics, layer_options, pareto

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import model_nbytes
+from tensornet_compress.compressing import model_nbytes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.train import heal, next_token_loss
 from tests.models import batches, tiny_bert, tiny_llama

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import model_nbytes
+from tensornet_compress.compressing import model_nbytes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import NetworkModule, Target, layer_weight
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan, layer_plan

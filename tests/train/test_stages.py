@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tensornet_compress as tnc
-from tensornet_compress.compress import model_nbytes
+from tensornet_compress.compressing import model_nbytes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import SilentProgress
 from tensornet_compress.train import Schedule, compress_in_stages

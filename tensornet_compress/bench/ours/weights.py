@@ -7,7 +7,7 @@ from typing import Any
 
 from tensornet_compress.bench.read_back import read_back
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
-from tensornet_compress.compress import Budget, compress, survey_model
+from tensornet_compress.compressing import Budget, compress, survey_model
 from tensornet_compress.nn import NetworkModule
 from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.report.drawing_of import kinds_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensornet_compress.compress import choose_options, uniform_options
+from tensornet_compress.compressing import choose_options, uniform_options
 from tensornet_compress.errors import BudgetError
 from tensornet_compress.options import Option, pareto
 from tensornet_compress.tensor import NetworkSpec

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tensornet_compress.calibrate import Batch, first_tokens, fisher_sensitivity, measure_sensitivity
 from tensornet_compress.calibrate.batches import calibration_fingerprint
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, calibration_passes, stored_metrics
-from tensornet_compress.compress.clock import Clock
-from tensornet_compress.compress.layer_jobs import LayerJob, Survey, WeightSource, survey_layer
-from tensornet_compress.compress.layouts import LayoutSearch, layer_kind, search_layouts
-from tensornet_compress.compress.sizes import Sizes
-from tensornet_compress.compress.words import Method, Sensitivity
-from tensornet_compress.compress.workers import run_jobs
+from tensornet_compress.compressing.clock import Clock
+from tensornet_compress.compressing.layer_jobs import LayerJob, Survey, WeightSource, survey_layer
+from tensornet_compress.compressing.layouts import LayoutSearch, layer_kind, search_layouts
+from tensornet_compress.compressing.sizes import Sizes
+from tensornet_compress.compressing.words import Method, Sensitivity
+from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, metric_kind
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight

@@ -9,14 +9,14 @@ from pathlib import Path
 from torch import nn
 
 from tensornet_compress.calibrate import Batch, OperatingPoint, first_tokens
-from tensornet_compress.compress.allocate import Allocation
-from tensornet_compress.compress.budget import Budget
-from tensornet_compress.compress.clock import Clock
-from tensornet_compress.compress.layer_jobs import Realised
-from tensornet_compress.compress.report import CompressionReport, LayerReport
-from tensornet_compress.compress.sizes import Sizes
-from tensornet_compress.compress.survey import FISHER_TOKENS, ModelSurvey, survey_model, uniform_share
-from tensornet_compress.compress.words import Allocator, Method, Sensitivity
+from tensornet_compress.compressing.allocate import Allocation
+from tensornet_compress.compressing.budget import Budget
+from tensornet_compress.compressing.clock import Clock
+from tensornet_compress.compressing.layer_jobs import Realised
+from tensornet_compress.compressing.report import CompressionReport, LayerReport
+from tensornet_compress.compressing.sizes import Sizes
+from tensornet_compress.compressing.survey import FISHER_TOKENS, ModelSurvey, survey_model, uniform_share
+from tensornet_compress.compressing.words import Allocator, Method, Sensitivity
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import Target, find_targets, layer_weight, replace_module
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan, layer_plan

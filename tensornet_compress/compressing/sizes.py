@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tensornet_compress.compress.budget import Budget
+from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.errors import BudgetError
 from tensornet_compress.nn import Target, layer_weight
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tensornet_compress.compress.layer_jobs import LayerJob
+from tensornet_compress.compressing.layer_jobs import LayerJob
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching import search

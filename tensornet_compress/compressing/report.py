@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensornet_compress.compress.budget import Budget
+from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.frozen import Frozen
 
 

@@ -9,13 +9,13 @@ from math import exp, log
 from torch import Tensor
 
 from tensornet_compress.calibrate import OperatingPoint
-from tensornet_compress.compress.clock import Clock
-from tensornet_compress.compress.knapsack import choose_options, uniform_options
-from tensornet_compress.compress.layer_jobs import Realised, realise_layer
-from tensornet_compress.compress.sizes import Sizes
-from tensornet_compress.compress.survey import ModelSurvey
-from tensornet_compress.compress.words import Allocator, Method
-from tensornet_compress.compress.workers import run_jobs
+from tensornet_compress.compressing.clock import Clock
+from tensornet_compress.compressing.knapsack import choose_options, uniform_options
+from tensornet_compress.compressing.layer_jobs import Realised, realise_layer
+from tensornet_compress.compressing.sizes import Sizes
+from tensornet_compress.compressing.survey import ModelSurvey
+from tensornet_compress.compressing.words import Allocator, Method
+from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.options import Option, pareto
 
 _MISPREDICTED = 0.1

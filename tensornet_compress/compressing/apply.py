@@ -9,9 +9,9 @@ from torch import nn
 from tensornet_compress.calibrate import Batch
 from tensornet_compress.calibrate.batches import calibration_fingerprint
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
-from tensornet_compress.compress.layer_jobs import LayerJob, realise_layer
-from tensornet_compress.compress.survey import weight_source
-from tensornet_compress.compress.workers import run_jobs
+from tensornet_compress.compressing.layer_jobs import LayerJob, realise_layer
+from tensornet_compress.compressing.survey import weight_source
+from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import Target, replace_module
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan

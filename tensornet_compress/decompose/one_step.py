@@ -1,0 +1,166 @@
+"""One quantisation step in the Fisher metric: codes of a matrix whose errors cost the same wherever they fall.
+
+An error ``E`` of a layer's weights costs ``1/2 sum_r g_r E_r C E_r'`` nats a token, with C the second moment of the inputs and
+g_r the Fisher information of output r. Columns are rounded one after the other and the rest is fitted to what was lost (GPTQ,
+2210.17323: successive cancellation). With ``C^-1 = U'U``, U upper triangular, the errors that are left are white in units of
+``U_ii / sqrt(g_r)``; so at high rates the best step of entry (r, i) is
+
+    ``step U_ii / sqrt(g_r)``
+
+with a single number ``step`` for all layers of a model, and the entropy of the codes is the rate. Every row, column and layer
+gets its bits by that (reverse water-filling). One entry costs ``step^2 / 24`` nats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from tensornet_compress.coding.coded_integers import scale_bits
+from tensornet_compress.coding.coded_matrix import MAGNITUDES_PER_OCTAVE, STEPS_PER_OCTAVE, CodedMatrix, step_sizes
+from tensornet_compress.coding.laws import HALF
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import KroneckerMetric
+
+NATS_PER_ENTRY = 1 / 24
+"""Divergence per token of one entry at high rates, in squared steps."""
+SLOPE = 2 * log(2) / 12
+"""What a bit is worth at high rates: squared error, in squared steps, that a further bit per entry saves."""
+_DAMPING = 0.01
+_LEAST_ROW = 0.05
+_BLOCK = 64
+# Rounded codes are larger than foretold by weights alone, as they take over errors of columns before them.
+_TYPICAL = 1.25
+
+
+@dataclass
+class Canceller:
+    """Successive cancellation in one metric: its factors are computed once and serve every step and every matrix of a layer."""
+
+    order: Tensor
+    """Columns as they are visited, those of largest second moment first, int64 (n,)."""
+    deviations: Tensor
+    """``U_ii`` in that order, float64 (n,)."""
+    coupling: Tensor
+    """``U_ij / U_ii``: how an error of column i changes those after it, float32 (n, n) upper triangular."""
+
+    @classmethod
+    def of(cls, columns: Tensor | None, n: int, damping: float = _DAMPING) -> Canceller:
+        """From the second moment of the inputs, (n, n), its diagonal (n,), or none (Euclidean).
+
+        ``damping``: share of the mean diagonal that is added to it, so that directions that no input took stay near.
+        """
+        moment = torch.ones(n) if columns is None else columns
+        diagonal = (moment if moment.ndim == 1 else moment.diagonal()).double()
+        level = float(diagonal.mean())
+        if not level > 0:
+            return cls.of(None, n)
+        order = torch.argsort(diagonal, descending=True, stable=True)
+        if moment.ndim == 1:
+            return cls(order, (diagonal[order] + damping * level).rsqrt(), torch.zeros(0, 0))
+        damped = moment.double()[order][:, order] / level
+        damped.diagonal().add_(damping)
+        # C = R R' with R upper triangular, by the Cholesky factor of C read backwards; then U = R^-1.
+        backwards, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if int(failed):
+            raise TensorNetError("the second moment of a layer's inputs is not positive; calibrate it on finite inputs")
+        root = backwards.flip(0, 1)
+        inverse = torch.linalg.solve_triangular(root, torch.eye(n, dtype=torch.float64), upper=True)
+        deviations = inverse.diagonal().clone()
+        return cls(order, deviations / level**0.5, (inverse / deviations[:, None]).float())
+
+    def codes(self, matrix: Tensor, row_weight: Tensor | None, step: float, slope: float = SLOPE) -> CodedMatrix:
+        """Codes of ``matrix`` (m, n) at ``step``.
+
+        Args:
+            row_weight: Fisher information of each output, (m,), all positive; ones without it.
+            slope: squared error in squared steps for which a bit is given up: of two neighbouring codes the smaller is taken
+                where it saves enough. 0 rounds to nearest.
+        """
+        rows, n = matrix.shape
+        weight = torch.ones(rows) if row_weight is None else row_weight
+        row_step = _exponents(weight.double().rsqrt(), STEPS_PER_OCTAVE)
+        column_step = _exponents(step * self.deviations, STEPS_PER_OCTAVE)
+        row_size, column_size = step_sizes(row_step), step_sizes(column_step)
+        work = matrix[:, self.order].float().contiguous()
+        magnitude = work.abs()
+        in_row = magnitude.mean(1).double().clamp_min(1e-30)
+        in_column = (magnitude / in_row[:, None]).mean(0).double().clamp_min(1e-30)
+        row_scale = _exponents(in_row / torch.from_numpy(row_size), MAGNITUDES_PER_OCTAVE)
+        column_scale = _exponents(_TYPICAL * in_column / torch.from_numpy(column_size), MAGNITUDES_PER_OCTAVE)
+        row_scale, column_scale = _within_reach(row_scale, column_scale)
+        lowest = int(row_scale.min()) + int(column_scale.min())
+        row_class, column_class = row_scale - row_scale.min(), column_scale - column_scale.min()
+        bits = slope * scale_bits(lowest, int(row_class.max()) + int(column_class.max()) + 1)
+        codes = np.empty((rows, n), np.int32)
+        for start in range(0, n, _BLOCK):
+            stop = min(n, start + _BLOCK)
+            block, found = work[:, start:stop].contiguous(), np.empty((rows, stop - start), np.int32)
+            coupling = self.coupling[start:stop, start:stop] if len(self.coupling) else torch.zeros(0, 0)
+            _cancel(
+                block.numpy(),
+                coupling.contiguous().numpy(),
+                row_size.astype(np.float32),
+                column_size[start:stop].astype(np.float32),
+                row_class,
+                column_class[start:stop],
+                bits,
+                found,
+            )
+            codes[:, start:stop] = found
+            if stop < n and len(self.coupling):
+                work[:, stop:] -= block @ self.coupling[start:stop, stop:]
+        back = torch.argsort(self.order).numpy()
+        return CodedMatrix(codes[:, back], row_step, column_step[back], row_scale, column_scale[back])
+
+
+def row_weights(metric: KroneckerMetric, rows: int) -> Tensor:
+    """Fisher information of each output, float64 (rows,), floored so that no output is given up.
+
+    A metric that knows nothing of the loss (``rate`` None) weighs a unit of squared error as one nat.
+    """
+    level = 2.0 if metric.rate is None else 2 * metric.rate
+    if metric.rows is None:
+        return torch.full((rows,), level, dtype=torch.float64)
+    weight = (metric.rows if metric.rows.ndim == 1 else metric.rows.diagonal()).double()
+    return level * weight.clamp_min(_LEAST_ROW * float(weight.mean()))
+
+
+def _exponents(values: Tensor, per_octave: int) -> np.ndarray:
+    return torch.round(per_octave * values.double().log2()).to(torch.int32).numpy()
+
+
+def _within_reach(row_scale: np.ndarray, column_scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales without outliers far below the rest: a row of zeros needs no class of its own."""
+    return (
+        np.maximum(row_scale, int(np.median(row_scale)) - 64).clip(max=int(np.median(row_scale)) + 128),
+        np.maximum(column_scale, int(np.median(column_scale)) - 64).clip(max=int(np.median(column_scale)) + 128),
+    )
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _cancel(block, coupling, row_size, column_size, row_class, column_class, bits, codes):  # type: ignore[no-untyped-def]
+    """Round a block of columns one after the other; ``block`` then holds what was lost of each column."""
+    for r in range(block.shape[0]):
+        for i in range(block.shape[1]):
+            size = row_size[r] * column_size[i]
+            value = block[r, i] / size
+            code = np.rint(value)
+            magnitude = abs(code)
+            if 1 <= magnitude <= HALF:
+                smaller = code - 1 if code > 0 else code + 1
+                kind = row_class[r] + column_class[i]
+                saved = bits[kind, int(magnitude)] - bits[kind, int(magnitude) - 1]
+                if (value - smaller) ** 2 - (value - code) ** 2 < saved:
+                    code = smaller
+            codes[r, i] = int(code)
+            lost = np.float32(block[r, i] - code * size)
+            block[r, i] = lost
+            if len(coupling):
+                for j in range(i + 1, block.shape[1]):
+                    block[r, j] -= lost * coupling[i, j]

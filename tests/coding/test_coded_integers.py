@@ -1,0 +1,92 @@
+"""Entropy-coded integers come back exactly, near their entropy, and damage is refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tensornet_compress.coding import laws, rans
+from tensornet_compress.coding.coded_integers import coded_bits, decode_integers, encode_integers
+from tensornet_compress.errors import CheckpointError
+
+
+def gaussian(
+    rows: int, columns: int, scale: float, seed: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """Codes of scales that vary over rows and columns, and the scales in quarter octaves."""
+    generator = np.random.default_rng(seed)
+    row, column = generator.integers(-6, 7, rows, np.int32), generator.integers(-5, 6, columns, np.int32)
+    spread = scale * 2.0 ** ((row[:, None] + column) / 4)
+    return np.rint(generator.normal(size=(rows, columns)) * spread).astype(np.int32), row, column
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 60), st.integers(0, 60), st.floats(-8, 20), st.integers(0, 2**32 - 1))
+def test_codes_come_back(rows: int, columns: int, octave: float, seed: int) -> None:
+    codes, row, column = gaussian(rows, columns, 2.0**octave, seed)
+    data = encode_integers(codes, row, column)
+    assert np.array_equal(decode_integers(data, row, column), codes)
+
+
+def test_codes_far_outside_what_was_foretold_come_back() -> None:
+    codes = np.zeros((40, 50), np.int32)
+    codes[3, 7], codes[20, 1], codes[39, 49] = 1 << 30, -(1 << 30), -77
+    zeros = np.zeros(40, np.int32), np.zeros(50, np.int32)
+    assert np.array_equal(decode_integers(encode_integers(codes, *zeros), *zeros), codes)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.7, 3.0, 20.0, 500.0])
+def test_the_rate_of_a_gaussian_is_near_its_entropy(scale: float) -> None:
+    codes, row, column = gaussian(800, 600, scale, 1)
+    spread = scale * 2.0 ** ((row[:, None] + column) / 4)
+    # The exact entropy of a rounded Gaussian of each entry's own spread.
+    from scipy.stats import norm
+
+    chance = norm.cdf((codes + 0.5) / spread) - norm.cdf((codes - 0.5) / spread)
+    ideal = -np.log2(chance).mean()
+    spent = 8 * len(encode_integers(codes, row, column)) / codes.size
+    assert ideal - 0.01 < spent < 1.01 * ideal + 0.012
+    assert coded_bits(codes, row, column) / codes.size == pytest.approx(spent, abs=0.003)
+
+
+def test_every_law_is_a_table_and_has_its_mean() -> None:
+    codes = np.arange(-laws.HALF, laws.HALF + 1)
+    for law in range(laws.LAWS):
+        counts = laws.frequencies(law)
+        assert counts.sum() == rans.TOTAL
+        assert counts.min() >= 0
+        assert counts[laws.HALF] > 0
+        assert counts[laws.ESCAPE] > 0
+        mean = 2.0 ** (laws.LOWEST + law % laws.SCALES / laws.PER_OCTAVE)
+        if 1 <= mean <= 2:
+            assert (np.abs(codes) * counts[:-1]).sum() / rans.TOTAL == pytest.approx(mean, rel=0.1)
+
+
+def test_the_laws_never_change() -> None:
+    # A stored file names laws by number: these tables are part of the file format.
+    from hashlib import sha256
+
+    digest = sha256(b"".join(laws.frequencies(law).astype("<u2").tobytes() for law in range(laws.LAWS))).hexdigest()
+    assert digest == "1c74f8b8266f15af62aecdea4e658404923e7a75d6a4934ea27094329a7a97d3"
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data())
+def test_damaged_bytes_are_refused_or_give_codes(data: st.DataObject) -> None:
+    codes, row, column = gaussian(20, 30, 5.0, 3)
+    coded = encode_integers(codes, row, column)
+    kind = data.draw(st.sampled_from(["cut", "flip", "noise"]))
+    if kind == "cut":
+        coded = coded[: data.draw(st.integers(0, len(coded) - 1))]
+    elif kind == "flip":
+        coded = coded.copy()
+        coded[data.draw(st.integers(0, len(coded) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        coded = np.frombuffer(data.draw(st.binary(max_size=300)), np.uint8)
+    with suppress(CheckpointError):
+        assert decode_integers(coded, row, column).shape == codes.shape

@@ -1,0 +1,94 @@
+"""One step in the metric: the error it promises, at fewer bits than other roundings, and nothing lost on the way to bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tensornet_compress.coding.coded_matrix import CodedMatrix
+from tensornet_compress.decompose.one_step import NATS_PER_ENTRY, Canceller, row_weights
+from tensornet_compress.metric import KroneckerMetric
+
+
+def problem(rows: int = 60, n: int = 90, seed: int = 0) -> tuple[Tensor, KroneckerMetric]:
+    """A matrix and a metric of correlated inputs and unequal outputs, in nats."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(n, 3 * n, generator=generator) * torch.linspace(0.2, 3, n)[:, None]
+    mixed += 2 * torch.randn(1, 3 * n, generator=generator)
+    moment = (mixed @ mixed.T / (3 * n)).double()
+    fisher = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1
+    return torch.randn(rows, n, generator=generator), KroneckerMetric(fisher, moment, rate=0.5)
+
+
+def loss(matrix: Tensor, coded: CodedMatrix, metric: KroneckerMetric) -> float:
+    """Divergence of the coded matrix in nats."""
+    assert metric.rate is not None
+    return metric.rate * metric.norm2(matrix.double() - torch.from_numpy(coded.to_dense()).double())
+
+
+@pytest.mark.parametrize("step", [0.02, 0.1])
+def test_a_fine_step_costs_what_theory_says(step: float) -> None:
+    matrix, metric = problem()
+    canceller = Canceller.of(metric.columns, matrix.shape[1], damping=1e-6)
+    coded = canceller.codes(matrix, row_weights(metric, len(matrix)), step, slope=0.0)
+    assert loss(matrix, coded, metric) == pytest.approx(NATS_PER_ENTRY * step**2 * matrix.numel(), rel=0.1)
+
+
+def test_bytes_hold_all_of_it() -> None:
+    matrix, metric = problem()
+    coded = Canceller.of(metric.columns, matrix.shape[1]).codes(matrix, row_weights(metric, len(matrix)), 0.3)
+    data = coded.to_bytes()
+    again = CodedMatrix.from_bytes(data, *matrix.shape)
+    assert np.array_equal(again.codes, coded.codes)
+    assert np.array_equal(again.to_dense(), coded.to_dense())
+    assert 8 * len(data) < coded.bits + 12 * sum(matrix.shape) + 1200
+
+
+def test_cancelling_beats_rounding_and_weighing_bits_beats_both() -> None:
+    matrix, metric = problem(200, 120)
+    weights = row_weights(metric, len(matrix))
+    canceller = Canceller.of(metric.columns, 120)
+    # Rounding in the same metric without regard to what other columns lost: its diagonal alone.
+    alone = Canceller.of(metric.columns.diagonal(), 120)  # type: ignore[union-attr]
+
+    def bits_for(loss_wanted: float, of: Canceller, slope: float) -> float:
+        low, high = 1e-3, 50.0
+        for _ in range(40):
+            step = (low * high) ** 0.5
+            coded = of.codes(matrix, weights, step, slope)
+            low, high = (step, high) if loss(matrix, coded, metric) < loss_wanted else (low, step)
+        return coded.bits / matrix.numel()
+
+    wanted = 0.02 * loss(matrix, canceller.codes(matrix, weights, 1e6), metric)
+    plain, rounded, aware = (bits_for(wanted, *how) for how in ((alone, 0.0), (canceller, 0.0), (canceller, 0.1155)))
+    assert rounded < plain - 0.2
+    assert aware < rounded - 0.02
+
+
+def test_an_error_costs_the_same_in_every_row() -> None:
+    matrix, metric = problem(400, 60)
+    coded = Canceller.of(metric.columns, 60).codes(matrix, row_weights(metric, 400), 0.2, slope=0.0)
+    error = (matrix.double() - torch.from_numpy(coded.to_dense()).double()) @ torch.linalg.cholesky(metric.columns)  # type: ignore[arg-type]
+    cost = metric.rows * error.square().sum(1)  # type: ignore[operator]
+    quarters = [float(part.mean()) for part in cost[torch.argsort(metric.rows)].split(100)]  # type: ignore[arg-type]
+    assert max(quarters) < 1.2 * min(quarters)
+
+
+@pytest.mark.parametrize("columns", [None, torch.linspace(0.1, 2, 30), torch.eye(30)])
+def test_other_metrics_work_too(columns: Tensor | None) -> None:
+    matrix = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
+    coded = Canceller.of(columns, 30).codes(matrix, None, 0.01, slope=0.0)
+    assert torch.allclose(torch.from_numpy(coded.to_dense()), matrix, atol=0.05)
+
+
+def test_rows_and_columns_of_zeros_and_single_entries() -> None:
+    matrix, metric = problem(12, 10)
+    matrix[3], matrix[:, 4] = 0.0, 0.0
+    matrix[5, 5] = 1e4
+    coded = Canceller.of(metric.columns, 10).codes(matrix, row_weights(metric, 12), 0.05)
+    again = CodedMatrix.from_bytes(coded.to_bytes(), 12, 10)
+    assert torch.allclose(torch.from_numpy(again.to_dense()), matrix, atol=0.3)
+    single = Canceller.of(None, 1).codes(torch.tensor([[0.7]]), None, 0.01)
+    assert CodedMatrix.from_bytes(single.to_bytes(), 1, 1).to_dense()[0, 0] == pytest.approx(0.7, abs=0.01)

@@ -6,7 +6,6 @@ python benchmarks/kv_generation.py [--profile FOLDER] [--prompt 512] [--new 512]
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 from transformers import DynamicCache, QuantizedCache
 
 import tensornet_compress.kv as kv
-from tensornet_compress.kv.live.attention import contracting
 
 
 @torch.no_grad()
@@ -47,22 +45,21 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = common.model_and_tokenizer()
     profile = common.profile(model, tokenizer, options.profile)
-    makers: dict[str, tuple[Callable[[], Any], bool]] = {
-        "ours, storage 2 b": (lambda: kv.CompressedCache(model, 2.0, profile, mode="storage"), False),
-        "ours, storage 4 b": (lambda: kv.CompressedCache(model, 4.0, profile, mode="storage"), False),
-        "ours, live 4 b": (lambda: kv.CompressedCache(model, 4.0, profile), True),
-        "ours, live 2 b": (lambda: kv.CompressedCache(model, 2.0, profile), True),
+    makers: dict[str, Callable[[], Any]] = {
+        "ours, storage 2 b": lambda: kv.CompressedCache(model, 2.0, profile, mode="storage"),
+        "ours, storage 4 b": lambda: kv.CompressedCache(model, 4.0, profile, mode="storage"),
+        "ours, live 4 b": lambda: kv.CompressedCache(model, 4.0, profile),
+        "ours, live 2 b": lambda: kv.CompressedCache(model, 2.0, profile),
     }
     if not options.no_stock:
-        makers["QuantizedCache quanto int4"] = (lambda: QuantizedCache("quanto", model.config, nbits=4), False)
-        makers["QuantizedCache quanto int2"] = (lambda: QuantizedCache("quanto", model.config, nbits=2), False)
+        makers["QuantizedCache quanto int4"] = lambda: QuantizedCache("quanto", model.config, nbits=4)
+        makers["QuantizedCache quanto int2"] = lambda: QuantizedCache("quanto", model.config, nbits=2)
     rows = []
     for document, ids in enumerate(common.heldout_ids(tokenizer, options.prompt, options.documents)):
         exact = greedy(model, ids[None], DynamicCache(config=model.config), options.new)
-        for name, (make, contract) in makers.items():
-            with contracting(model) if contract else contextlib.nullcontext():
-                got = greedy(model, ids[None], make(), options.new)
-                along = forced(model, ids[None], exact, make())
+        for name, make in makers.items():
+            got = greedy(model, ids[None], make(), options.new)
+            along = forced(model, ids[None], exact, make())
             differ = torch.nonzero(got != exact).flatten()
             row = {
                 "document": document,

@@ -25,7 +25,6 @@ from transformers import DynamicCache
 import tensornet_compress.kv as kv
 from tensornet_compress.coding.planes import PlaneLayout
 from tensornet_compress.kv.live import attention
-from tensornet_compress.kv.live.attention import contracting
 
 HOT = (64, 512, 1024, 2048)
 
@@ -143,15 +142,13 @@ def main() -> None:
     nbytes: dict[int, int] = {}
     exact: list[float] = []
     for _ in range(options.rounds):
-        for name, (make, contract) in makers.items():
-            with contracting(model) if contract else contextlib.nullcontext():
-                parts[name] += profile_steps(model, fill(make(), keys, values), following)
+        for name, (make, _) in makers.items():
+            parts[name] += profile_steps(model, fill(make(), keys, values), following)
         exact += decode_ms(model, fill(DynamicCache(config=model.config), keys, values), following)
         for window in HOT:
-            with contracting(model):
-                cache = fill(kv.CompressedCache(model, 3.0, profile, window=window), keys, values)
-                hot[window] += decode_ms(model, cache, following)
-                nbytes[window] = cache.nbytes
+            cache = fill(kv.CompressedCache(model, 3.0, profile, window=window), keys, values)
+            hot[window] += decode_ms(model, cache, following)
+            nbytes[window] = cache.nbytes
     rows = []
     for name, found in parts.items():
         names = sorted({part for row in found for part in row})

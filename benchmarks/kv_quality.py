@@ -34,11 +34,10 @@ from tensornet_compress.bench.peers.caches.sequence import SequenceSvd, Sequence
 from tensornet_compress.bench.peers.caches.stock import Stock
 from tensornet_compress.bench.peers.caches.turboquant import TurboQuant
 from tensornet_compress.bench.side import Unavailable
-from tensornet_compress.kv.storage.codec import BlockCodec
 from tensornet_compress.kv.profile.capture import Runner, windows
 from tensornet_compress.kv.profile.moments import SideMoments, side_rows
 from tensornet_compress.kv.rope import Rotary
-from tensornet_compress.kv.storage.codec import JointCodec
+from tensornet_compress.kv.storage.codec import BlockCodec, JointCodec
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec
 
 BODY = slice(common.SINKS, common.CONTEXT - common.WINDOW)

@@ -9,7 +9,6 @@ keys and values of a real text. Encode is the time spent in sealing per sealed t
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from torch import Tensor
 from transformers import DynamicCache, QuantizedCache
 
 import tensornet_compress.kv as kv
-from tensornet_compress.kv.live.attention import contracting
 from tensornet_compress.kv.live.layer import LiveLayer
 from tensornet_compress.kv.storage.codec import JointCodec
 
@@ -149,17 +147,16 @@ def main() -> None:
         prefill: dict[str, float] = {}
         held: dict[str, int] = {}
         for round_number in range(options.rounds):
-            for name, (make, contract) in makers.items():
-                with contracting(model) if contract else contextlib.nullcontext():
-                    if round_number == 0 and not options.no_prefill:
-                        began = time.perf_counter()
-                        with torch.no_grad():
-                            cache = make()
-                            model(ids, past_key_values=cache, logits_to_keep=1)
-                        prefill[name] = time.perf_counter() - began
-                    cache = fill(make(), keys, values)
-                    decode[name] += steps(model, cache, text[length : length + options.steps])[2:]
-                    held[name] = getattr(cache, "nbytes", 0)
+            for name, (make, _) in makers.items():
+                if round_number == 0 and not options.no_prefill:
+                    began = time.perf_counter()
+                    with torch.no_grad():
+                        cache = make()
+                        model(ids, past_key_values=cache, logits_to_keep=1)
+                    prefill[name] = time.perf_counter() - began
+                cache = fill(make(), keys, values)
+                decode[name] += steps(model, cache, text[length : length + options.steps])[2:]
+                held[name] = getattr(cache, "nbytes", 0)
         base = statistics.median(decode["DynamicCache"])
         for name, seconds in decode.items():
             middle = statistics.median(seconds)

@@ -19,8 +19,8 @@ import kv_common as common
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.basis import rows_of
 from tensornet_compress.kv.profile.profile import SIDES
+from tensornet_compress.kv.profile.tree import rows_of
 from tensornet_compress.kv.storage.codec import JointCodec
 
 BODY = slice(common.SINKS, common.CONTEXT - common.WINDOW)

@@ -1,8 +1,7 @@
-"""``CompressedCache``: the drop-in cache, of which each mode has a kind; what the kinds share, and saved caches."""
+"""``CompressedCache``: the drop-in cache, of which each mode has a kind; what the kinds share."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,9 +23,8 @@ _ON_DEVICE = ("tail", "other", "codes", "sink")
 class CompressedCache(Cache):
     """A drop-in ``transformers`` cache that holds compressed networks instead of keys and values.
 
-    ``CompressedCache(model, bits=2.0, profile=None, mode="live", sinks=4, window=64, block=...)`` makes a ``LiveCache`` or,
-    with ``mode="storage"``, a ``StorageCache``. Full-attention layers are compressed; others keep their own class and are
-    reported.
+    ``mode="live"`` makes a ``LiveCache``, ``mode="storage"`` a ``StorageCache``. Full-attention layers are compressed; others
+    keep their own class and are reported.
 
     Args:
         bits: target payload bits per key/value element; sinks and window come on top.
@@ -46,35 +44,37 @@ class CompressedCache(Cache):
     def __new__(
         cls, model: nn.Module | None = None, bits: float = 2.0, profile: Profile | None = None, mode: str = "live", **_: Any
     ) -> CompressedCache:
-        """An empty cache of the mode's kind; ``copy`` calls this without arguments, and for a kind."""
-        if cls is CompressedCache:
-            if mode not in cls.kinds:
-                raise TensorNetError(f"mode must be 'live' or 'storage', was given {mode!r}")
-            return object.__new__(cls.kinds[mode])
-        return object.__new__(cls)
+        """Of the kind that the mode has. (``copy`` calls this for a kind, without arguments.)"""
+        if cls is not CompressedCache:
+            return object.__new__(cls)
+        if mode not in cls.kinds:
+            raise TensorNetError(f"mode must be 'live' or 'storage', was given {mode!r}")
+        return object.__new__(cls.kinds[mode])
 
     def __init__(
         self,
         model: nn.Module,
-        profile: Profile | None,
-        make_layer: Callable[[int], DynamicLayer],
-        sinks: int,
-        window: int,
-        block: int,
+        bits: float = 2.0,
+        profile: Profile | None = None,
+        mode: str = "live",
+        *,
+        sinks: int = 4,
+        window: int = 64,
+        block: int = 64,
+        **options: Any,
     ):
-        """``make_layer``: from its place among the compressed layers, a layer to be compressed."""
         for name, value, least in (("sinks", sinks, 0), ("window", window, 0), ("block", block, 1)):
             if value < least:
                 raise TensorNetError(f"{name} must be at least {least}, was given {value}")
-        self.profile, self.sinks, self.window, self.block = profile, sinks, window, block
+        self.bits, self.profile, self.sinks, self.window, self.block = bits, profile, sinks, window, block
         self.positions: Tensor | None = None
         self.batch = 0
         self.style = rotary_style(model)
         module = rotary_module(model)
         self.recorder = PositionRecorder(module) if module is not None else None
         # The stock cache knows which class each layer of this model needs, shared and linear layers included.
-        layers: list[Any] = list(DynamicCache(config=text_config(model)).layers)
-        self.indices = [index for index, layer in enumerate(layers) if type(layer) is DynamicLayer]
+        super().__init__(layers=list(DynamicCache(config=text_config(model)).layers))
+        self.indices = [index for index, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
         if not self.indices:
             raise TensorNetError(
                 "the model has no full-attention layer that caches keys and values; there is nothing to compress"
@@ -83,10 +83,13 @@ class CompressedCache(Cache):
             raise TensorNetError(
                 f"the profile was made for full-attention layers {profile.spec.layers}, this model has {self.indices}"
             )
-        self.compressed_layers: list[Any] = [make_layer(place) for place in range(len(self.indices))]
-        for index, layer in zip(self.indices, self.compressed_layers):
-            layers[index] = layer
-        super().__init__(layers=layers)
+        self.compressed_layers: list[Any] = []
+
+    def compress_layers(self, make: Callable[[int], DynamicLayer]) -> None:
+        """Put a layer of its kind, made from its place among these, where each full-attention layer is."""
+        for place, index in enumerate(self.indices):
+            self.layers[index] = make(place)
+        self.compressed_layers = [self.layers[index] for index in self.indices]
 
     def note_positions(self, key_states: Tensor) -> None:
         """Remember the positions of the new tokens of a forward pass, at its first compressed layer."""
@@ -104,8 +107,8 @@ class CompressedCache(Cache):
     def first_real(self) -> list[int]:
         """Index of the first unpadded token of each row, among the tokens whose positions are known."""
         # Padding repeats a position, real tokens count up from zero.
-        starts = [torch.nonzero(row == 0).flatten() for row in (() if self.positions is None else self.positions)]
-        return [int(zeros[-1]) if len(zeros) else 0 for zeros in starts]
+        zeros = [torch.nonzero(row == 0).flatten().tolist() for row in (() if self.positions is None else self.positions)]
+        return [places[-1] if places else 0 for places in zeros]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed ones."""
@@ -154,17 +157,54 @@ class CompressedCache(Cache):
         """Stored bits per key/value element of the compressed layers: codes, own bases, sinks and tail (no working set)."""
         return self.report().bits_per_element
 
-    @abstractmethod
+    def held(self) -> dict[str, int]:
+        """Bytes that the compressed layers hold, by their names in a ``CacheReport``."""
+        states = [part for layer in self.compressed_layers if layer.is_initialized for part in (layer.keys, layer.values)]
+        return {"tail_nbytes": sum(part.nbytes for part in states)}
+
     def report(self) -> CacheReport:
         """Where the bytes are."""
+        layers = [layer for layer in self.compressed_layers if layer.is_initialized]
+        tokens = self.compressed_layers[0].get_seq_length()
+        shapes = [states.shape for layer in layers for states in (layer.keys, layer.values)]
+        elements = tokens * sum(batch * heads * width for batch, heads, _, width in shapes)
+        other = sum(part.nbytes for _, layer in self._other_layers() for part in _states_of(layer))
+        parts = dict.fromkeys(("sealed_tokens", "working_nbytes", "basis_nbytes"), 0) | self.held()
+        parts["tail_nbytes"] += 0 if self.positions is None else self.positions.nbytes
+        stored = sum(parts[f"{name}_nbytes"] for name in ("payload", "sink", "tail", "basis"))
+        return CacheReport(
+            tokens=tokens,
+            other_nbytes=other,
+            exact_nbytes=elements * (layers[0].keys.element_size() if layers else 0) + other,
+            bits_per_element=8 * stored / elements if elements else 0.0,
+            skipped=tuple((index, type(layer).__name__) for index, layer in self._other_layers()),
+            **parts,
+        )
 
-    @abstractmethod
     def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What the kind holds, for a file: tensors by name, and its own fields of the ``CacheRecord``."""
+        """For a file: tensors by name, and the fields of the ``CacheRecord`` that a kind fills in."""
+        tensors: dict[str, Tensor] = {} if self.positions is None else {"positions": self.positions}
+        lengths: dict[int, int | None] = {}
+        for index, layer in self._other_layers():
+            if not _states_of(layer):
+                continue
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                raise TensorNetError(f"layer {index} is a {type(layer).__name__}, whose state cannot be saved yet")
+            tensors |= {f"other{index}.keys": layer.keys, f"other{index}.values": layer.values}
+            lengths[index] = getattr(layer, "cumulative_length", None)
+        return tensors, {"other": lengths}
 
-    @abstractmethod
     def restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
-        """The inverse of ``stored``, after the tails of the layers were put back."""
+        """The inverse of ``stored``."""
+        named = [(layer, f"tail{place}") for place, layer in enumerate(self.compressed_layers)]
+        others: dict[int, Any] = {index: self.layers[index] for index in record.other}
+        for layer, name in named + [(layer, f"other{index}") for index, layer in others.items()]:
+            layer.lazy_initialization(tensors[f"{name}.keys"], tensors[f"{name}.values"])
+            layer.keys, layer.values = tensors[f"{name}.keys"], tensors[f"{name}.values"]
+        for index, length in record.other.items():
+            if length is not None:
+                others[index].cumulative_length = length
+        self.positions, self.batch = tensors.get("positions"), len(tensors["tail0.keys"])
 
     def save(self, path: str | Path) -> int:
         """Write the cache to one file, whole or not at all, storage caches frozen; returns the bytes of the file.
@@ -175,19 +215,9 @@ class CompressedCache(Cache):
         if not self.compressed_layers[0].is_initialized:
             raise TensorNetError("the cache is empty; there is nothing to save")
         tensors, fields = self.stored()
-        fields["other"] = {}
-        for index, layer in self._other_layers():
-            if not _tensors_of(layer):
-                continue
-            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-                raise TensorNetError(f"layer {index} is a {type(layer).__name__}, whose state cannot be saved yet")
-            tensors |= {f"other{index}.keys": layer.keys, f"other{index}.values": layer.values}
-            fields["other"][index] = getattr(layer, "cumulative_length", None)
-        if self.positions is not None:
-            tensors["positions"] = self.positions
-        shape = {name: getattr(self, name) for name in ("mode", "bits", "sinks", "window", "block")}
+        fields |= {name: getattr(self, name) for name in ("mode", "bits", "sinks", "window", "block")}
         profile = None if self.profile is None else self.profile.fingerprint()
-        return write_cache(path, CacheRecord(profile=profile, **shape, **fields), tensors)
+        return write_cache(path, CacheRecord(profile=profile, **fields), tensors)
 
     @staticmethod
     def load(path: str | Path, model: nn.Module, profile: Profile | None = None) -> CompressedCache:
@@ -199,58 +229,20 @@ class CompressedCache(Cache):
         record, tensors = read_cache(path, None if profile is None else profile.fingerprint())
         options: dict[str, Any] = {"sinks": record.sinks, "window": record.window, "block": record.block}
         cache = CompressedCache(model, record.bits or 2.0, profile, record.mode, **options)
-        if len(record.sealed) != len(cache.compressed_layers):
+        if len(record.sealed) != len(cache.indices):
             raise CheckpointError(
-                f"the cache in {str(path)!r} has {len(record.sealed)} compressed layers, "
-                f"the model {len(cache.compressed_layers)}"
+                f"the cache in {str(path)!r} has {len(record.sealed)} compressed layers, the model {len(cache.indices)}"
             )
         device = next(model.parameters()).device
         tensors = {name: t.to(device) if name.startswith(_ON_DEVICE) else t for name, t in tensors.items()}
         try:
-            cache._restore_layers(record, tensors)
             cache.restore(record, tensors)
         except (KeyError, IndexError, RuntimeError) as error:
             raise CheckpointError(f"the cache in {str(path)!r} lacks or misshapes a tensor: {error}") from error
         return cache
 
-    def _restore_layers(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
-        named = [(layer, f"tail{place}") for place, layer in enumerate(self.compressed_layers)]
-        named += [(self.layers[index], f"other{index}") for index in record.other]
-        for layer, name in named:
-            layer.lazy_initialization(tensors[f"{name}.keys"], tensors[f"{name}.values"])
-            layer.keys, layer.values = tensors[f"{name}.keys"], tensors[f"{name}.values"]
-        for index, length in record.other.items():
-            if length is not None:
-                self.layers[index].cumulative_length = length  # type: ignore[attr-defined]
-        self.positions, self.batch = tensors.get("positions"), len(tensors["tail0.keys"])
-
     def _other_layers(self) -> Iterator[tuple[int, Any]]:
         return ((index, layer) for index, layer in enumerate(self.layers) if index not in self.indices)
-
-    def make_report(
-        self, *, sealed: int, payload: int, sinks: int, tail: int, working: int = 0, basis: int = 0, shared: int
-    ) -> CacheReport:
-        """Fill in what does not depend on the mode."""
-        layers = [layer for layer in self.compressed_layers if layer.is_initialized]
-        tokens = self.compressed_layers[0].get_seq_length()
-        shapes = [states.shape for layer in layers for states in (layer.keys, layer.values)]
-        elements = tokens * sum(batch * heads * width for batch, heads, _, width in shapes)
-        other = sum(tensor.nbytes for _, layer in self._other_layers() for tensor in _tensors_of(layer))
-        tail += 0 if self.positions is None else self.positions.nbytes
-        return CacheReport(
-            tokens=tokens,
-            sealed_tokens=sealed,
-            payload_nbytes=payload,
-            sink_nbytes=sinks,
-            tail_nbytes=tail,
-            working_nbytes=working,
-            basis_nbytes=basis,
-            other_nbytes=other,
-            shared_nbytes=shared,
-            exact_nbytes=elements * (layers[0].keys.element_size() if layers else 0) + other,
-            bits_per_element=8 * (payload + sinks + tail + basis) / elements if elements else 0.0,
-            skipped=tuple((index, type(layer).__name__) for index, layer in self._other_layers()),
-        )
 
 
 def row_numbers(indices: Tensor) -> Tensor:
@@ -259,7 +251,7 @@ def row_numbers(indices: Tensor) -> Tensor:
     return torch.nonzero(chosen).flatten() if chosen.dtype == torch.bool else chosen
 
 
-def _tensors_of(layer: Any) -> list[Tensor]:
+def _states_of(layer: Any) -> list[Tensor]:
     """The states that a layer of another class holds: keys and values, or those of linear attention."""
     held = [vars(layer).get(name) for name in ("keys", "values", "indexer_keys", "conv_states", "recurrent_states")]
     parts = [part for value in held for part in (value.values() if isinstance(value, dict) else (value,))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
@@ -38,9 +39,9 @@ class CacheRecord(Frozen):
     block: int
     profile: str | None
     sealed: list[int]
-    first: list[int] = []
-    rotary_style: list[Literal["half", "interleaved"]] = []
-    blocks: list[list[BlockRecord]] = []
+    first: list[int] = Field(default_factory=list)
+    rotary_style: list[Literal["half", "interleaved"]] = Field(default_factory=list)
+    blocks: list[list[BlockRecord]] = Field(default_factory=list)
     other: dict[int, int | None]
 
 

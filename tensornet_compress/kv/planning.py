@@ -21,7 +21,7 @@ from tensornet_compress.kv.rope import text_config
 
 RATES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 _QUANTILES = 512
-_CHUNK = 1024
+_CHUNK, _ROWS = 1024, 512
 
 
 @dataclass(frozen=True)

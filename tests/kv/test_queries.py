@@ -7,7 +7,7 @@ import torch
 
 import tensornet_compress.kv as kv
 from tensornet_compress.kv.profile.capture import Runner, Window
-from tensornet_compress.kv.profile.queries import QueryMoments
+from tensornet_compress.kv.profile.moments import QueryMoments
 from tests.kv.tiny_models import FAMILIES, VOCABULARY, tiny
 
 TOKENS = 64

@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.profile.grouping import (
+from tensornet_compress.kv.profile.tree import (
+    SideTree,
+    build_tree,
     consecutive_groups,
     joint_bits,
     pair_information,
     search_groups,
     unit_channels,
 )
-from tensornet_compress.kv.profile.tree import SideTree, StoredBasis, build_tree, whiten
+from tensornet_compress.metric.blocks import whiten
 
 UNITS, WIDTH = 6, 8
 
@@ -87,14 +89,6 @@ def test_mutual_information_of_a_known_pair() -> None:
     r, noise = 0.8, 1e-6
     found = pair_information(torch.tensor([[1.0, r], [r, 1.0]]), noise, 1)
     assert found[0, 1].item() == pytest.approx(-0.5 * torch.log2(torch.tensor(1 - r * r)).item(), rel=1e-3)
-
-
-def test_stored_basis_counts_its_bytes_and_inverts() -> None:
-    rows = torch.linalg.qr(torch.randn(32, 32))[0][:20]
-    basis = StoredBasis.store(rows)
-    assert basis.nbytes == 5 * 32 * 2 + 15 * 32 + 2 * 20
-    coefficients = torch.randn(9, 20)
-    torch.testing.assert_close(basis.analyse(basis.synthesise(coefficients)), coefficients, atol=1e-4, rtol=1e-3)
 
 
 def test_uneven_groups_are_even_as_can_be() -> None:

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheCase, CacheMethod, States
 from tensornet_compress.coding.planes import UNIT
-from tensornet_compress.kv.storage.codec import BlockCodec
 from tensornet_compress.kv.profile.profile import Profile
 from tensornet_compress.kv.rope import Rotary
-from tensornet_compress.kv.storage.codec import JointCodec
+from tensornet_compress.kv.storage.codec import BlockCodec, JointCodec
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -31,7 +30,6 @@ def heats(settings: SpeedSettings) -> Iterator[Heat]:
 def _decode(settings: SpeedSettings) -> Timed:
     from transformers import DynamicCache, QuantizedCache
 
-    from tensornet_compress.kv.live.attention import contracting
     from tensornet_compress.kv.live.cache import LiveCache
     from tensornet_compress.kv.profile.calibrate import calibrate
 
@@ -47,25 +45,23 @@ def _decode(settings: SpeedSettings) -> Timed:
     exact: Any = DynamicCache(config=model.config)
     model(ids[None, : settings.context], past_key_values=exact, logits_to_keep=1)
     states = [(layer.keys, layer.values) for layer in exact.layers]
-    makers: dict[str, tuple[Callable[[], Any], bool]] = {
-        OURS: (lambda: LiveCache(model, BITS, profile), True),
-        "ours-rebuild": (lambda: LiveCache(model, BITS, profile, attention="rebuild"), False),
-        "dense": (lambda: DynamicCache(config=model.config), False),
+    makers: dict[str, Callable[[], Any]] = {
+        OURS: lambda: LiveCache(model, BITS, profile),
+        "ours-rebuild": lambda: LiveCache(model, BITS, profile, attention="rebuild"),
+        "dense": lambda: DynamicCache(config=model.config),
     }
     missing = {}
     for name, backend, more in (("quantized-quanto", "quanto", {}), ("quantized-hqq", "hqq", {"axis_key": 1, "axis_value": 1})):
         try:
             ready(backend)
-            makers[name] = (partial(QuantizedCache, backend, model.config, nbits=4, **more), False)
+            makers[name] = partial(QuantizedCache, backend, model.config, nbits=4, **more)
         except Unavailable as reason:
             missing[name] = str(reason)
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     rounds = max(1, settings.rounds // 4)
     for number in range(rounds):
         for name in list(makers) if number % 2 else list(makers)[::-1]:
-            make, contract = makers[name]
-            with contracting(model) if contract else nullcontext():
-                seconds[name] += _steps(model, _filled(make(), states), ids[settings.context :])
+            seconds[name] += _steps(model, _filled(makers[name](), states), ids[settings.context :])
     medians = {name: float(torch.tensor(values).median()) for name, values in seconds.items()}
     return Timed(medians, missing, tokens=1, settings={"bits": BITS, "stock_bits": 4, "rounds": rounds})
 

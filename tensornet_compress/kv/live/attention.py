@@ -6,7 +6,6 @@ memory is one chunk of unpacked codes and the scores.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map_only
 
 from tensornet_compress.coding.planes import UNIT, Planes
-from tensornet_compress.kernels.integer_products import codes_times, integer_products, times_codes
+from tensornet_compress.kernels.integer_products import planes_times, times_planes
 from tensornet_compress.kv.live.codec import SideCode
 
 
@@ -68,12 +67,13 @@ class CodedStates(Tensor):
 
     side: CodedSide
     tail: Tensor
+    _whole: Tensor | None
 
     @staticmethod
     def __new__(cls, side: CodedSide, tail: Tensor) -> CodedStates:
         batch, heads, recent, width = tail.shape
         shape = (batch, heads, side.tokens + recent, width)
-        made: CodedStates = Tensor._make_wrapper_subclass(cls, shape, dtype=tail.dtype, device=tail.device)  # type: ignore[attr-defined]
+        made: CodedStates = Tensor._make_wrapper_subclass(cls, shape, dtype=tail.dtype, device=tail.device)
         made.side, made.tail, made._whole = side, tail, None
         return made
 
@@ -93,7 +93,7 @@ class CodedStates(Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         args, kwargs = tree_map_only(CodedStates, CodedStates.whole, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -145,18 +145,9 @@ def _sealed_scores(grouped: Tensor, side: CodedSide) -> Tensor:
     code = side.code
     code.to(grouped.device)
     factors = grouped @ code.head_operand.mT
-    batch, heads, queries, rows = factors.shape
-    flat = factors.view(batch, heads * queries, rows)
-    scores = torch.empty(batch, heads * queries, side.tokens, device=grouped.device)
-    integers, done = integer_products(flat.device), 0
-    for chunk in side.planes.chunks:
-        fields = code.layout.unpack(chunk)
-        tokens = fields.shape[2]
-        scores[:, :, done : done + tokens] = times_codes(flat, fields, integers)
-        done += tokens
-    scores = scores.view(batch, heads, queries, side.tokens)
+    scores = times_planes(factors.flatten(1, 2), code.layout, side.planes).view(*grouped.shape[:3], side.tokens)
     scores += (grouped * code.head_constant[:, None]).sum(-1, keepdim=True)
-    index = side.index[:, None, None, :].expand(-1, heads, queries, -1)
+    index = side.index[:, None, None, :].expand(*scores.shape[:3], -1)
     return scores.scatter_(3, index, grouped @ side.sinks.float().mT)
 
 
@@ -164,18 +155,8 @@ def _sealed_values(weights: Tensor, side: CodedSide) -> Tensor:
     """Weights (batch, KV heads, queries, sealed tokens) -> weighted values (batch, KV heads, queries, width)."""
     code = side.code
     code.to(weights.device)
-    batch, heads, queries, _ = weights.shape
-    index = side.index[:, None, None, :].expand(-1, heads, queries, -1)
-    sink_weights = weights.gather(3, index)
+    index = side.index[:, None, None, :].expand(*weights.shape[:3], -1)
     coded = weights.scatter(3, index, 0.0)
-    flat = coded.view(batch, heads * queries, -1)
-    total: Tensor | float = 0.0
-    integers, done = integer_products(flat.device), 0
-    for chunk in side.planes.chunks:
-        fields = code.layout.unpack(chunk)
-        tokens = fields.shape[2]
-        total = total + codes_times(fields, flat[:, :, done : done + tokens], integers)
-        done += tokens
-    factors = torch.as_tensor(total).view(batch, heads, queries, -1)
+    factors = planes_times(code.layout, side.planes, coded.flatten(1, 2)).view(*weights.shape[:3], -1)
     constant = coded.sum(-1, keepdim=True) * code.head_constant[:, None]
-    return factors @ code.head_operand + constant + sink_weights @ side.sinks.float()
+    return factors @ code.head_operand + constant + weights.gather(3, index) @ side.sinks.float()

@@ -7,13 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tensornet_compress.coding.fixed_rate import Curve, check_bits
 from tensornet_compress.coding.planes import UNIT, WIDTHS, Planes
+from tensornet_compress.coding.stored_basis import StoredBasis
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.basis import LiveBasis, StoredBasis
-from tensornet_compress.kv.cache import CacheReport, CompressedCache
+from tensornet_compress.kv.cache import CompressedCache
 from tensornet_compress.kv.files import CacheRecord
 from tensornet_compress.kv.live.attention import CodedSide
-from tensornet_compress.kv.live.codec import Curve, check_bits
+from tensornet_compress.kv.live.codec import LiveBasis
 from tensornet_compress.kv.live.layer import LiveLayer
 from tensornet_compress.kv.profile.profile import SIDES, Profile
 
@@ -47,13 +48,9 @@ class LiveCache(CompressedCache, mode="live"):
         if attention not in ("auto", "rebuild"):
             raise TensorNetError(f"attention must be 'auto' or 'rebuild', was given {attention!r}")
         check_bits(bits)
-        self.bits = bits
-
-        def make_layer(place: int) -> LiveLayer:
-            codes = () if profile is None else profile.live_codes(bits)[place]
-            return LiveLayer(bits, codes, window, block, contracts=attention == "auto")
-
-        super().__init__(model, profile, make_layer, sinks, window, block)
+        super().__init__(model, bits, profile, mode, sinks=sinks, window=window, block=block)
+        codes = [()] * len(self.indices) if profile is None else profile.live_codes(bits)
+        self.compress_layers(lambda place: LiveLayer(bits, codes[place], window, block, contracts=attention == "auto"))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -68,47 +65,41 @@ class LiveCache(CompressedCache, mode="live"):
                     layer.sink_index = torch.tensor(self.first_real())[:, None] + torch.arange(self.sinks)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def report(self) -> CacheReport:
-        """Where the bytes are."""
+    def held(self) -> dict[str, int]:
+        """See ``CompressedCache``."""
         layers = self.compressed_layers
-        return self.make_report(
-            sealed=layers[0].sealed,
-            payload=sum(layer.payload_nbytes for layer in layers),
-            sinks=sum(layer.sink_nbytes for layer in layers),
-            tail=sum(layer.held_bytes for layer in layers),
-            shared=sum(code.resident_nbytes for layer in layers for code in layer.profiled),
-            basis=sum(tensor.nbytes for tensor in self._own_tensors().values()),
-        )
+        return super().held() | {
+            "sealed_tokens": layers[0].sealed,
+            "payload_nbytes": sum(layer.payload_nbytes for layer in layers),
+            "sink_nbytes": sum(layer.sink_nbytes for layer in layers),
+            "basis_nbytes": sum(tensor.nbytes for tensor in self._own_tensors().values()),
+            "shared_nbytes": sum(code.resident_nbytes for layer in layers for code in layer.profiled),
+        }
 
     def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See ``CompressedCache``."""
-        tensors = self._own_tensors()
+        tensors, fields = super().stored()
+        tensors |= self._own_tensors()
         for place, layer in enumerate(self.compressed_layers):
             tensors |= {f"tail{place}.keys": layer.keys, f"tail{place}.values": layer.values}
             for name, side in zip(("keys", "values"), layer.sides):
                 tensors |= {f"codes{place}.{name}.{width}": part for width, part in side.planes.whole().items()}
                 tensors |= {f"sink_{name}{place}": side.sinks, f"sink_index{place}": side.index}
-            if not layer.sides and self.positions is None and layer.sink_index is not None:
+            if not layer.sides and self.positions is None:
                 tensors[f"sink_index{place}"] = layer.sink_index
-        return tensors, {"sealed": [layer.sealed for layer in self.compressed_layers]}
+        return tensors, fields | {"sealed": [layer.sealed for layer in self.compressed_layers]}
 
     def restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
         """See ``CompressedCache``."""
+        super().restore(record, tensors)
         for place, layer in enumerate(self.compressed_layers):
             if f"own{place}.key.codes" in tensors:
                 layer.learn([_own_source(tensors, f"own{place}.{side}") for side in SIDES])
-            layer.sink_index = tensors.get(f"sink_index{place}")
-            if record.sealed[place]:
-                layer.sides = tuple(
-                    CodedSide(
-                        code,
-                        Planes.of({width: tensors[f"codes{place}.{name}.{width}"] for width in WIDTHS}),
-                        record.sealed[place],
-                        tensors[f"sink_{name}{place}"],
-                        tensors[f"sink_index{place}"],
-                    )
-                    for code, name in zip(layer.codes, ("keys", "values"))
-                )
+            layer.sink_index, sealed = tensors.get(f"sink_index{place}"), record.sealed[place]
+            for name, code in zip(("keys", "values"), layer.codes if sealed else ()):
+                planes = Planes.of({width: tensors[f"codes{place}.{name}.{width}"] for width in WIDTHS})
+                side = CodedSide(code, planes, sealed, tensors[f"sink_{name}{place}"], tensors[f"sink_index{place}"])
+                layer.sides = (*layer.sides, side)
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """Bases made from the sequence itself, by flat name: what has to be kept with its codes."""

@@ -12,60 +12,65 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding.planes import FIELDS, PlaneLayout
+from tensornet_compress.coding.fixed_rate import Curve
+from tensornet_compress.coding.planes import PlaneLayout
+from tensornet_compress.coding.stored_basis import StoredBasis
+from tensornet_compress.decompose.linalg import principal_axes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.basis import LiveBasis, Shared, StoredBasis, principal_rows, smallest
+from tensornet_compress.frozen import Shared
 from tensornet_compress.kv.rope import Rotary
+from tensornet_compress.metric.blocks import symmetric_roots, whiten
 
-ALLOWED = tuple(sorted(FIELDS))
-_GRID = torch.linspace(0.02, 2.4, 120)
-_CURVE_VALUES = 200_000
-_OWN_CURVE_VALUES = 100_000
+_OWN_SAMPLE = 100_000
+_POSITIONS = torch.arange(0, 4096, 32)
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The fixed-rate quantiser measured on calibration data, for unit deviation: ``error`` and best ``step`` by bits (9,)."""
+class LiveBasis:
+    """The basis of one side of one layer of a live cache.
 
-    error: Tensor
-    step: Tensor
+    ``blocks``: state-space basis vectors as rows, in int8; several blocks make a block-diagonal basis. ``deviation``: of each
+    coefficient, in the metric, fp32 (channels,); ``mean``: fp32 (channels,).
+    """
 
-    @staticmethod
-    def measure(sample: Tensor) -> Curve:
-        """``sample``: coefficients divided by their deviation, any shape; every bit count gets its best uniform step."""
-        values = sample.float().flatten()
-        error, step = torch.ones(9), torch.zeros(9)
-        error[0] = values.square().mean()
-        for bits in range(1, 9):
-            half = 1 << (bits - 1)
-            tried = torch.stack(
-                [((values / s).floor().clamp(-half, half - 1).add(0.5).mul(s) - values).square().mean() for s in _GRID]
-            )
-            best = int(tried.argmin())
-            error[bits], step[bits] = tried[best], _GRID[best]
-        return Curve(error, step)
+    blocks: tuple[StoredBasis, ...]
+    deviation: Tensor
+    mean: Tensor
 
-    @staticmethod
-    def of_sequences(
-        live: dict[str, list[LiveBasis]], kept: list[dict[str, Tensor]], sinks: int, heads: list[int], rotary: Rotary | None
-    ) -> Curve:
-        """Measured on coefficients of sequences that the bases have not seen.
+    def dense(self) -> Tensor:
+        """The decoder's rows, fp64 (channels, channels)."""
+        return torch.block_diag(*(block.dense() for block in self.blocks)).double()
 
-        ``kept``: per sequence and side, plain rows (tokens, channels) that begin after ``sinks`` tokens.
-        """
-        samples = []
-        for rows in kept:
-            for side, bases in live.items():
-                states = rows[side].float()
-                if side == "key" and rotary is not None:
-                    units = states.unflatten(1, (sum(heads), -1))
-                    states = rotary.rotate(units, torch.arange(sinks, sinks + len(states))[:, None]).flatten(1)
-                for basis, part in zip(bases, states.split([b.mean.numel() for b in bases], 1)):
-                    encoder = torch.linalg.inv(basis.dense()).float()
-                    unit = ((part - basis.mean) @ encoder) / basis.deviation
-                    # Directions that calibration hardly saw say nothing about the shape of the ones that get bits.
-                    samples.append(unit[:, basis.deviation > basis.deviation.median()].flatten())
-        return Curve.measure(_thinned(torch.cat(samples), _CURVE_VALUES))
+
+def live_bases(covariance: Tensor, mean: Tensor, metric: Tensor, heads: list[int], rotary: Rotary | None) -> list[LiveBasis]:
+    """One basis per layer of one side. Keys of a live cache keep their rotary positions, so theirs is an average over these.
+
+    Args:
+        covariance: plain states of all units, (n, n); mean: (n,); metric: (units, width, width); heads: of every layer.
+        rotary: given for keys: second moments and metric are then averaged over positions, and the mean is no longer constant.
+    """
+    width = metric.shape[-1]
+    bases, unit = [], 0
+    for count in heads:
+        own = slice(unit * width, (unit + count) * width)
+        second, centre, blocks = covariance[own, own].double(), mean[own].double(), metric[unit : unit + count].double()
+        if rotary is not None:
+            second = second + torch.outer(centre, centre)
+            grid = second.view(count, width, count, width).permute(0, 2, 1, 3)
+            second = rotary.average(grid, _POSITIONS).permute(0, 2, 1, 3).reshape(count * width, -1)
+            blocks, centre = rotary.average(blocks, _POSITIONS), torch.zeros_like(centre)
+        bases.append(_live_basis(second, centre, blocks))
+        unit += count
+    return bases
+
+
+def _live_basis(covariance: Tensor, mean: Tensor, metric: Tensor) -> LiveBasis:
+    forward, backward = symmetric_roots(metric)
+    weighted = whiten(covariance, forward)
+    rows = principal_axes(weighted)
+    deviation = torch.einsum("rc,cd,rd->r", rows, weighted, rows).clamp_min(0).sqrt().float().clamp_min(1e-12)
+    # Stored rows are those of the decoder, in plain state space; int8 needs one scale each, and their lengths differ anyway.
+    return LiveBasis((StoredBasis.store((rows @ torch.block_diag(*backward)).float()),), deviation, mean.float())
 
 
 def own_basis(states: Tensor) -> tuple[LiveBasis, Curve]:
@@ -75,51 +80,36 @@ def own_basis(states: Tensor) -> tuple[LiveBasis, Curve]:
     blocks, deviations, samples = [], [], []
     for head in range(rows.shape[1]):
         centred = rows[:, head] - mean[head]
-        basis = StoredBasis.store(principal_rows(centred.T @ centred / len(centred)), 0.0)
+        basis = StoredBasis.store(principal_axes(centred.T @ centred / len(centred)), 0.0)
         coefficients = basis.analyse(centred)
         deviation = coefficients.square().mean(0).sqrt().clamp_min(1e-9)
         samples.append((coefficients / deviation).flatten())
         blocks.append(basis)
         deviations.append(deviation)
-    curve = Curve.measure(_thinned(torch.cat(samples), _OWN_CURVE_VALUES))
+    curve = Curve.measure(torch.cat(samples), _OWN_SAMPLE)
     return LiveBasis(tuple(blocks), torch.cat(deviations).float(), mean.flatten()), curve
 
 
-def _thinned(sample: Tensor, count: int) -> Tensor:
-    return sample[:: max(1, len(sample) // count)]
+def live_curve(
+    live: dict[str, list[LiveBasis]], kept: list[dict[str, Tensor]], sinks: int, heads: list[int], rotary: Rotary | None
+) -> Curve:
+    """The quantiser's curve on coefficients of sequences that the bases have not seen.
 
-
-def check_bits(bits: float) -> None:
-    """Raise ``TensorNetError`` for a rate that live caches do not have."""
-    if not 0.05 <= bits <= 8:
-        raise TensorNetError(f"asked for {bits} bits per element; live caches take 0.05 to 8")
-
-
-def allocate(deviation: Tensor, curve: Curve, bits: float) -> Tensor:
-    """Bits of every component, int64 (components,), with the least total error at ``bits`` on average (never more).
-
-    Lagrangian search over the allowed bit counts, then a greedy fill of what is left.
-
-    Raises:
-        TensorNetError: ``bits`` outside 0.05 .. 8.
+    ``kept``: per sequence and side, plain rows (tokens, channels) that begin after ``sinks`` tokens.
     """
-    check_bits(bits)
-    variance = deviation.double().square()
-    cost = torch.tensor(ALLOWED, dtype=torch.float64)
-    error = variance[:, None] * curve.error[list(ALLOWED)].double()
-
-    def fits(price: float) -> bool:
-        return float(cost[(error + price * cost).argmin(1)].mean()) <= bits
-
-    choice = (error + smallest(fits, 1e-30, float(variance.max()) * 4, 120) * cost).argmin(1)
-    left = int(bits * len(variance)) - int(cost[choice].sum())
-    upper = (choice + 1).clamp_max(len(ALLOWED) - 1)
-    gain = error.gather(1, choice[:, None]) - error.gather(1, upper[:, None])
-    for component in gain.flatten().argsort(descending=True).tolist():
-        more = int(cost[upper[component]] - cost[choice[component]])
-        if 0 < more <= left:
-            choice[component], left = upper[component], left - more
-    return cost[choice].long()
+    samples = []
+    for rows in kept:
+        for side, bases in live.items():
+            states = rows[side].float()
+            if side == "key" and rotary is not None:
+                units = states.unflatten(1, (sum(heads), -1))
+                states = rotary.rotate(units, torch.arange(sinks, sinks + len(states))[:, None]).flatten(1)
+            for basis, part in zip(bases, states.split([b.mean.numel() for b in bases], 1)):
+                encoder = torch.linalg.inv(basis.dense()).float()
+                unit = ((part - basis.mean) @ encoder) / basis.deviation
+                # Directions that calibration hardly saw say nothing about the shape of the ones that get bits.
+                samples.append(unit[:, basis.deviation > basis.deviation.median()].flatten())
+    return Curve.measure(torch.cat(samples))
 
 
 class SideCode(Shared):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from tensornet_compress.coding.fixed_rate import Curve, allocate
 from tensornet_compress.coding.planes import UNIT, Planes
-from tensornet_compress.kv.basis import LiveBasis
 from tensornet_compress.kv.cache import row_numbers
 from tensornet_compress.kv.live.attention import CodedSide, CodedStates
-from tensornet_compress.kv.live.codec import Curve, SideCode, allocate, own_basis
+from tensornet_compress.kv.live.codec import LiveBasis, SideCode, own_basis
 
 _CONTRACTED_QUERIES = 16
 """New tokens up to which contracting with codes costs less than rebuilding keys and values."""
@@ -149,8 +149,3 @@ class LiveLayer(DynamicLayer):
     def sink_nbytes(self) -> int:
         """Bytes of the exact sinks and their indices."""
         return sum(side.sinks.nbytes for side in self.sides) + (self.sides[0].index.nbytes if self.sides else 0)
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the exact tail."""
-        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.coding.entropy import Statistics
+from tensornet_compress.coding.fixed_rate import smallest
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.basis import LiveBasis, live_bases, smallest, symmetric_roots, whiten
-from tensornet_compress.kv.live.codec import Curve
+from tensornet_compress.kv.live.codec import LiveBasis, live_bases, live_curve
 from tensornet_compress.kv.profile.capture import Captured, Runner, Window, windows
 from tensornet_compress.kv.profile.moments import QueryMoments, SideMoments, SideSensitivity, side_rows
 from tensornet_compress.kv.profile.profile import SIDES, Profile, ProfileSpec, SideSpec
 from tensornet_compress.kv.profile.tree import SideTree, build_tree, consecutive_groups, search_groups
 from tensornet_compress.kv.rope import Rotary
+from tensornet_compress.metric.blocks import symmetric_roots, whiten
 
 _STATISTICS_EVERY = 5
 _STATISTICS_RATES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -89,7 +90,7 @@ def calibrate(
         trees[side] = build_tree(covariance, mean, roots, groups, joined)
         live[side] = live_bases(covariance, mean, blocks[side], streamed.heads, rotary if side == "key" else None)
     scale, frequency, offset = _statistics(trees, streamed.kept)
-    curve = Curve.of_sequences(live, streamed.kept, sinks, streamed.heads, rotary)
+    curve = live_curve(live, streamed.kept, sinks, streamed.heads, rotary)
     spec = ProfileSpec(
         layers=list(streamed.layers),
         heads=streamed.heads,

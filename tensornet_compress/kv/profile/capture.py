@@ -123,7 +123,7 @@ class Runner:
             self.recorder.close()
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, mask: Tensor, heard: Heard | None = None) -> tuple[DynamicCache, Tensor]:
+    def prefill(self, ids: Tensor, mask: Tensor, heard: Heard | None = None) -> tuple[Any, Tensor]:
         """Run ids (batch, tokens); returns the filled cache and the positions (batch, tokens). ``heard`` takes the queries."""
         cache = ListenedCache(config=text_config(self.model))
         extra = {"logits_to_keep": 1} if self._short else {}
@@ -170,8 +170,8 @@ class Runner:
         """
         heard: Heard | None = {} if queries else None
         cache, positions = self.prefill(window.ids, window.mask, heard)
-        for i in full_attention_layers(cache) if heard is not None else ():
-            if i not in heard or heard[i][0].shape[-1] != cache.layers[i].keys.shape[-1]:
+        for i in full_attention_layers(cache) if queries else ():
+            if not heard or i not in heard or heard[i][0].shape[-1] != cache.layers[i].keys.shape[-1]:
                 raise TensorNetError(
                     f"attention layer {i} of this {type(self.model).__name__} shows no queries that meet its cached keys in "
                     "scaled_dot_product_attention; choose metric='fisher', or try model.set_attn_implementation('sdpa')"

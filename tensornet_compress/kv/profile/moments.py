@@ -1,10 +1,12 @@
 """Streamed second moments of a cache, and the metrics that weigh its errors.
 
-``fisher``: the curvature of the loss, from its gradients at keys and values. ``queries``: an error dv of a value and dk of a key
-move the output of a query q by  a (dv + s (q . dk) (v - o)),  with a the attention paid, s the scale of scores and o the output.
-Averaged over independent errors, keys are weighed by s^2 E|v - o|^2 times the sum over heads of E[q q'], values by the number of
-query heads that read them; both are divided by the spread of a layer's values, so that errors of all layers are relative. Forward
-passes are enough, where the Fisher metric needs backward passes; but it does not know what later layers make of an output.
+``fisher``: the curvature of the loss, from its gradients at keys and values.
+
+``queries``: an error dv of a value and dk of a key move the output of a query q by  a (dv + s (q . dk) (v - o)),  with a the
+attention paid, s the scale of scores and o the output. Averaged over independent errors, keys are weighed by s^2 E|v - o|^2
+times the sum over heads of E[q q'], values by the number of query heads that read them; both are divided by the spread of a
+layer's values, so that errors of all layers are relative. Forward passes are enough, where the Fisher metric needs backward
+passes; but it does not know what later layers make of an output.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.calibrate import InputMoment
-from tensornet_compress.kv.basis import rows_of
 from tensornet_compress.kv.profile.capture import Captured
+from tensornet_compress.kv.profile.tree import rows_of
 from tensornet_compress.kv.rope import Rotary
+from tensornet_compress.metric.blocks import ridged
 
 _DISTANCES = 64
 _RIDGE = 0.03
@@ -64,7 +67,7 @@ class SideSensitivity:
 
     def metric(self) -> Tensor:
         """Mean blocks, fp64 (units, width, width)."""
-        return _ridged(self.blocks / max(self.count, 1), _RIDGE)
+        return ridged(self.blocks / max(self.count, 1), _RIDGE)
 
 
 class QueryMoments:
@@ -111,15 +114,7 @@ class QueryMoments:
         layer_spread = torch.cat([part.mean().expand(len(part)) for part in spread.split(heads)]).clamp_min(1e-30)
         keys = (self.scaling**2 * spread / layer_spread)[:, None, None] * seen
         values = (self.heads / layer_spread)[:, None, None] * torch.eye(value_width, dtype=torch.float64)
-        return _ridged(keys, ridge), values
-
-
-def _ridged(blocks: Tensor, within: float) -> Tensor:
-    """Blocks (units, width, width) plus, on the diagonal, ``within`` of the unit's own mean curvature and a thousandth of all
-    units' mean."""
-    own = blocks.diagonal(dim1=-2, dim2=-1).mean(-1)
-    ridge = within * own + 1e-3 * own.mean() + 1e-30
-    return blocks + ridge[:, None, None] * torch.eye(blocks.shape[-1], dtype=torch.float64)
+        return ridged(keys, ridge), values
 
 
 def side_rows(captured: Captured, sinks: int) -> dict[str, Tensor]:

@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tensornet_compress.coding.entropy import Quantiser
+from tensornet_compress.coding.fixed_rate import Curve, allocate, smallest
+from tensornet_compress.coding.stored_basis import StoredBasis
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files.whole import whole_file
-from tensornet_compress.frozen import Frozen
-from tensornet_compress.kv.basis import LiveBasis, Shared, StoredBasis, smallest
-from tensornet_compress.kv.live.codec import Curve, SideCode, allocate
+from tensornet_compress.frozen import Frozen, Shared
+from tensornet_compress.kv.live.codec import LiveBasis, SideCode
 from tensornet_compress.kv.profile.tree import SideTree
 
 VERSION = 1
-SIDES: tuple[Literal["key"], Literal["value"]] = ("key", "value")
+SIDES = ("key", "value")
 
 
 class SideSpec(Frozen):
@@ -166,7 +167,7 @@ class Profile(Shared):
             scale = {side: stored[f"{side}.scale"].view(trees[side].components) for side in SIDES}
             live = {side: _live(spec, getattr(spec, side).width, side, stored) for side in SIDES}
             curve = Curve(stored["curve.error"].view(9), stored["curve.step"].view(9))
-            profile = Profile(spec, {**trees}, {**scale}, stored["frequency"], stored["offset"], {**live}, curve)
+            profile = Profile(spec, trees, scale, stored["frequency"], stored["offset"], live, curve)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the profile in {where} lacks or misshapes a tensor: {error}") from error
         extra = sorted(set(stored) - set(profile.tensors()))

@@ -6,9 +6,9 @@ basis; the root joins the leading components of all groups. Tokens are the growi
 Bases are stored in int8 and int16. They are then no longer orthonormal, so coefficients are refined against the stored
 basis: what is decoded differs from what was encoded by quantisation of coefficients only.
 
-Which units share a node is searched by mutual information. Units are correlated Gaussian vectors seen through noise of variance
-``noise`` (what the quantiser adds anyway), so the bits that a joint basis saves over separate ones are the mutual information of
-its members (the tree criterion of 2209.03196).
+Which units share a node is searched by mutual information. Units are correlated Gaussian vectors seen through noise of
+variance ``noise`` (what the quantiser adds anyway), so the bits that a joint basis saves over separate ones are the mutual
+information of its members (the tree criterion of 2209.03196).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.basis import StoredBasis, principal_rows, whiten
+from tensornet_compress.coding.stored_basis import StoredBasis
+from tensornet_compress.decompose.linalg import principal_axes
+from tensornet_compress.metric.blocks import whiten
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,14 @@ def build_tree(covariance: Tensor, mean: Tensor, metric_root: Tensor, groups: li
     stored_root = metric_root.to(torch.float16)
     weighted = whiten(covariance, stored_root.float())
     channels = [unit_channels(group, width) for group in groups]
-    axes = [principal_rows(weighted[own][:, own]) for own in channels]
+    axes = [principal_axes(weighted[own][:, own]) for own in channels]
     bases = [StoredBasis.store(rows) for rows in axes]
     if not joined or len(groups) == 1:
         return SideTree(width, mean.float(), stored_root, groups, bases, [0] * len(groups), None)
     counts = [min(joined, len(rows)) for rows in axes]
     top = torch.empty(sum(counts), len(covariance))
     top[:, torch.cat(channels)] = torch.block_diag(*(rows[:count] for rows, count in zip(axes, counts)))
-    root = StoredBasis.store(principal_rows(top @ weighted @ top.T))
+    root = StoredBasis.store(principal_axes(top @ weighted @ top.T))
     return SideTree(width, mean.float(), stored_root, groups, bases, counts, root)
 
 
@@ -187,3 +189,13 @@ def _swap_refine(information: Tensor, groups: list[list[int]]) -> list[list[int]
 def _half_logdet(matrices: Tensor) -> Tensor:
     """1/2 log2 det of positive definite matrices (count, n, n)."""
     return torch.linalg.cholesky(matrices).diagonal(dim1=-2, dim2=-1).log2().sum(-1)
+
+
+def rows_of(states: list[Tensor]) -> Tensor:
+    """Per layer (heads, tokens, channels) -> (tokens, units * channels)."""
+    return torch.cat(states, 0).permute(1, 0, 2).flatten(1).contiguous()
+
+
+def layers_of(rows: Tensor, heads: list[int], width: int) -> list[Tensor]:
+    """The inverse of ``rows_of``."""
+    return list(rows.view(len(rows), -1, width).permute(1, 0, 2).split(heads, 0))

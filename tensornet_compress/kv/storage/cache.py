@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.cache import CacheReport, CompressedCache
+from tensornet_compress.kv.cache import CompressedCache
 from tensornet_compress.kv.files import BlockRecord, CacheRecord
 from tensornet_compress.kv.profile.profile import Profile
 from tensornet_compress.kv.rope import Rotary
@@ -40,11 +39,13 @@ class StorageCache(CompressedCache, mode="storage"):
     ):
         """``codec`` overrides what ``bits`` and ``profile`` would choose."""
         self.codec: BlockCodec = codec or (JointCodec(profile, bits) if profile is not None else FreeCodec(bits))
-        self.bits = None if codec is not None else bits
         self.sequences: list[Sequence] = []
         self.sealed_length = 0
         self.frozen = False
-        super().__init__(model, profile, lambda _place: WorkingLayer(), sinks, window, block)
+        super().__init__(model, bits, profile, mode, sinks=sinks, window=window, block=block)
+        if codec is not None:
+            self.bits = None
+        self.compress_layers(lambda _place: WorkingLayer())
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -114,42 +115,41 @@ class StorageCache(CompressedCache, mode="storage"):
         super().reset()
         self.sequences, self.sealed_length, self.frozen = [], 0, False
 
-    def report(self) -> CacheReport:
-        """Where the bytes are."""
+    def held(self) -> dict[str, int]:
+        """See ``CompressedCache``."""
         payload, sinks = held_bytes(self.sequences)
-        plain = sum(layer.held_bytes for layer in self.compressed_layers)
-        first = self.compressed_layers[0]
-        inside = first.get_seq_length() - first.dropped
+        plain = super().held()["tail_nbytes"]
+        inside = self.get_seq_length(self.indices[0]) - (self.sealed_length if self.frozen else 0)
         working = 0 if self.frozen or not inside else plain // inside * self.sealed_length
-        return self.make_report(
-            sealed=self.sealed_length,
-            payload=payload,
-            sinks=sinks,
-            tail=plain - working,
-            working=working,
-            shared=self.profile.nbytes if self.profile is not None else 0,
-        )
+        return {
+            "sealed_tokens": self.sealed_length,
+            "payload_nbytes": payload,
+            "sink_nbytes": sinks,
+            "tail_nbytes": plain - working,
+            "working_nbytes": working,
+            "shared_nbytes": self.profile.nbytes if self.profile is not None else 0,
+        }
 
     def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See ``CompressedCache``; payloads and rotations that blocks share are stored once."""
         if self.bits is None:
             raise TensorNetError("a cache with a codec of its own cannot be saved; use bits and profile")
-        tensors: dict[str, Tensor] = {}
+        tensors, fields = super().stored()
         payloads: dict[Payload, int] = {}
         rotaries: list[Rotary] = []
         blocks: list[list[BlockRecord]] = []
         for row, sequence in enumerate(self.sequences):
             blocks.append([])
             for place, block in enumerate(sequence.blocks):
-                apart = isinstance(block.positions, Tensor)
-                if apart:
+                position = block.positions if isinstance(block.positions, int) else None
+                if isinstance(block.positions, Tensor):
                     tensors[f"positions{row}.{place}"] = block.positions
                 turn = None if block.rotary is None else _number(rotaries, block.rotary)
                 record = BlockRecord(
                     start=block.start,
                     length=block.length,
                     skipped=block.skipped,
-                    position=None if apart else block.positions,
+                    position=position,
                     payload=payloads.setdefault(block.payload, len(payloads)),
                     tokens=block.payload.tokens,
                     rotary=turn,
@@ -163,16 +163,16 @@ class StorageCache(CompressedCache, mode="storage"):
         for place, layer in enumerate(self.compressed_layers):
             begin = self.sealed_length - layer.dropped
             tensors |= {f"tail{place}.keys": layer.keys[:, :, begin:], f"tail{place}.values": layer.values[:, :, begin:]}
-        fields = {
+        return tensors, fields | {
             "sealed": [self.sealed_length] * len(self.compressed_layers),
             "first": [sequence.first for sequence in self.sequences],
             "rotary_style": [rotary.style for rotary in rotaries],
             "blocks": blocks,
         }
-        return tensors, fields
 
     def restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
         """See ``CompressedCache``; the cache is frozen."""
+        super().restore(record, tensors)
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             owner, _, part = name.partition(".")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tensornet_compress.coding.rans import lane_count
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.basis import Shared, layers_of, rows_of
+from tensornet_compress.frozen import Shared
 from tensornet_compress.kv.profile.profile import SIDES, Profile
+from tensornet_compress.kv.profile.tree import layers_of, rows_of
 
 _RATE_ROWS = 192
 _RATE_STEPS = 5

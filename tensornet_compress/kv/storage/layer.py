@@ -45,11 +45,6 @@ class WorkingLayer(DynamicLayer):
         super().reset()
         self.dropped = 0
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the plain tensors."""
-        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
-
 
 @dataclass(frozen=True)
 class Block:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from tensornet_compress.coding.entropy import Quantiser, Statistics
 from tensornet_compress.coding.rans import lane_count
-from tensornet_compress.kv.basis import StoredBasis, layers_of, principal_rows, rows_of
+from tensornet_compress.coding.stored_basis import StoredBasis
+from tensornet_compress.decompose.linalg import principal_axes
+from tensornet_compress.kv.profile.tree import layers_of, rows_of
 from tensornet_compress.kv.storage.codec import Payload
 
 NATIVE = -1
@@ -126,7 +128,7 @@ class _Side:
         centred = (rows - mean.float()).transpose(0, 1)
         gain = centred.square().mean((1, 2)).sqrt().clamp_min(_LEAST_GAIN).half()
         centred = centred / gain.float()[:, None, None]
-        vectors = torch.stack([principal_rows(unit.T @ unit / len(unit)) for unit in centred])
+        vectors = torch.stack([principal_axes(unit.T @ unit / len(unit)) for unit in centred])
         turned = torch.einsum("utc,urc->utr", centred, vectors)
         power, native = turned.square().mean(1).double(), centred.square().mean(1).double()
         return _Side(mean, gain, centred, vectors, turned.abs().amax(1), power, native)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheCase, CacheMethod, States
 from tensornet_compress.bench.side import Unavailable
-from tensornet_compress.kv.live.codec import Curve
-from tensornet_compress.kv.basis import layers_of, rows_of
+from tensornet_compress.coding.fixed_rate import Curve
+from tensornet_compress.kv.profile.tree import layers_of, rows_of
 
 
 class Pca:

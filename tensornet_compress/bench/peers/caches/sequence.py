@@ -14,7 +14,7 @@ from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheMethod
 from tensornet_compress.bench.peers.caches.rounding import round_groups
 from tensornet_compress.bench.side import require_fit
 from tensornet_compress.coding import parse_format
-from tensornet_compress.kv.basis import layers_of, rows_of
+from tensornet_compress.kv.profile.tree import layers_of, rows_of
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.kv.files import CacheRecord, read_cache, write_cache
 from tensornet_compress.kv.planning import CacheReport
 from tensornet_compress.kv.profile.profile import Profile
-from tensornet_compress.kv.rope import PositionRecorder, rotary_module, rotary_style, text_config
+from tensornet_compress.kv.rope import PositionRecorder, is_encoder_decoder, rotary_module, rotary_style, text_config
 
 _ON_DEVICE = ("tail", "other", "codes", "sink")
 """First letters of the names of stored tensors that lie where the model is; the others stay on the processor."""
@@ -84,12 +84,34 @@ class CompressedCache(Cache):
                 f"the profile was made for full-attention layers {profile.spec.layers}, this model has {self.indices}"
             )
         self.compressed_layers: list[Any] = []
+        self.paired = is_encoder_decoder(model)
+        self._latest: int | None = None
+        if self.paired and len(self.layers) == 1:
+            raise TensorNetError(
+                "of an encoder-decoder model with one decoder layer, misuse of the cache could not be told; keep an exact one"
+            )
 
     def compress_layers(self, make: Callable[[int], DynamicLayer]) -> None:
         """Put a layer of its kind, made from its place among these, where each full-attention layer is."""
         for place, index in enumerate(self.indices):
             self.layers[index] = make(place)
         self.compressed_layers = [self.layers[index] for index in self.indices]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values, (batch, heads, new, width), to a layer; returns all that it holds.
+
+        Raises:
+            TensorNetError: a decoder also puts here what it caches of its encoder.
+        """
+        if self.paired and layer_idx == self._latest:
+            raise TensorNetError(
+                "this decoder caches itself and its encoder in one cache, which mixes them up; pass "
+                "past_key_values=EncoderDecoderCache(cache, DynamicCache()), or generate inside kv.compressed(model)"
+            )
+        self._latest = layer_idx
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def note_positions(self, key_states: Tensor) -> None:
         """Remember the positions of the new tokens of a forward pass, at its first compressed layer."""
@@ -140,7 +162,7 @@ class CompressedCache(Cache):
     def reset(self) -> None:
         """Empty the cache."""
         super().reset()
-        self.positions, self.batch = None, 0
+        self.positions, self.batch, self._latest = None, 0, None
 
     @property
     def payload_nbytes(self) -> int:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.errors import TensorNetError
 
 Style = Literal["half", "interleaved"]
+STYLES: tuple[Style, ...] = get_args(Style)
 _PROBE_LENGTH = 6
+_LEFT = 0.2
+"""Share of a movement that rounding may leave when the right pairing undoes it; a wrong one leaves about all."""
 _styles: WeakKeyDictionary[nn.Module, Style | None] = WeakKeyDictionary()
 
 
@@ -128,18 +132,27 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the decoder of ``model`` also caches keys and values of an encoder."""
+    config: Any = model.config
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
 def rotary_module(model: nn.Module) -> nn.Module | None:
-    """The module of ``model`` that turns position ids into (cos, sin), or ``None`` when the model has none."""
-    for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] == "rotary_emb":
-            return module
+    """The module that turns position ids into (cos, sin) where ``model`` decodes text, or ``None`` when there is none."""
+    find = getattr(model, "get_decoder", None)
+    for part in (model if find is None else find(), model):
+        for name, module in part.named_modules():
+            if name.rsplit(".", 1)[-1] == "rotary_emb":
+                return module
     return None
 
 
 def rotary_style(model: nn.Module) -> Style | None:
     """How ``model`` pairs rotated channels; ``None``: its keys are not rotated in a known way and are coded as they come.
 
-    Measured once per model: one token repeated gives first-layer keys that differ by their rotation only.
+    Measured once per model, at the first layer that caches keys: nothing before it knows of positions, so the keys of a text
+    that is moved by some positions differ by a rotation only.
     """
     if model not in _styles:
         _styles[model] = _measure_style(model)
@@ -148,30 +161,30 @@ def rotary_style(model: nn.Module) -> Style | None:
 
 @torch.no_grad()
 def _measure_style(model: nn.Module) -> Style | None:
-    module = rotary_module(model)
-    if module is None:
+    module, config = rotary_module(model), text_config(model)
+    if module is None or is_encoder_decoder(model):
         return None
-    recorder = PositionRecorder(module)
-    training = model.training
+    recorder, device = PositionRecorder(module), next(model.parameters()).device
+    moved: list[tuple[int, Any]] = []
     try:
-        device = next(model.parameters()).device
-        cache = DynamicCache()
-        model.eval()(torch.ones((1, _PROBE_LENGTH), dtype=torch.int64, device=device), past_key_values=cache, use_cache=True)
-        first: Any = cache.layers[0]
-        keys = first.keys.float()
-        positions = recorder.seen.get("positions")
-        if positions is None or positions.dim() != 2:
-            return None
-        kinds = getattr(text_config(model), "layer_types", None) or ["full_attention"]
+        with evaluating(model):
+            for start in (0, _PROBE_LENGTH):
+                ids = torch.ones((1, _PROBE_LENGTH), dtype=torch.int64, device=device)
+                positions = torch.arange(start, start + _PROBE_LENGTH, device=device)[None]
+                cache = DynamicCache(config=config)
+                model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+                if not torch.equal(recorder.seen.get("positions", ids), positions):
+                    return None
+                moved.append(next((i, layer.keys) for i, layer in enumerate(cache.layers) if isinstance(layer, DynamicLayer)))
+        (index, keys), (_, later) = moved
+        kind = (getattr(config, "layer_types", None) or {index: "full_attention"})[index]
         # YaRN and longrope scale cos and sin; a uniform scale does not change which pairing aligns the keys.
-        limit = 50 * torch.finfo(first.keys.dtype).eps * keys.abs().max()
-        for style in ("half", "interleaved"):
-            rotary = recorder.rotary(style, kinds[0])
-            if rotary.channels <= keys.shape[-1]:
-                plain = rotary.unrotate(keys, positions)
-                if (plain - plain[..., :1, :]).abs().max() <= limit:
-                    return style
+        moves = float((keys.float() - later.float()).norm())
+        for style in STYLES:
+            rotary = recorder.rotary(style, kind)
+            turned = rotary.rotate(keys.float(), torch.tensor([_PROBE_LENGTH], device=device))
+            if rotary.channels <= keys.shape[-1] and float((turned - later.float()).norm()) < _LEFT * moves:
+                return style
     finally:
-        model.train(training)
         recorder.close()
     return None

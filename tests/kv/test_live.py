@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ def coded(states: Tensor, bits: float, first: list[int]) -> CodedSide:
 def test_contraction_equals_attention_over_rebuilt_states(masked: str, new: int) -> None:
     torch.manual_seed(0)
     sides = [coded(torch.randn(2, 2, 192, 16) * torch.linspace(0.1, 2, 16), 3.0, [7, 0]) for _ in range(2)]
-    keys, values = (CodedStates(side, torch.randn(2, 2, 20, 16)) for side in sides)
+    keys, values = (CodedStates(side, torch.randn(2, 2, 20, 16), new) for side in sides)
     query = torch.randn(2, 6, new, 16)
     visible = torch.ones(2, 1, new, 212, dtype=torch.bool).tril(212 - new)
     visible[0, ..., :7] = False
@@ -53,7 +55,7 @@ def test_other_operations_see_the_rebuilt_states() -> None:
     torch.manual_seed(1)
     side, tail = coded(torch.randn(2, 2, 128, 16), 4.0, [3, 10]), torch.randn(2, 2, 5, 16)
     whole = torch.cat([side.rebuild(torch.float32), tail], 2)
-    states = CodedStates(side, tail)
+    states = CodedStates(side, tail, 2)
     assert (states.shape, states.dtype, states.dim(), states.size(2)) == (whole.shape, whole.dtype, 4, 133)
     assert states._whole is None, "asking for a shape rebuilds nothing"
     other = torch.randn(2, 2, 133, 16)
@@ -67,7 +69,7 @@ def test_other_operations_see_the_rebuilt_states() -> None:
         lambda part: scaled_dot_product_attention(other, part, other),
         lambda part: scaled_dot_product_attention(other, part, part, is_causal=True),
     ):
-        found = operation(CodedStates(side, tail))
+        found = operation(CodedStates(side, tail, 2))
         assert type(found) is Tensor
         assert torch.equal(found, operation(whole))
 
@@ -143,3 +145,19 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
 def test_a_profile_of_another_model_is_refused() -> None:
     with pytest.raises(TensorNetError, match="profile was made for"):
         kv.CompressedCache(tiny("gemma3-hybrid"), profile=tiny_profile("llama-gqa"))
+
+
+@torch.no_grad()
+def test_a_crop_to_before_the_first_codes_keeps_the_sinks_of_padded_rows(ids: Tensor, tmp_path: Path) -> None:
+    model = tiny("llama-gqa")
+    long, mask = torch.cat([ids, ids], 1), torch.ones(2, 180, dtype=torch.int64)
+    mask[0, :17] = 0
+    cache = kv.CompressedCache(model, 4.0, tiny_profile("llama-gqa"))
+    model(long, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0), past_key_values=cache)
+    cache.crop(-120)
+    cache.save(tmp_path / "cache")
+    for cropped in (cache, kv.CompressedCache.load(tmp_path / "cache", model, tiny_profile("llama-gqa"))):
+        assert cropped.report().sealed_tokens == 0
+        places = torch.arange(60, 180).expand(2, -1) - torch.tensor([[17], [0]])
+        model(long[:, 60:], attention_mask=mask, position_ids=places, past_key_values=cropped)
+        assert cropped.layers[0].sides[0].index[:, 0].tolist() == [17, 0]

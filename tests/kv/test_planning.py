@@ -60,7 +60,6 @@ def test_predicted_error_is_that_of_the_code() -> None:
     states = _plain_states(model, ids)
     predicted = next(c.error for c in kv.costs(model, profile, 400, (3.0,)) if c.mode == "storage")
     from tensornet_compress.kv.profile.tree import rows_of
-
     from tensornet_compress.kv.storage.codec import JointCodec
 
     codec = JointCodec(profile, 3.0, rate_control=False)

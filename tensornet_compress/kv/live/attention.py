@@ -6,6 +6,7 @@ memory is one chunk of unpacked codes and the scores.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,11 @@ from torch.utils._pytree import tree_map_only
 from tensornet_compress.coding.planes import UNIT, Planes
 from tensornet_compress.kernels.integer_products import planes_times, times_planes
 from tensornet_compress.kv.live.codec import SideCode
+
+_NOTE = (
+    "the attention of this model does not contract with coded keys and values: they are rebuilt at every step, layer by layer, "
+    "which gives the same scores in more time and memory; attention='rebuild' does that without this note"
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,8 @@ class CodedSide:
 
     def rebuild(self, dtype: torch.dtype) -> Tensor:
         """States (batch, heads, tokens, width)."""
-        whole = torch.cat([self.code.decode(chunk).to(dtype) for chunk in self.planes.chunks], 2)
+        with torch.autocast(self.sinks.device.type, enabled=False):
+            whole = torch.cat([self.code.decode(chunk).to(dtype) for chunk in self.planes.chunks], 2)
         index = self.index[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
         return whole.scatter_(2, index, self.sinks.to(dtype))
 
@@ -67,14 +74,16 @@ class CodedStates(Tensor):
 
     side: CodedSide
     tail: Tensor
+    queries: int
     _whole: Tensor | None
 
     @staticmethod
-    def __new__(cls, side: CodedSide, tail: Tensor) -> CodedStates:
+    def __new__(cls, side: CodedSide, tail: Tensor, queries: int) -> CodedStates:
+        """``queries``: how many tokens at the end attend now."""
         batch, heads, recent, width = tail.shape
         shape = (batch, heads, side.tokens + recent, width)
         made: CodedStates = Tensor._make_wrapper_subclass(cls, shape, dtype=tail.dtype, device=tail.device)
-        made.side, made.tail, made._whole = side, tail, None
+        made.side, made.tail, made.queries, made._whole = side, tail, queries, None
         return made
 
     def whole(self) -> Tensor:
@@ -94,8 +103,13 @@ class CodedStates(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        args, kwargs = tree_map_only(CodedStates, CodedStates.whole, (args, kwargs or {}))
+        args, kwargs = tree_map_only(CodedStates, CodedStates._rebuilt, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+    def _rebuilt(self) -> Tensor:
+        if self.queries == 1:
+            warnings.warn(_NOTE, stacklevel=2)
+        return self.whole()
 
 
 def _contracted(

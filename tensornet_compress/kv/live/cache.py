@@ -17,6 +17,7 @@ from tensornet_compress.kv.live.attention import CodedSide
 from tensornet_compress.kv.live.codec import LiveBasis
 from tensornet_compress.kv.live.layer import LiveLayer
 from tensornet_compress.kv.profile.profile import SIDES, Profile
+from tensornet_compress.kv.rope import text_config
 
 _OWN = ("fine", "codes", "scale", "deviation", "mean", "error", "step")
 
@@ -50,7 +51,9 @@ class LiveCache(CompressedCache, mode="live"):
         check_bits(bits)
         super().__init__(model, bits, profile, mode, sinks=sinks, window=window, block=block)
         codes = [()] * len(self.indices) if profile is None else profile.live_codes(bits)
-        self.compress_layers(lambda place: LiveLayer(bits, codes[place], window, block, contracts=attention == "auto"))
+        # Compiled attention takes plain tensors only.
+        contracts = attention == "auto" and getattr(text_config(model), "_attn_implementation", None) != "flex_attention"
+        self.compress_layers(lambda place: LiveLayer(bits, codes[place], window, block, contracts))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

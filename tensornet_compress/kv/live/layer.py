@@ -40,11 +40,13 @@ class LiveLayer(DynamicLayer):
         """Append (batch, heads, new, width); returns everything, as ``CodedStates`` where attention may contract with them."""
         keys, values = super().update(key_states, value_states)
         if self.sides:
-            keys, values = CodedStates(self.sides[0], keys), CodedStates(self.sides[1], values)
+            new = key_states.shape[2]
+            keys, values = (CodedStates(side, part, new) for side, part in zip(self.sides, (keys, values)))
             differentiated = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
-            if not self.contracts or key_states.shape[2] > _CONTRACTED_QUERIES or differentiated:
+            if not self.contracts or new > _CONTRACTED_QUERIES or differentiated:
                 keys, values = keys.whole(), values.whole()
-        self._seal_ready()
+        with torch.autocast(key_states.device.type, enabled=False):
+            self._seal_ready()
         return keys, values
 
     def _seal_ready(self) -> None:

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from tensornet_compress.calibrate import model_inputs
 from tensornet_compress.calibrate.modes import frozen
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.rope import PositionRecorder, Rotary, rotary_module, rotary_style, text_config
+from tensornet_compress.kv.rope import PositionRecorder, Rotary, is_encoder_decoder, rotary_module, rotary_style, text_config
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,10 @@ class Runner:
     """Runs one model on windows with a plain cache, with positions recorded. Use as a context manager."""
 
     def __init__(self, model: nn.Module):
+        if is_encoder_decoder(model):
+            raise TensorNetError(
+                f"a {type(model).__name__} has an encoder, which calibration does not run; use a cache without profile"
+            )
         self.model = model
         self.device = next(model.parameters()).device
         self.style = rotary_style(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
@@ -62,6 +63,7 @@ class StorageCache(CompressedCache, mode="storage"):
                 self._seal(min(old, max(self.block, _LARGEST_BLOCK)) // self.block * self.block)
         return states
 
+    @torch.autocast("cpu", enabled=False)
     def _seal(self, tokens: int) -> None:
         start, end = self.sealed_length, self.sealed_length + tokens
         known = self.positions
@@ -87,6 +89,7 @@ class StorageCache(CompressedCache, mode="storage"):
                 layer.drop(self.sealed_length)
             self.frozen = True
 
+    @torch.autocast("cpu", enabled=False)
     def thaw(self) -> None:
         """Decode every sealed block into the working set (also done by the next forward pass)."""
         if self.frozen and self.sealed_length:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.bench.peers.search.ttnopt import available, optimal_tree
+from tensornet_compress.options.offered import SearchFamily
 
 ERROR = 1e-5
 CUT = 1e-6
@@ -72,7 +73,7 @@ def planted(seed: int, modes: int, bond: int = 2, size: int = 2) -> tuple[Tensor
     return shaped / shaped.norm(), numbers
 
 
-def search(tensor: Tensor, topologies: tuple[tnc.searching.shapes.Family, ...]) -> tuple[tnc.SearchResult, float]:
+def search(tensor: Tensor, topologies: tuple[SearchFamily, ...]) -> tuple[tnc.SearchResult, float]:
     began = perf_counter()
     result = tnc.search(
         tensor,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.file_reader import Tensors, read_safetensors
+from tests.file_reader import Tensors, rans, read_safetensors
 
 Array = NDArray[Any]
 SIDES = ("key", "value")
@@ -144,22 +144,3 @@ class Cache:
         coefficients[:, coded] = values * step
         parts = np.split(coefficients, [stored["key.scale"].size], 1)
         return {side: self.profile.states(side, part) for side, part in zip(SIDES, parts)}
-
-
-def rans(coded: Array, table: Array, frequency: Array) -> Array:
-    """Symbols of an entropy-coded stream, one lane at a time."""
-    lanes = int(np.clip(len(table) // 2048, 1, 4096))
-    states = [int(state) for state in coded[: 4 * lanes].copy().view("<u4")]
-    words = iter(coded[4 * lanes :].copy().view("<u2"))
-    start = np.cumsum(frequency, 1) - frequency
-    symbol_of = [np.repeat(np.arange(row.size), row) for row in frequency]
-    out = np.zeros(len(table), np.int64)
-    for i, which in enumerate(table):
-        lane = i % lanes
-        slot = states[lane] % 4096
-        symbol = symbol_of[which][slot]
-        state = int(frequency[which, symbol]) * (states[lane] // 4096) + slot - int(start[which, symbol])
-        states[lane] = 65536 * state + int(next(words)) if state < 65536 else state
-        out[i] = symbol
-    assert next(words, None) is None
-    return out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from math import factorial, prod
+from functools import cache
+from math import factorial, prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,85 @@ def permutation(packed: Array, n: int) -> list[int]:
     return [left.pop(rank) for rank in reversed(ranks)]
 
 
+def rans(coded: Array, table: Array, frequency: Array, lanes: int = 0) -> Array:
+    """Symbols of an entropy-coded stream, one lane at a time."""
+    lanes = lanes or int(np.clip(len(table) // 2048, 1, 4096))
+    states = [int(state) for state in coded[: 4 * lanes].copy().view("<u4")]
+    words = iter(coded[4 * lanes :].copy().view("<u2"))
+    start = np.cumsum(frequency, 1) - frequency
+    symbol_of = [np.repeat(np.arange(row.size), row) for row in frequency]
+    out = np.zeros(len(table), np.int64)
+    for i, which in enumerate(table):
+        lane = i % lanes
+        slot = states[lane] % 4096
+        symbol = symbol_of[which][slot]
+        state = int(frequency[which, symbol]) * (states[lane] // 4096) + slot - int(start[which, symbol])
+        states[lane] = 65536 * state + int(next(words)) if state < 65536 else state
+        out[i] = symbol
+    assert next(words, None) is None
+    return out
+
+
+@cache
+def law(number: int) -> Array:
+    """Frequencies of a law of coded integers."""
+    p, w = ((0.5, 0.080075502), (0.75, 0.364078299), (1, 0.693147181), (1.5, 1.187677797), (2, 1.475664627))[number // 33]
+    root = sqrt(sqrt(2.0))
+    eighth = number % 33 - 24
+    w *= 2.0 ** (eighth // 4) * (1.0, root, root * root, root * root * root)[eighth % 4]
+
+    def raised(x: float) -> float:
+        return {0.5: sqrt(x), 0.75: sqrt(x) * sqrt(sqrt(x)), 1: x, 1.5: x * sqrt(x), 2: x * x}[p]
+
+    def weight(x: float) -> int:
+        whole, fraction = divmod(int(min(raised(abs(x) / w), 60.0) * 4096), 4096)
+        power, part = 1.0, 0.5
+        for bit in range(11, -1, -1):
+            part = sqrt(part)
+            power = power * part if fraction >> bit & 1 else power
+        return int(power * 2**40) >> whole
+
+    sides = [sum(weight(j - 0.5 + (k + 0.5) / 16) for k in range(16)) for j in range(32)]
+    weights = [*sides[:0:-1], *sides, 32 * sum(weight(float(x)) for x in range(32, 124))]
+    total = sum(weights)
+    counts = [(weight * 4096 + total // 2) // total for weight in weights]
+    for symbol in (30, 32, 63):
+        counts[symbol] = max(counts[symbol], 1)
+    counts[31] += 4096 - sum(counts)
+    return np.array(counts)
+
+
+def coded_integers(data: Array, rows: Array, columns: Array) -> Array:
+    """A matrix of coded integers, from the magnitudes of its rows and columns."""
+    kind = (rows - rows.min())[:, None] + (columns - columns.min())
+    classes, escapes = int(data[:2].copy().view("<u2")[0]), int(data[4:8].copy().view("<u4")[0])
+    assert classes == kind.max() + 1
+    laws, low_bits = data[8 : 8 + 2 * classes].reshape(-1, 2).astype(int).T
+    data = data[8 + 2 * classes :]
+    escaped, data = iter(data[: 4 * escapes].copy().view("<i4")), data[4 * escapes :]
+    size = (int(low_bits[kind].sum()) + 7) // 8
+    low, data = np.unpackbits(data[:size], bitorder="little"), data[size:]
+    tables = np.stack([law(number) for number in laws])
+    symbols = rans(data, kind.ravel(), tables, min(max(kind.size // 8192, 1), 32))
+    codes, place = [], 0
+    for symbol, bits in zip(symbols, low_bits[kind.ravel()]):
+        high = int(symbol) - 31 if symbol < 63 else int(next(escaped))
+        rest = sum(int(low[place + bit]) << bit for bit in range(bits))
+        place += bits
+        codes.append((high << int(bits)) + rest - ((1 << int(bits)) >> 1))
+    return np.array(codes).reshape(kind.shape)
+
+
+def coded_matrix(data: Array, rows: int, columns: int) -> Array:
+    """A matrix in a coded format."""
+    sides = []
+    for count in (rows, columns, rows, columns):
+        base, length = int(data[:4].copy().view("<i4")[0]), int(data[4:8].copy().view("<u4")[0])
+        sides.append(base + coded_integers(data[8 : 8 + length], np.zeros(1, int), np.zeros(count, int))[0])
+        data = data[8 + length :]
+    return coded_integers(data, sides[2], sides[3]) * 2.0 ** (sides[0] / 8)[:, None] * 2.0 ** (sides[1] / 8)
+
+
 def core(tensors: Tensors, name: str, fmt: dict[str, Any], shape: tuple[int, ...]) -> Array:
     """A decoded core."""
     if fmt["kind"] == "float":
@@ -59,6 +139,9 @@ def core(tensors: Tensors, name: str, fmt: dict[str, Any], shape: tuple[int, ...
         rows = np.zeros(shape, np.float32)
         rows[chosen], rows[~chosen] = np.eye(shape[1]), tensors[name]
         return rows
+    if fmt["kind"] == "coded":
+        assert tensors[f"{name}_coded"].shape == (fmt["stored"],)
+        return coded_matrix(tensors[f"{name}_coded"], shape[0], prod(shape[1:])).astype(np.float32).reshape(shape)
     bits, group = fmt["bits"], fmt["group"]
     run = shape[-1] if shape[-1] >= group else prod(shape)
     count = prod(shape) // run

@@ -70,6 +70,18 @@ def test_any_network_is_read_from_the_folder(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensors[f"{name}.bias"], module.bias.detach().numpy())
 
 
+@pytest.mark.parametrize("bits", [4.0, 12.0])
+def test_a_coded_model_is_read(bits: float, tmp_path: Path) -> None:
+    model = tiny_llama()
+    tnc.compress(model, tnc.Budget(bits_per_weight=bits), batches(), method="coded", workers=1)
+    tnc.save(model, tmp_path / "saved")
+    _, _, weights = read_model(tmp_path / "saved")
+    assert len(weights) > 10
+    for name, weight in weights.items():
+        dense = model.get_submodule(name).dense_weight(torch.float32).numpy()
+        np.testing.assert_allclose(weight, dense, rtol=1e-5, atol=1e-8)
+
+
 def test_a_single_network_is_read_from_its_file(tmp_path: Path) -> None:
     for name, spec in several_networks().items():
         network = tnc.realise(torch.randn(12, 20), spec)

@@ -40,6 +40,7 @@ import tensornet_compress.train as train
 # What has no public name lives in modules that may move; this is the only place to follow them.
 from tensornet_compress.coding import rans
 from tensornet_compress.coding.bits import pack_bits
+from tensornet_compress.coding.formats import grouped_view
 from tensornet_compress.coding.permutations import pack_permutation
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.report import Machine, Result, render, write_result
@@ -598,9 +599,10 @@ def coder_formats() -> Parts:
         parts |= {part: Part.everywhere(content) for part, content in stored_bytes.items()}
         if name.startswith("int"):
             # Grids fitted to an importance compare sums, which are rounded differently from machine to machine.
-            parts |= tensor_parts(
-                {f"{name}{part} weighted": tensor for part, tensor in fmt.encode(weights, importance).items()}
-            )
+            matrix = weights.reshape(grouped_view((6, 40), fmt.group))
+            scale, zero = fmt.fit_grid(matrix, importance)
+            weighted = fmt.assemble(fmt.quantise(matrix, scale, zero), scale, zero)
+            parts |= tensor_parts({f"{name}{part} weighted": tensor for part, tensor in weighted.items()})
     identity = torch.eye(5)
     core = torch.cat([weights[:3, :5], identity[:2], weights[3:, :5], identity[2:]])
     stored = tnc.parse_format("bf16p").encode(core)

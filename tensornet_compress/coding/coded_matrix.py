@@ -19,16 +19,16 @@ STEPS_PER_OCTAVE = 8
 MAGNITUDES_PER_OCTAVE = 4
 _FARTHEST = 2000
 # 2^(k/8), written out: a decoder must have these very numbers on any machine.
-_ROOTS = np.array(
+ROOTS = np.array(
     [1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096, 1.4142135623730951, 1.5422108254079407, 1.681792830507429,
      1.8340080864093424]
 )  # fmt: skip
 
 
 def step_sizes(exponents: Integers) -> NDArray[np.float64]:
-    """Steps ``2^(exponents / 8)``, float64."""
+    """Steps ``2^(exponents / 8)``, float64, each a float32 number."""
     whole = exponents >> 3
-    return np.ldexp(_ROOTS[exponents & 7], whole)
+    return np.ldexp(ROOTS.astype(np.float32).astype(np.float64)[exponents & 7], whole)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ class FloatFormat(Frozen):
         """Shapes and dtypes of the stored parts of a core of ``shape``."""
         return {"": (shape, FLOAT_DTYPES[self.dtype])}
 
-    def encode(self, core: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
-        """Round to the format, never sharing memory with ``core``; what fp16 cannot hold becomes its largest number.
-        ``importance`` plays no part."""
+    def encode(self, core: Tensor) -> dict[str, Tensor]:
+        """Round to the format, never sharing memory with ``core``; what fp16 cannot hold becomes its largest number."""
         dtype = FLOAT_DTYPES[self.dtype]
         return {"": saturated(core, dtype).to(dtype, copy=True, memory_format=torch.contiguous_format)}
 

@@ -11,6 +11,7 @@ part           content
 ``"_scale"``   one scale per group
 ``"_zero"``    packed integer zero points (``z``), or float offsets (``o``)
 ``"_pivots"``  which rows are not stored (``PivotFormat``)
+``"_coded"``   entropy-coded integers with their steps (``CodedFormat``)
 =============  =====================================================================
 
 Integer formats see a core as a matrix ``(rows, run)`` (see ``grouped_view``) and cut each row in groups along its run.
@@ -29,6 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tensornet_compress.coding.bits import pack_bits, packed_nbytes, unpack_bits
+from tensornet_compress.coding.coded_format import CodedFormat
 from tensornet_compress.coding.floats import FLOAT_DTYPES, FloatFormat, saturated
 from tensornet_compress.coding.pivots import PivotFormat
 from tensornet_compress.errors import TensorNetError
@@ -80,27 +82,24 @@ class IntFormat(Frozen):
         """Effective group width on rows of ``run`` numbers."""
         return min(self.group or run, run)
 
-    def encode(self, core: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
-        """Round to nearest on grids fitted to each group.
-
-        ``importance``: non-negative weights of squared errors along the run, shape (run,); when given, each grid is fitted by
-        a search over clipping ranges that minimises the weighted error, else it spans the group's range.
-        """
-        rows, run = grouped_view(tuple(core.shape), self.group)
-        matrix = core.reshape(rows, run)
-        scale, zero = self.fit_grid(matrix, importance)
+    def encode(self, core: Tensor) -> dict[str, Tensor]:
+        """Round to nearest on grids that span the range of each group."""
+        matrix = core.reshape(grouped_view(tuple(core.shape), self.group))
+        scale, zero = self.fit_grid(matrix)
         return self.assemble(self.quantise(matrix, scale, zero), scale, zero)
 
     def fit_grid(self, matrix: Tensor, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scales and zero points (as decoded, float) of the groups of a (rows, run) matrix: two (rows, groups) tensors.
 
-        A number decodes as ``scale * code + zero``; for integer zero points ``zero`` is a multiple of ``scale``.
+        A number decodes as ``scale * code + zero``; for integer zero points ``zero`` is a multiple of ``scale``. A grid spans
+        the group's range, or, given the ``importance`` (run,) of squared errors along the run, the part of it (tried in a few
+        sizes) that loses least.
         """
-        grouped, _ = self._grouped(matrix.float())
+        grouped = self._grouped(matrix.float())
         low, high = grouped.amin(-1), grouped.amax(-1)
         if importance is None:
             return self._grid(low, high)
-        weights, _ = self._grouped(importance.float().reshape(1, -1))
+        weights = self._grouped(importance.float().reshape(1, -1))
         best_scale, best_zero = self._grid(low, high)
         best_error = self._grid_error(grouped, weights, best_scale, best_zero)
         for shrink in _CLIPPING if self.bits <= 4 else _CLIPPING[:2]:
@@ -165,14 +164,14 @@ class IntFormat(Frozen):
         picked["_q"] = picked["_q"].reshape(-1)
         return self.decode(picked, (len(rows), *shape[1:]), dtype)
 
-    def _grouped(self, matrix: Tensor) -> tuple[Tensor, int]:
+    def _grouped(self, matrix: Tensor) -> Tensor:
         """(rows, run) -> (rows, groups, width); a ragged last group is filled with copies of its last number."""
         rows, run = matrix.shape
         width = self.width(run)
         missing = -run % width
         if missing:
             matrix = torch.cat([matrix, matrix[:, -1:].expand(rows, missing)], dim=1)
-        return matrix.reshape(rows, -1, width), width
+        return matrix.reshape(rows, -1, width)
 
     def _grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Grids that span [low, high], rounded to what will be stored and kept within the range of its dtype."""
@@ -195,7 +194,9 @@ class IntFormat(Frozen):
         return ((codes * scale[..., None] + zero[..., None] - grouped).square_() * weights).sum(-1)
 
 
-NumberFormat = Annotated[FloatFormat | IntFormat | PivotFormat, Field(discriminator="kind")]
+NamedFormat = FloatFormat | IntFormat | PivotFormat
+"""What ``parse_format`` reads: the bytes of a core follow from its shape."""
+NumberFormat = Annotated[NamedFormat | CodedFormat, Field(discriminator="kind")]
 
 
 def grouped_view(shape: tuple[int, ...], group: int) -> tuple[int, int]:
@@ -208,9 +209,16 @@ def grouped_view(shape: tuple[int, ...], group: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def parse_format(name: str) -> FloatFormat | IntFormat | PivotFormat:
+def parse_format(name: str) -> NamedFormat:
     """``fp32 | bf16 | fp16 | int<2..8>g<group>[z|o]`` -> format (``z``: integer zero points, ``o``: float offsets); a floating
     point name with ``p`` after it is that of two cores whose first one holds the identity (``PivotFormat``).
+
+    >>> import torch
+    >>> import tensornet_compress as tnc
+    >>> fmt = tnc.parse_format("int4g32")
+    >>> parts = fmt.encode(torch.linspace(-1, 1, 64).reshape(2, 32))
+    >>> {name: tuple(part.shape) for name, part in parts.items()}
+    {'_q': (32,), '_scale': (2, 1)}
 
     Raises:
         TensorNetError: the name is none of these.
@@ -230,6 +238,6 @@ def parse_format(name: str) -> FloatFormat | IntFormat | PivotFormat:
 
 
 @cache
-def format_nbytes(fmt: FloatFormat | IntFormat | PivotFormat, shape: tuple[int, ...]) -> int:
+def format_nbytes(fmt: NamedFormat | CodedFormat, shape: tuple[int, ...]) -> int:
     """Exact stored bytes of a core of ``shape``."""
     return sum(prod(part_shape) * dtype.itemsize for part_shape, dtype in fmt.parts(shape).values())

@@ -50,13 +50,10 @@ class PivotFormat(Frozen):
             TensorNetError: the shape is not (rows, rank) with more rows than the rank.
         """
         rows, rank = _sizes(shape)
-        return {
-            "": ((rows - rank, rank), FLOAT_DTYPES[self.dtype]),
-            "_pivots": ((packed_nbytes(rows, 1),), torch.uint8),
-        }
+        return {"": ((rows - rank, rank), FLOAT_DTYPES[self.dtype]), "_pivots": ((packed_nbytes(rows, 1),), torch.uint8)}
 
-    def encode(self, core: Tensor, importance: Tensor | None = None) -> dict[str, Tensor]:
-        """Store a core whose pivots hold the identity exactly. ``importance`` plays no part.
+    def encode(self, core: Tensor) -> dict[str, Tensor]:
+        """Store a core whose pivots hold the identity exactly.
 
         Raises:
             TensorNetError: the rows of the identity are not all there, in order (see ``decompose.stable_pivots``).
@@ -117,13 +114,13 @@ def _identity_rows(core: Tensor) -> Tensor:
     """The first rows that hold the identity from top to bottom."""
     single = ((core != 0).sum(1) == 1) & (core == 1).any(1)
     columns = core.abs().argmax(1)
-    found: list[int] = []
+    pivots: list[int] = []
     for row in single.nonzero()[:, 0].tolist():
-        if len(found) < core.shape[1] and int(columns[row]) == len(found):
-            found.append(row)
-    if len(found) < core.shape[1]:
+        if len(pivots) < core.shape[1] and int(columns[row]) == len(pivots):
+            pivots.append(row)
+    if len(pivots) < core.shape[1]:
         raise TensorNetError(
-            f"a core of shape {tuple(core.shape)} does not hold the identity among its rows, only {len(found)} rows of it in "
+            f"a core of shape {tuple(core.shape)} does not hold the identity among its rows, only {len(pivots)} rows of it in "
             "order; decompose the matrix with this format instead"
         )
-    return torch.tensor(found, dtype=torch.int64, device=core.device)
+    return torch.tensor(pivots, dtype=torch.int64, device=core.device)

@@ -12,6 +12,7 @@ from tensornet_compress.calibrate import Batch, OperatingPoint, first_tokens
 from tensornet_compress.compressing.allocate import Allocation
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
+from tensornet_compress.compressing.coded import compress_coded
 from tensornet_compress.compressing.layer_jobs import Realised
 from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.compressing.sizes import Sizes
@@ -82,6 +83,8 @@ def compress(
     if allocator not in ("sensitivity", "energy", "uniform"):
         raise TensorNetError(f"unknown allocator {allocator!r}; choose sensitivity, energy or uniform")
     batches = list(calibration) if calibration is not None else []
+    if method == "coded":
+        return compress_coded(model, budget, batches, targets=targets, ignore=ignore, workers=workers, progress=progress)
     if allocator == "sensitivity" and not batches and survey is None:
         raise TensorNetError(
             "the sensitivity allocator needs calibration batches; give some, or choose allocator='energy' or 'uniform'"

@@ -2,6 +2,6 @@
 
 from typing import Literal
 
-Method = Literal["auto", "dense", "svd", "residual", "tt", "ttm", "tree", "searched"]
+Method = Literal["auto", "coded", "dense", "svd", "residual", "tt", "ttm", "tree", "searched"]
 Allocator = Literal["sensitivity", "energy", "uniform"]
 Sensitivity = Literal["fisher", "probe"]

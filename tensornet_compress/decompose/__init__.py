@@ -1,16 +1,13 @@
 """Dense tensor + spec + metric -> cores."""
 
 from tensornet_compress.decompose.als import refine_cores
-from tensornet_compress.decompose.alternate import alternate_terms, fit_network
 from tensornet_compress.decompose.linalg import singular_values, svd
-from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
-from tensornet_compress.decompose.pivots import stable_pivots
+from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum, stable_pivots
 from tensornet_compress.decompose.quantise import ErrorFeedback
-from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
-from tensornet_compress.decompose.realise import column_feedback, realise
+from tensornet_compress.decompose.ranks import bond_spectra, feasible_ranks, ranks_for_bytes, ranks_for_error, tails, unfolding
+from tensornet_compress.decompose.realise import alternate_terms, column_feedback, fit_network, realise
 from tensornet_compress.decompose.rounding import round_cores
-from tensornet_compress.decompose.spectra import bond_spectra, tails, unfolding
-from tensornet_compress.decompose.to_network import feasible_ranks, to_network
+from tensornet_compress.decompose.to_network import to_network
 from tensornet_compress.decompose.tree import decompose_tree
 
 __all__ = [

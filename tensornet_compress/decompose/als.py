@@ -21,12 +21,12 @@ def refine_cores(
     metric: Metric,
     sweeps: int = 2,
     iterations: int = 6,
-    free: Sequence[int] | None = None,
+    only: Sequence[int] | None = None,
     tolerance: float = 1e-4,
 ) -> tuple[list[Tensor], list[float]]:
     """Lower ``metric.norm2(target - network)`` core by core; returns cores and the error before and after each sweep.
 
-    ``target`` has the term's shape; the metric sees it as a matrix (first axis, all others). ``free`` names the cores that
+    ``target`` has the term's shape; the metric sees it as a matrix (first axis, all others). ``only`` names the cores that
     may change (all by default). The error never rises; refinement ends early when a sweep gains less than ``tolerance``.
     """
     work = list(cores)
@@ -34,7 +34,7 @@ def refine_cores(
     residual = target - contract_term(term, work)
     errors = [metric.norm2(residual.reshape(matrix_shape))]
     for _ in range(sweeps):
-        for core in range(len(work)) if free is None else free:
+        for core in range(len(work)) if only is None else only:
             step = _solve(work, core, term, residual, metric, iterations)
             residual = residual - contract_term(term, [*work[:core], step, *work[core + 1 :]])
             work[core] = work[core] + step

@@ -176,9 +176,13 @@ def singular_values(matrix: Tensor) -> Tensor:
     Values below about 1e-8 of the largest are rounding noise.
     """
     require_finite(matrix, "unfolding")
-    wide = matrix.double()
-    gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
-    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
+    return gram_squares(matrix.double()).sqrt()
+
+
+def gram_squares(matrix: Tensor) -> Tensor:
+    """All squared singular values, descending, float64, from the Gram matrix of the smaller side in the matrix's precision."""
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    return torch.linalg.eigvalsh(short @ short.T).double().flip(0).clamp_min(0)
 
 
 def fix_signs(U: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from tensornet_compress.coding import CodedFormat
 from tensornet_compress.coding.coded_integers import scale_bits
 from tensornet_compress.coding.coded_matrix import MAGNITUDES_PER_OCTAVE, STEPS_PER_OCTAVE, CodedMatrix, step_sizes
 from tensornet_compress.coding.laws import HALF
@@ -129,6 +130,12 @@ def row_weights(metric: KroneckerMetric, rows: int) -> Tensor:
         return torch.full((rows,), level, dtype=torch.float64)
     weight = (metric.rows if metric.rows.ndim == 1 else metric.rows.diagonal()).double()
     return level * weight.clamp_min(_LEAST_ROW * float(weight.mean()))
+
+
+def one_step_parts(matrix: Tensor, fmt: CodedFormat, metric: KroneckerMetric) -> dict[str, Tensor]:
+    """Stored parts of a matrix (m, n) at the step of a format."""
+    canceller = Canceller.of(metric.columns, matrix.shape[1])
+    return fmt.assemble(canceller.codes(matrix, row_weights(metric, len(matrix)), fmt.step))
 
 
 def _exponents(values: Tensor, per_octave: int) -> np.ndarray:

@@ -1,24 +1,46 @@
-"""Choice of ranks from spectra: by tolerance or by bytes.
+"""Ranks of a network from the spectra of the unfoldings that its bonds cut: by tolerance or by bytes.
 
-A bond's singular value is kept while its square exceeds the price of one more rank there; one price per byte holds for
-all bonds and is bisected (the threshold of iterative singular value thresholding, 2507.09428, with byte costs).
+The spectra are computed once and tell what every choice of ranks loses. A bond's singular value is kept while its square
+exceeds the price of one more rank there; one price per byte holds for all bonds and is bisected (the threshold of iterative
+singular value thresholding, 2507.09428, with byte costs).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from math import log2, prod
+from math import prod
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from tensornet_compress.bisection import least_kept
 from tensornet_compress.coding import FloatFormat, NumberFormat, format_nbytes
-from tensornet_compress.decompose.spectra import tails
+from tensornet_compress.decompose.linalg import singular_values
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor import Layout, Topology
 
 _BISECTIONS = 26
+_LEAST_PRICE = 2.0**-60
+
+
+def unfolding(laid_out: Tensor, left: Sequence[int]) -> Tensor:
+    """The matrix of a tensor with positions ``left`` as rows and the others as columns."""
+    rest = [position for position in range(laid_out.ndim) if position not in set(left)]
+    rows = prod(laid_out.shape[position] for position in left)
+    return laid_out.permute(*left, *rest).reshape(rows, -1)
+
+
+def bond_spectra(laid_out: Tensor, topology: Topology) -> list[Tensor]:
+    """Singular values (float64, descending) of the unfolding at each bond."""
+    return [singular_values(unfolding(laid_out, topology.side(bond))) for bond in range(len(topology.edges))]
+
+
+def tails(spectrum: Tensor) -> Tensor:
+    """``tails[r]``: the squared norm that rank ``r`` drops, for r = 0 .. len(spectrum)."""
+    squares = spectrum.square().flip(0).cumsum(0).flip(0)
+    return torch.cat([squares, squares.new_zeros(1)])
 
 
 def ranks_for_error(
@@ -42,7 +64,7 @@ def ranks_for_error(
     if allowed(least):
         return least
     full = tuple(len(spectrum) for spectrum in spectra)
-    ranks = _bisect(spectra, _Costs(layout, topology, None), allowed, cheapest=True) or full
+    ranks = _priced_ranks(spectra, _Costs(layout, topology, None), allowed, cheapest=True) or full
     improved = True
     while improved:
         improved = False
@@ -70,7 +92,7 @@ def ranks_for_bytes(
     if not fits(ones):
         needed = costs.nbytes(ones)
         raise TensorNetError(f"{max_bytes} bytes cannot hold this network: rank 1 on every bond already takes {needed} bytes")
-    ranks = _bisect(spectra, costs, fits, cheapest=False) or ones
+    ranks = _priced_ranks(spectra, costs, fits, cheapest=False) or ones
     values = [spectrum.tolist() for spectrum in spectra]
     while True:
         gains = []
@@ -83,6 +105,24 @@ def ranks_for_bytes(
         ranks = max(gains)[1]
 
 
+def feasible_ranks(ranks: Sequence[int], layout: Layout, topology: Topology) -> list[int]:
+    """Ranks lowered until no bond of a core exceeds the product of the core's other axes."""
+    lowered, dims = list(ranks), layout.dims
+    sizes = [prod(dims[position] for position in legs) for legs in topology.legs]
+    changed = True
+    while changed:
+        changed = False
+        for core, own in enumerate(sizes):
+            bonds = topology.bonds_of(core)
+            for bond in bonds:
+                limit = own
+                for other in bonds:
+                    limit *= lowered[other] if other != bond else 1
+                if lowered[bond] > limit:
+                    lowered[bond], changed = limit, True
+    return lowered
+
+
 class _Costs:
     """Stored bytes of a network as a function of its ranks, without building a spec each time."""
 
@@ -90,9 +130,8 @@ class _Costs:
         self.fmt = fmt or FloatFormat(dtype="fp32")
         self.order_nbytes = layout.order_nbytes
         self.edges = topology.edges
-        labels = [topology.core_labels(core) for core in range(len(topology.legs))]
         # An axis is either a fixed size or, written as ~bond, the rank of a bond.
-        self.axes = [[~int(x[1:]) if x[0] == "b" else layout.dims[int(x[1:])] for x in names] for names in labels]
+        self.axes = [[~int(x[1:]) if x[0] == "b" else layout.dims[int(x[1:])] for x in names] for names in topology.all_labels]
         self._cores: dict[tuple[int, ...], int] = {}
         self._known: dict[tuple[int, ...], int] = {}
         self._worths: dict[tuple[int, ...], list[float]] = {}
@@ -102,11 +141,7 @@ class _Costs:
 
     def nbytes(self, ranks: tuple[int, ...]) -> int:
         if ranks not in self._known:
-            shapes = self.shapes(ranks)
-            for shape in shapes:
-                if shape not in self._cores:
-                    self._cores[shape] = format_nbytes(self.fmt, shape)
-            self._known[ranks] = self.order_nbytes + sum(map(self._cores.__getitem__, shapes))
+            self._known[ranks] = self.order_nbytes + sum(format_nbytes(self.fmt, shape) for shape in self.shapes(ranks))
         return self._known[ranks]
 
     def per_rank(self, ranks: tuple[int, ...]) -> list[float]:
@@ -117,32 +152,26 @@ class _Costs:
         return self._worths[ranks]
 
 
-def _bisect(
+def _priced_ranks(
     spectra: Sequence[Tensor], costs: _Costs, allowed: Callable[[tuple[int, ...]], bool], cheapest: bool
 ) -> tuple[int, ...] | None:
-    """Bisect the price: the cheapest allowed ranks (largest price), or the richest allowed ones (smallest price)."""
+    """The cheapest allowed ranks (largest price per number), or the richest allowed ones (smallest price)."""
     squares = [spectrum.square().flip(0).tolist() for spectrum in spectra]
     largest = max((square[-1] for square in squares), default=0.0)
     if largest == 0.0:
         return (1,) * len(spectra)
     best: tuple[int, ...] | None = None
-    low, high = -60.0, log2(largest)
     ranks = tuple(max(1, len(spectrum) // 2) for spectrum in spectra)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
+
+    def too_cheap(price: float) -> bool:
+        nonlocal best, ranks
+        # Twice, as the numbers per unit of rank depend on the ranks themselves.
         for _ in range(2):
-            ranks = _threshold(squares, costs, ranks, 2.0**middle)
+            worths = zip(squares, costs.per_rank(ranks))
+            ranks = tuple([max(1, len(square) - bisect_right(square, price * worth)) for square, worth in worths])
         fits = allowed(ranks)
-        if fits:
-            best = ranks
-        if fits == cheapest:
-            low = middle
-        else:
-            high = middle
+        best = ranks if fits else best
+        return fits != cheapest
+
+    least_kept(too_cheap, _LEAST_PRICE, largest, steps=_BISECTIONS)
     return best
-
-
-def _threshold(squares: Sequence[list[float]], costs: _Costs, ranks: tuple[int, ...], price: float) -> tuple[int, ...]:
-    """Ranks kept at a price per number, with the numbers per unit of rank as they are at ``ranks``."""
-    worths = zip(squares, costs.per_rank(ranks))
-    return tuple([max(1, len(square) - bisect_right(square, price * worth)) for square, worth in worths])

@@ -5,24 +5,24 @@ Applying a plan again to the original model calls it again, and gives the same b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding import FloatFormat, IntFormat, NumberFormat, PivotFormat
+from tensornet_compress.coding import CodedFormat, FloatFormat, IntFormat, NumberFormat, PivotFormat
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
-from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum
-from tensornet_compress.decompose.pivots import refit_rows, stable_pivots
+from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum, refit_rows, stable_pivots
+from tensornet_compress.decompose.one_step import one_step_parts
 from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
-from tensornet_compress.decompose.tree import tree_cores
+from tensornet_compress.decompose.tree import decompose_tree
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
 from tensornet_compress.tensor.network import part_name
 
 _ITERATIONS = 3
+Parts = dict[str, Tensor]
+"""Stored parts of one core, or of all cores of a term under their flat names."""
 
 
 def realise(
@@ -37,9 +37,16 @@ def realise(
 
     One core is rounded with error feedback; two cores cut (first axis | others) have a closed form, and the first of them may
     be kept by pivots; any other tree is decomposed in the Euclidean norm and refined by ``sweeps`` of ALS in the metric.
-    Integer cores are rounded one after the other, each with the cores still free fitted to what was rounded before. Terms of a
-    sum are fitted to what the earlier ones left. Ranks that the tensor cannot have are an error: the spec must be what the
-    file will hold.
+    Integer cores are rounded one after the other, each with the cores not rounded yet fitted to what was rounded before. Terms
+    of a sum are fitted to what the earlier ones left. Ranks that the tensor cannot have are an error: the spec must be what the
+    file will hold. ``spectrum`` and ``feedback`` save time where they are known.
+
+    >>> import torch
+    >>> import tensornet_compress as tnc
+    >>> tensor = torch.arange(64.0).reshape(8, 8)
+    >>> spec = tnc.to_network(tensor, ranks=2).spec
+    >>> torch.allclose(tnc.realise(tensor, spec).to_dense(), tensor, atol=1e-4)
+    True
 
     Raises:
         TensorNetError: shapes differ, the tensor is empty or not finite, or a rank is too high.
@@ -59,6 +66,54 @@ def realise(
     return networks[0] if len(networks) == 1 else TensorNetwork.sum(networks)
 
 
+def alternate_terms(
+    tensor: Tensor, spec: NetworkSpec, metric: KroneckerMetric | None = None, rounds: int = 4, sweeps: int = 1
+) -> tuple[TensorNetwork, list[float]]:
+    """The network of a ``spec`` with several terms, and its squared error in the metric after ``realise`` and each round.
+
+    A round realises every term anew on the tensor less the other terms (CALDERA 2405.18886, LQER 2402.02446 for an integer base
+    with a low-rank correction). Rounding is not a projection, so a round may lose: the best network is kept.
+
+    Raises:
+        TensorNetError: fewer than two terms, or anything that ``realise`` refuses.
+    """
+    if len(spec.terms) < 2 or rounds < 0:
+        raise TensorNetError(f"terms alternate in a sum of two or more; was given {len(spec.terms)} terms and {rounds} rounds")
+    metric = metric or euclidean()
+    feedback = column_feedback(metric)
+    best = realise(tensor, spec, metric, sweeps=sweeps, feedback=feedback)
+    wide = tensor.detach().float()
+    terms = [best.single(number) for number in range(len(spec.terms))]
+
+    def error() -> float:
+        rest = wide - sum((term.to_dense(wide.dtype) for term in terms), start=wide.new_zeros(()))
+        return metric.norm2(rest.reshape(wide.shape[0], -1))
+
+    errors = [error()]
+    for _ in range(rounds):
+        for number in range(len(terms)):
+            others = sum((term.to_dense(wide.dtype) for i, term in enumerate(terms) if i != number), start=wide.new_zeros(()))
+            terms[number] = realise(wide - others, terms[number].spec, metric, sweeps=sweeps, feedback=feedback)
+        errors.append(error())
+        if errors[-1] <= min(errors):
+            best = TensorNetwork.sum(terms)
+    return best, errors
+
+
+def fit_network(tensor: Tensor, spec: NetworkSpec, metric: KroneckerMetric | None = None, sweeps: int = 1) -> TensorNetwork:
+    """What is stored for a ``spec`` in a compression: ``realise``, and for a sum the best of ``alternate_terms``."""
+    if len(spec.terms) == 1:
+        return realise(tensor, spec, metric, sweeps=sweeps)
+    return alternate_terms(tensor, spec, metric, sweeps=sweeps)[0]
+
+
+def column_feedback(metric: KroneckerMetric, rounds: int = ROUNDS) -> ErrorFeedback | None:
+    """Error feedback for cores along the columns of the metric; None when these are Euclidean or diagonal."""
+    if metric.columns is None or metric.columns.ndim == 1:
+        return None
+    return ErrorFeedback(metric.columns, rounds=rounds)
+
+
 def _realise_term(
     tensor: Tensor,
     term: TermSpec,
@@ -66,7 +121,7 @@ def _realise_term(
     sweeps: int,
     spectrum: MatrixSpectrum | None,
     feedback: ErrorFeedback | None,
-) -> dict[str, Tensor]:
+) -> Parts:
     if len(term.formats) == 1:
         return _dense_parts(tensor, term, metric, feedback)
     if is_matrix_cut(term) and not isinstance(term.formats[1], PivotFormat):
@@ -85,119 +140,74 @@ def is_matrix_cut(term: TermSpec) -> bool:
     return term.layout.is_native and term.topology.legs == ((0,), tuple(range(1, positions)))
 
 
-def _dense_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None) -> dict[str, Tensor]:
-    laid_out = term.layout.apply(tensor)
-    arranged = laid_out.permute(term.topology.legs[0]).contiguous()
+def _rounded(core: Tensor, fmt: NumberFormat, metric: KroneckerMetric, feedback: ErrorFeedback | None) -> Parts:
+    """A core whose last axis is that of the metric's columns, as stored: with error feedback if it is a matrix."""
+    if core.ndim != 2 or not isinstance(fmt, IntFormat):
+        return fmt.encode(core)
+    feedback = feedback or column_feedback(metric)
+    return fmt.encode(core) if feedback is None else feedback.encode(core, fmt)
+
+
+def _dense_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None) -> Parts:
+    core = term.layout.apply(tensor).permute(term.topology.legs[0]).contiguous()
     fmt = term.formats[0]
-    feedback = feedback or _rounding_feedback(metric, fmt)
-    if feedback is not None and term.layout.is_native and arranged.ndim == 2:
-        parts = feedback.encode(arranged, fmt)
-    else:
-        parts = fmt.encode(arranged)
-    return {part_name(0, 0, part): value for part, value in parts.items()}
-
-
-def column_feedback(metric: KroneckerMetric, rounds: int = ROUNDS) -> ErrorFeedback | None:
-    """Error feedback for cores along the columns of the metric; None when these are Euclidean or diagonal."""
-    if metric.columns is None or metric.columns.ndim == 1:
-        return None
-    return ErrorFeedback(metric.columns, rounds=rounds)
-
-
-def _rounding_feedback(metric: KroneckerMetric, fmt: NumberFormat) -> ErrorFeedback | None:
-    """``column_feedback`` where the format takes it: other numbers are rounded to nearest, and need no factors."""
-    return column_feedback(metric) if isinstance(fmt, IntFormat) else None
+    if isinstance(fmt, CodedFormat):
+        return _named(one_step_parts(core.reshape(len(core), -1) if core.ndim else core.reshape(1, 1), fmt, metric))
+    return _named(_rounded(core, fmt, metric, feedback) if term.layout.is_native else fmt.encode(core))
 
 
 def _matrix_parts(
-    tensor: Tensor,
-    term: TermSpec,
-    metric: KroneckerMetric,
-    spectrum: MatrixSpectrum | None,
-    feedback: ErrorFeedback | None,
-) -> dict[str, Tensor]:
+    tensor: Tensor, term: TermSpec, metric: KroneckerMetric, spectrum: MatrixSpectrum | None, feedback: ErrorFeedback | None
+) -> Parts:
     """Round the right core first, fit the left one to it in closed form, then round that in the metric it is left with."""
     matrix = tensor.reshape(tensor.shape[0], -1)
     rank = term.ranks[0]
     _require_rank(rank, min(matrix.shape), 0)
-    spectrum = spectrum or matrix_spectrum(matrix, metric)
-    left, right = spectrum.cores(rank)
-    left_format = term.formats[0]
+    left, right = (spectrum or matrix_spectrum(matrix, metric)).cores(rank)
+    left_format, right_format, shape = *term.formats, term.core_shape(1)
     if isinstance(left_format, PivotFormat):
-        return _pivot_parts(matrix, left, right, term, metric, feedback)
-    right_parts, rounded = _right_parts(right, term, metric, feedback)
-    weighted = metric_columns(metric, rounded)
-    gram = weighted @ rounded.T
+        # Rows of the truncated matrix are the right core; the left one combines the others from them.
+        pivots, combined = stable_pivots(left)
+        right = left[pivots] @ right
+    right_parts = _rounded(right.reshape(shape), right_format, metric, feedback)
+    right = right_format.decode(right_parts, shape, torch.float32).reshape(rank, -1).double()
+    if isinstance(left_format, PivotFormat):
+        return _named(left_format.assemble(refit_rows(matrix, combined, right, metric), pivots), right_parts)
+    weighted = metric.apply_columns(right)
+    gram = weighted @ right.T
     level = float(gram.diagonal().mean())
+    if level <= 0:
+        return _named(left_format.encode(left), right_parts)
     # Beside each row's own square, so that rows far smaller than others are fitted as well as these.
     gram = gram + torch.diag(1e-9 * gram.diagonal().clamp_min(1e-20 * level))
-    if level > 0:
-        left = torch.linalg.solve(gram, weighted @ matrix.double().T).T.to(matrix.dtype)
-    if isinstance(left_format, FloatFormat) or level <= 0:
-        left_parts = left_format.encode(left)
-    else:
-        left_parts = ErrorFeedback(gram, damping=1e-6).encode(left, left_format)
-    return _named(left_parts, right_parts)
+    left = torch.linalg.solve(gram, weighted @ matrix.double().T).T.to(matrix.dtype)
+    if isinstance(left_format, FloatFormat):
+        return _named(left_format.encode(left), right_parts)
+    return _named(ErrorFeedback(gram, damping=1e-6).encode(left, left_format), right_parts)
 
 
-def _pivot_parts(
-    matrix: Tensor, left: Tensor, right: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None
-) -> dict[str, Tensor]:
-    """Rows of the truncated matrix as the right core; the left one combines the others from them, fitted to their rounding."""
-    pivot_format = term.formats[0]
-    assert isinstance(pivot_format, PivotFormat)
-    pivots, combined = stable_pivots(left)
-    right_parts, rounded = _right_parts(left[pivots] @ right, term, metric, feedback)
-    fitted = refit_rows(matrix, combined, rounded, metric)
-    return _named(pivot_format.assemble(fitted, pivots), right_parts)
-
-
-def _right_parts(
-    right: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Stored parts of the right core, and what they decode to, float64 (rank, n)."""
-    shape, fmt = term.core_shape(1), term.formats[1]
-    feedback = feedback or _rounding_feedback(metric, fmt)
-    parts = feedback.encode(right, fmt) if feedback is not None and len(shape) == 2 else fmt.encode(right.reshape(shape))
-    return parts, fmt.decode(parts, shape, torch.float32).reshape(term.ranks[0], -1).double()
-
-
-def _named(left_parts: dict[str, Tensor], right_parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        part_name(0, core, part): value for core, parts in enumerate((left_parts, right_parts)) for part, value in parts.items()
-    }
-
-
-def metric_columns(metric: KroneckerMetric, rows: Tensor) -> Tensor:
-    """``V C`` for rows V (k, n)."""
-    return KroneckerMetric(columns=metric.columns).apply(rows)
-
-
-def _tree_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, sweeps: int) -> dict[str, Tensor]:
-    cores, ranks = tree_cores(term.layout.apply(tensor), term.topology, term.ranks)
+def _tree_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, sweeps: int) -> Parts:
+    """Decompose, refine, then round core after core, largest first, and refit the largest of those still exact after each."""
+    cores, ranks = decompose_tree(term.layout.apply(tensor), term.topology, term.ranks)
     for bond, (used, wanted) in enumerate(zip(ranks, term.ranks)):
         _require_rank(wanted, used, bond)
     if metric.rows is not None or metric.columns is not None:
         cores, _ = refine_cores(cores, term, tensor, metric, sweeps=sweeps, iterations=_ITERATIONS)
-    return _rounded(cores, term, tensor, metric, sweeps)
-
-
-def _rounded(
-    cores: Sequence[Tensor], term: TermSpec, tensor: Tensor, metric: KroneckerMetric, sweeps: int
-) -> dict[str, Tensor]:
-    """Round core after core, largest first, and refit the largest of those still free after each."""
-    work = list(cores)
-    parts: dict[str, Tensor] = {}
-    pending = sorted(range(len(work)), key=lambda core: -work[core].numel())
+    parts: list[Parts] = [{} for _ in cores]
+    pending = sorted(range(len(cores)), key=lambda core: -cores[core].numel())
     while pending:
         core = pending.pop(0)
         fmt = term.formats[core]
-        encoded = fmt.encode(work[core])
-        work[core] = fmt.decode(encoded, tuple(work[core].shape), work[core].dtype)
-        parts |= {part_name(0, core, part): value for part, value in encoded.items()}
+        parts[core] = fmt.encode(cores[core])
+        cores[core] = fmt.decode(parts[core], tuple(cores[core].shape), cores[core].dtype)
         if pending and sweeps and not isinstance(fmt, FloatFormat):
-            work, _ = refine_cores(work, term, tensor, metric, sweeps=1, iterations=_ITERATIONS, free=pending[:1])
-    return parts
+            cores, _ = refine_cores(cores, term, tensor, metric, sweeps=1, iterations=_ITERATIONS, only=pending[:1])
+    return _named(*parts)
+
+
+def _named(*cores: Parts) -> Parts:
+    """Parts of all cores under their flat names."""
+    return {part_name(0, core, part): value for core, parts in enumerate(cores) for part, value in parts.items()}
 
 
 def _require_rank(wanted: int, possible: int, bond: int) -> None:

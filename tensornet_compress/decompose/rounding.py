@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose.linalg import fix_signs, svd
-from tensornet_compress.decompose.spectra import tails
+from tensornet_compress.decompose.ranks import tails
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor import Topology
 
@@ -24,6 +24,13 @@ def round_cores(
 
     ``max_error`` is relative (Frobenius): the result differs by at most ``max_error * norm``. ``max_ranks`` caps each bond.
     Works on any tree without forming the dense tensor.
+
+    >>> import torch
+    >>> import tensornet_compress as tnc
+    >>> cores = [torch.ones(6, 3), torch.ones(3, 5, 3), torch.ones(3, 4)]
+    >>> smaller, ranks, _ = tnc.round_cores(cores, tnc.Topology.train(3), max_error=1e-6)
+    >>> ranks, [tuple(core.shape) for core in smaller]
+    ((1, 1), [(6, 1), (1, 5, 1), (1, 4)])
     """
     if max_error is not None and max_error < 0:
         raise TensorNetError(f"max_error must not be negative, was given {max_error}")

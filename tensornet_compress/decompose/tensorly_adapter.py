@@ -1,7 +1,6 @@
-"""The one place that calls tensorly: PyTorch backend for the call only, our own SVD injected.
+"""The one place that calls tensorly: its SVDs with our own solver, which need no backend, and a backend for others' code.
 
-``tensorly.set_backend`` is process-wide and its context manager leaks into the process default, so the thread-local
-entry is set and put back by hand.
+``tensorly.backend_context`` changes the backend of the whole process when it ends, so it is set and put back by hand.
 """
 
 from __future__ import annotations
@@ -19,30 +18,24 @@ from tensornet_compress.decompose.linalg import fix_signs, truncated
 
 @contextmanager
 def tensorly_backend(name: str = "pytorch") -> Iterator[None]:
-    """tensorly on a backend in this thread only, the user's choice restored afterwards."""
-    local = tensorly.backend.BackendManager._THREAD_LOCAL_DATA.__dict__
-    before = local.get("backend")
+    """tensorly on a backend in this thread only, the choice before restored afterwards."""
+    before = tensorly.get_backend()
     tensorly.set_backend(name, local_threadsafe=True)
     try:
         yield
     finally:
-        if before is None:
-            local.pop("backend", None)
-        else:
-            local["backend"] = before
+        tensorly.set_backend(before, local_threadsafe=True)
 
 
 @contextmanager
 def tensorly_left_alone() -> Iterator[None]:
     """For importing packages that choose a backend for the whole process (tensorly-torch does): the choice before is restored.
     Not for code that runs beside other threads."""
-    manager = tensorly.backend.BackendManager
-    chosen, name = manager._backend, manager._default_backend
-    with tensorly_backend(tensorly.get_backend()):
-        try:
-            yield
-        finally:
-            manager._backend, manager._default_backend = chosen, name
+    before = tensorly.get_backend()
+    try:
+        yield
+    finally:
+        tensorly.set_backend(before)
 
 
 def _own_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,9 +46,8 @@ def _own_svd(matrix: Tensor, n_eigenvecs: int | None = None, **_: Any) -> tuple[
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, r), S (r,), Vh (r, n) through ``tensorly.tenalg.svd_interface`` with our SVD and our signs."""
-    with tensorly_backend():
-        U, S, Vh = svd_interface(matrix, method=_own_svd, n_eigenvecs=rank, flip_sign=False)
-    return U, S, Vh
+    triplets: tuple[Tensor, Tensor, Tensor] = svd_interface(matrix, method=_own_svd, n_eigenvecs=rank, flip_sign=False)
+    return triplets
 
 
 def train_cores(tensor: Tensor, ranks: Sequence[int]) -> list[Tensor]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from torch import Tensor
 
 from tensornet_compress.coding import FloatFormat, NumberFormat
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
-from tensornet_compress.decompose.ranks import ranks_for_bytes, ranks_for_error
+from tensornet_compress.decompose.ranks import bond_spectra, feasible_ranks, ranks_for_bytes, ranks_for_error, tails
 from tensornet_compress.decompose.realise import realise
-from tensornet_compress.decompose.spectra import bond_spectra, tails
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
-from tensornet_compress.tensor.network import DTYPES
 
 
 def to_network(
@@ -36,12 +33,19 @@ def to_network(
     of the truncation, guaranteed in the Euclidean metric before rounding to ``fmt``) and ``max_bytes`` (stored bytes). ``fmt``
     is fp32 by default.
 
+    >>> import torch
+    >>> import tensornet_compress as tnc
+    >>> grid = torch.linspace(0, 1, 16)
+    >>> wave = torch.sin(grid[:, None, None] + grid[:, None] + grid)
+    >>> network = tnc.to_network(wave, max_error=1e-3)
+    >>> network.spec.describe(), network.nbytes
+    ('16|16|16 r=2,2 fp32', 512)
+
     Raises:
         TensorNetError: not exactly one limit, an impossible limit, or an empty or non-finite tensor.
     """
-    given = [
-        name for name, value in (("ranks", ranks), ("max_error", max_error), ("max_bytes", max_bytes)) if value is not None
-    ]
+    limits = {"ranks": ranks, "max_error": max_error, "max_bytes": max_bytes}
+    given = [name for name, value in limits.items() if value is not None]
     if len(given) != 1:
         raise TensorNetError(f"give exactly one of ranks, max_error and max_bytes; was given {given or 'none'}")
     require_finite(tensor, "tensor")
@@ -69,9 +73,7 @@ def to_network(
             wanted = list(ranks_for_bytes(spectra, max_bytes, layout, topology, fmt))
     wanted = feasible_ranks(wanted, layout, topology)
     term = TermSpec(layout=layout, topology=topology, ranks=tuple(wanted), formats=(fmt,) * len(topology.legs))
-    dtype = next((name for name, value in DTYPES.items() if value == tensor.dtype), "float32")
-    spec = NetworkSpec.model_validate({"shape": tuple(tensor.shape), "dtype": dtype, "terms": (term,)})
-    return realise(tensor, spec, metric, sweeps)
+    return realise(tensor, NetworkSpec.of(term, tensor.dtype), metric, sweeps)
 
 
 def _ranks_within(spectra: Sequence[Tensor], allowed: float, layout: Layout, topology: Topology) -> list[int]:
@@ -85,21 +87,3 @@ def _ranks_within(spectra: Sequence[Tensor], allowed: float, layout: Layout, top
         if dropped <= allowed or grown == wanted:
             return ranks
         wanted = grown
-
-
-def feasible_ranks(ranks: Sequence[int], layout: Layout, topology: Topology) -> list[int]:
-    """Ranks lowered until no bond of a core exceeds the product of the core's other axes."""
-    lowered, dims = list(ranks), layout.dims
-    sizes = [prod(dims[position] for position in legs) for legs in topology.legs]
-    changed = True
-    while changed:
-        changed = False
-        for core, own in enumerate(sizes):
-            bonds = topology.bonds_of(core)
-            for bond in bonds:
-                limit = own
-                for other in bonds:
-                    limit *= lowered[other] if other != bond else 1
-                if lowered[bond] > limit:
-                    lowered[bond], changed = limit, True
-    return lowered

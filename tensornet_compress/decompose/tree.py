@@ -20,14 +20,8 @@ def decompose_tree(laid_out: Tensor, topology: Topology, ranks: Sequence[int]) -
     whole tensor, and at least the largest of these. All SVDs go through tensorly.
     """
     require_finite(laid_out, "tensor")
-    return tree_cores(laid_out.to(working_dtype(laid_out.dtype)), topology, ranks)
-
-
-def tree_cores(laid_out: Tensor, topology: Topology, ranks: Sequence[int]) -> tuple[list[Tensor], tuple[int, ...]]:
-    """``decompose_tree`` of what is known to be finite and in the working dtype."""
-    if topology.is_chain:
-        return _decompose_chain(laid_out, topology, ranks)
-    return _decompose_from_leaves(laid_out, topology, ranks)
+    decompose = _decompose_chain if topology.is_chain else _decompose_from_leaves
+    return decompose(laid_out.to(working_dtype(laid_out.dtype)), topology, ranks)
 
 
 def _decompose_chain(laid_out: Tensor, topology: Topology, ranks: Sequence[int]) -> tuple[list[Tensor], tuple[int, ...]]:

@@ -8,11 +8,12 @@ as neighbouring bonds shrink), so thresholds are applied again until ranks no lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod, sqrt
+from math import prod
 
 import torch
 from torch import Tensor
 
+from tensornet_compress.bisection import bracket, least_kept
 from tensornet_compress.coding import FloatFormat, format_nbytes
 from tensornet_compress.decompose import round_cores
 from tensornet_compress.errors import BudgetError, TensorNetError
@@ -20,6 +21,7 @@ from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
 
 _ROUNDS = 50
 _BISECTIONS = 120
+_LARGEST = 1e60
 
 
 def threshold_bonds(network: TensorNetwork, multiplier: float, step: float = 1.0) -> TensorNetwork:
@@ -80,27 +82,19 @@ def shrink_bonds(networks: Sequence[TensorNetwork], nbytes: int, weights: Sequen
     def at(multiplier: float) -> list[TensorNetwork]:
         return [threshold_bonds(network, multiplier / scale) for network, scale in zip(networks, scales)]
 
-    def size(found: Sequence[TensorNetwork]) -> int:
-        return sum(network.nbytes for network in found)
+    def size(multiplier: float) -> int:
+        return sum(network.nbytes for network in at(multiplier))
 
-    best = at(0.0)
-    if size(best) <= nbytes:
-        return best
-    low, high = 0.0, 1e-30
-    while size(best := at(high)) > nbytes:
-        low, high = high, high * 1e4
-        if high > 1e60:
-            raise BudgetError(f"{nbytes:,} bytes are too few: rank one everywhere takes {size(best):,}")
-    for _ in range(_BISECTIONS):
-        middle = sqrt(low * high) if low > 0 else high / 2
-        if not low < middle < high or high / max(low, 1e-300) < 1 + 1e-9:
-            break
-        trial = at(middle)
-        if size(trial) <= nbytes:
-            high, best = middle, trial
-        else:
-            low = middle
-    return best
+    def fits(multiplier: float) -> bool:
+        return size(multiplier) <= nbytes
+
+    if fits(0.0):
+        return at(0.0)
+    try:
+        low, high = bracket(fits)
+    except ValueError:
+        raise BudgetError(f"{nbytes:,} bytes are too few: rank one everywhere takes {size(_LARGEST):,}") from None
+    return at(least_kept(fits, low, high, steps=_BISECTIONS, ratio=1 + 1e-9))
 
 
 def _only_term(network: TensorNetwork) -> TermSpec:

@@ -1,9 +1,15 @@
 """Inner products in which the error of a tensor is measured."""
 
-from tensornet_compress.metric.elementwise import ElementwiseMetric
 from tensornet_compress.metric.kinds import GRADIENT_KINDS, METRIC_KINDS, MetricKind, metric_kind
-from tensornet_compress.metric.metric import KroneckerMetric, Metric, euclidean, input_second_moment, squared_norm
-from tensornet_compress.metric.stored import StoredMetric
+from tensornet_compress.metric.metric import (
+    ElementwiseMetric,
+    KroneckerMetric,
+    Metric,
+    StoredMetric,
+    euclidean,
+    input_second_moment,
+    squared_norm,
+)
 
 __all__ = [
     "GRADIENT_KINDS",

@@ -12,17 +12,19 @@ row Fisher            diagonal                       identity
 Kronecker (KFAC)      ``C_g = E[g g']``              ``C_x``
 ====================  =============================  =========================
 
-All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. A metric without that structure needs only
-``norm2`` and ``apply`` to be used by ALS refinement (see ``ElementwiseMetric``).
+All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. ALS refinement needs no such structure, only
+``norm2`` and ``apply`` (``Metric``): ``ElementwiseMetric`` is of that kind.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
@@ -57,9 +59,7 @@ class KroneckerMetric:
     """
 
     def __init__(self, rows: Tensor | None = None, columns: Tensor | None = None, rate: float | None = None):
-        self.rate = rate
-        self.rows = _checked(rows, "row")
-        self.columns = _checked(columns, "column")
+        self.rows, self.columns, self.rate = _checked(rows, "row"), _checked(columns, "column"), rate
 
     def to(self, device: torch.device | str) -> KroneckerMetric:
         """The same metric with its factors on a device."""
@@ -68,7 +68,7 @@ class KroneckerMetric:
 
     def apply(self, error: Tensor) -> Tensor:
         """``R E C``, shape (m, n)."""
-        return _left(self.rows, _left(self.columns, error.T).T)
+        return _left(self.rows, self.apply_columns(error))
 
     def norm2(self, error: Tensor) -> float:
         """Squared norm of an (m, n) error."""
@@ -76,17 +76,24 @@ class KroneckerMetric:
             return squared_norm(error)
         return float((self.apply(error).double() * error.double()).sum())
 
+    def apply_columns(self, rows: Tensor) -> Tensor:
+        """``V C`` for rows V (k, n)."""
+        return _left(self.columns, rows.T).T
+
     def left_whiten(self, matrix: Tensor) -> Tensor:
         """``L' W`` with ``R = L L'``."""
-        return matrix if self._row_powers is None else self._row_powers.root(matrix)
+        powers = self._row_powers
+        return matrix if powers is None else powers.scaled(powers.inwards(matrix), 0.5)
 
     def left_whiten_adjoint(self, matrix: Tensor) -> Tensor:
         """``L Z``: the transpose of ``left_whiten``."""
-        return matrix if self._row_powers is None else self._row_powers.root_adjoint(matrix)
+        powers = self._row_powers
+        return matrix if powers is None else powers.outwards(powers.scaled(matrix, 0.5))
 
     def left_unwhiten(self, matrix: Tensor) -> Tensor:
         """``L'^-1 Z``: the inverse of ``left_whiten``."""
-        return matrix if self._row_powers is None else self._row_powers.inverse_root(matrix)
+        powers = self._row_powers
+        return matrix if powers is None else powers.outwards(powers.scaled(matrix, -0.5))
 
     def precondition(self, gradient: Tensor) -> Tensor:
         """``R^-1 G C^-1`` for a gradient G (m, n): the direction of steepest descent in the metric."""
@@ -97,7 +104,13 @@ class KroneckerMetric:
     def gram(self, matrix: Tensor) -> Tensor:
         """``L' W C W' L``, float64 (m, m): its eigenvalues are the squared singular values of the whitened matrix."""
         whitened = self.left_whiten(matrix.double())
-        return whitened @ _left(self.columns, whitened.T)
+        return whitened @ self.apply_columns(whitened).T
+
+    def importance(self) -> Tensor | None:
+        """Diagonal of the column factor (n,), the weight of each input in an error; None when Euclidean."""
+        if self.columns is None:
+            return None
+        return self.columns if self.columns.ndim == 1 else self.columns.diagonal()
 
     @cached_property
     def _row_powers(self) -> _Powers | None:
@@ -106,12 +119,6 @@ class KroneckerMetric:
     @cached_property
     def _column_powers(self) -> _Powers | None:
         return None if self.columns is None else _Powers.of(self.columns)
-
-    def importance(self) -> Tensor | None:
-        """Diagonal of the column factor (n,), the weight of each input in an error; None when Euclidean."""
-        if self.columns is None:
-            return None
-        return self.columns if self.columns.ndim == 1 else self.columns.diagonal()
 
 
 def euclidean() -> KroneckerMetric:
@@ -126,6 +133,56 @@ def input_second_moment(moment: Tensor, ridge: float = 1e-4) -> KroneckerMetric:
     if not level > 0:
         raise TensorNetError(f"an input second moment of shape {tuple(moment.shape)} has trace {level}; the layer saw no input")
     return KroneckerMetric(columns=moment + ridge * level * torch.eye(len(moment), dtype=moment.dtype, device=moment.device))
+
+
+class ElementwiseMetric:
+    """The full diagonal Fisher metric: ``norm2(E) = sum_ij F_ij E_ij^2`` with ``weights`` F (m, n), non-negative.
+
+    No closed-form truncation exists; ALS solves it. ``rate``: as in ``KroneckerMetric``.
+    """
+
+    def __init__(self, weights: Tensor, rate: float | None = None):
+        if weights.ndim != 2 or not torch.isfinite(weights).all() or bool((weights < 0).any()):
+            raise TensorNetError(
+                f"an elementwise metric needs finite non-negative weights (m, n), was given shape {tuple(weights.shape)}"
+            )
+        self.weights, self.rate = weights, rate
+
+    def apply(self, error: Tensor) -> Tensor:
+        """``F * E``, shape (m, n)."""
+        return self.weights.to(error.dtype) * error
+
+    def norm2(self, error: Tensor) -> float:
+        """Squared norm of an (m, n) error."""
+        return float((self.weights.double() * error.double().square()).sum())
+
+    def separable(self) -> KroneckerMetric:
+        """The nearest product of row and column weights with the same marginals: where iteration starts."""
+        rows, columns = self.weights.double().mean(1), self.weights.double().mean(0)
+        level = float(rows.mean())
+        if level <= 0:
+            raise TensorNetError("an elementwise metric whose weights are all zero measures nothing")
+        return KroneckerMetric(rows.clamp_min(1e-9 * level), (columns / level).clamp_min(1e-9), rate=self.rate)
+
+
+@dataclass(frozen=True)
+class StoredMetric:
+    """A Kronecker metric in a safetensors file, so that memory need not hold those of all layers."""
+
+    file: Path
+    rate: float | None
+
+    @classmethod
+    def write(cls, metric: KroneckerMetric, file: Path) -> StoredMetric:
+        """Write the factors of a metric to ``file``; one side that is None is left out."""
+        factors = {"rows": metric.rows, "columns": metric.columns}
+        save_file({name: factor.cpu().contiguous() for name, factor in factors.items() if factor is not None}, file)
+        return cls(file, metric.rate)
+
+    def load(self) -> KroneckerMetric:
+        """The metric, number for number."""
+        factors = load_file(self.file)
+        return KroneckerMetric(factors.get("rows"), factors.get("columns"), self.rate)
 
 
 def _checked(factor: Tensor | None, side: str) -> Tensor | None:
@@ -158,27 +215,18 @@ class _Powers:
         values, vectors = (wide, None) if wide.ndim == 1 else torch.linalg.eigh(wide)
         return cls(values.clamp_min(float(values.max()) * 1e-12), vectors)
 
-    def root(self, matrix: Tensor) -> Tensor:
-        """``L' M`` with ``factor = L L'``."""
-        return self._scaled(self._inwards(matrix), 0.5)
+    def inwards(self, matrix: Tensor) -> Tensor:
+        """``V' M``."""
+        return matrix if self.vectors is None else self.vectors.to(matrix.dtype).T @ matrix
 
-    def root_adjoint(self, matrix: Tensor) -> Tensor:
-        """``L M``."""
-        return self._outwards(self._scaled(matrix, 0.5))
+    def outwards(self, matrix: Tensor) -> Tensor:
+        """``V M``."""
+        return matrix if self.vectors is None else self.vectors.to(matrix.dtype) @ matrix
 
-    def inverse_root(self, matrix: Tensor) -> Tensor:
-        """``L'^-1 M``."""
-        return self._outwards(self._scaled(matrix, -0.5))
+    def scaled(self, matrix: Tensor, exponent: float) -> Tensor:
+        """``diag(values)^exponent M``."""
+        return (self.values**exponent).to(matrix.dtype)[:, None] * matrix
 
     def inverse(self, matrix: Tensor) -> Tensor:
         """``factor^-1 M``."""
-        return self._outwards(self._scaled(self._inwards(matrix), -1.0))
-
-    def _inwards(self, matrix: Tensor) -> Tensor:
-        return matrix if self.vectors is None else self.vectors.to(matrix.dtype).T @ matrix
-
-    def _outwards(self, matrix: Tensor) -> Tensor:
-        return matrix if self.vectors is None else self.vectors.to(matrix.dtype) @ matrix
-
-    def _scaled(self, matrix: Tensor, exponent: float) -> Tensor:
-        return (self.values**exponent).to(matrix.dtype)[:, None] * matrix
+        return self.outwards(self.scaled(self.inwards(matrix), -1.0))

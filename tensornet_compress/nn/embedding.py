@@ -10,7 +10,6 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn.linear import BATCH_BUCKETS
 from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
-from tensornet_compress.tensor.network import part_name
 
 
 class TNEmbedding(NetworkModule):
@@ -98,7 +97,7 @@ class TNEmbedding(NetworkModule):
         labels = term.topology.core_labels(core)
         row_axes = _row_axes(term, labels)
         shape, fmt = term.core_shape(core), term.formats[core]
-        parts = {part: getattr(self, part_name(number, core, part)) for part in fmt.parts(shape)}
+        parts = self.core_parts(number, core)
         if row_axes == [0] and self._held is None and not isinstance(fmt, FloatFormat):
             wanted = digits[int(labels[0][1:])]
             return fmt.decode_rows(parts, shape, wanted, self.compute_dtype)

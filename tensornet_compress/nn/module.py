@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.tensor import NetworkSpec, TensorNetwork, contract_term, expected_tensors
-from tensornet_compress.tensor.network import decode_core
+from tensornet_compress.coding import CodedFormat
+from tensornet_compress.coding.coded_format import RESIDENT_PARTS
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork, contract_term, expected_parts
+from tensornet_compress.tensor.network import part_name
 
 
 class NetworkModule(nn.Module):
@@ -24,18 +26,50 @@ class NetworkModule(nn.Module):
         super().__init__()
         self.spec = spec
         self._held: dict[torch.dtype, list[list[Tensor]]] | None = None
-        for name, (shape, dtype) in expected_tensors(spec).items():
-            if "order" in name:
-                continue
+        for name, (shape, dtype) in expected_parts(spec).items():
             tensor = stored[name] if stored is not None else torch.empty(shape, dtype=dtype, device=device)
             if tensor.is_floating_point():
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
+        if stored is not None:
+            self._make_resident()
+
+    def _coded_cores(self) -> Iterator[tuple[int, int, CodedFormat]]:
+        """Term, core and format of the cores in entropy-coded integers."""
+        for t, term in enumerate(self.spec.terms):
+            for core, fmt in enumerate(term.formats):
+                if isinstance(fmt, CodedFormat):
+                    yield t, core, fmt
+
+    def _make_resident(self) -> None:
+        """Decode entropy-coded integers, once, to what products use; these buffers are not saved."""
+        for t, core, fmt in self._coded_cores():
+            name = part_name(t, core)
+            resident = fmt.resident({"_coded": getattr(self, name + "_coded")}, self.spec.terms[t].core_shape(core))
+            for part, tensor in resident.items():
+                self.register_buffer(name + part, tensor, persistent=False)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if any(f"{prefix}{part_name(t, core)}_coded" in state_dict for t, core, _ in self._coded_cores()):
+            self._make_resident()
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes of memory that the module's tensors take, with what is kept decoded beside the stored parts."""
+        tensors = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def core_parts(self, term: int, core: int) -> dict[str, Tensor]:
+        """What ``decode`` of a core's format takes, by the names of its parts."""
+        name, fmt = part_name(term, core), self.spec.terms[term].formats[core]
+        parts = RESIDENT_PARTS if isinstance(fmt, CodedFormat) else fmt.parts(self.spec.terms[term].core_shape(core))
+        return {part: getattr(self, name + part) for part in parts}
 
     def stored(self) -> dict[str, Tensor]:
         """The stored parts under their flat names."""
-        parts = {name: getattr(self, name) for name in expected_tensors(self.spec) if "order" not in name}
+        parts = {name: getattr(self, name) for name in expected_parts(self.spec)}
         return {name: part.detach() for name, part in parts.items()}
 
     def network(self) -> TensorNetwork:
@@ -51,6 +85,9 @@ class NetworkModule(nn.Module):
                 self.register_parameter(name, part)
             else:
                 self.register_buffer(name, part)
+        for t, core, _ in self._coded_cores():
+            for part in RESIDENT_PARTS:
+                self.register_buffer(part_name(t, core) + part, getattr(other, part_name(t, core) + part), persistent=False)
         return self
 
     @property
@@ -68,9 +105,8 @@ class NetworkModule(nn.Module):
         return self._decode(dtype)
 
     def _decode(self, dtype: torch.dtype) -> list[list[Tensor]]:
-        parts = {name: getattr(self, name) for name in expected_tensors(self.spec) if "order" not in name}
         return [
-            [decode_core(term, t, core, parts, dtype) for core in range(len(term.formats))]
+            [fmt.decode(self.core_parts(t, core), term.core_shape(core), dtype) for core, fmt in enumerate(term.formats)]
             for t, term in enumerate(self.spec.terms)
         ]
 

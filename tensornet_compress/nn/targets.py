@@ -53,13 +53,13 @@ def layer_weight(module: nn.Module) -> Tensor:
 
 
 def find_targets(
-    model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()
+    model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = (), tables: bool = False
 ) -> tuple[list[Target], list[Skipped]]:
     """Modules to compress and modules left alone, in model order.
 
     Without ``targets`` these are all linear, Conv1D and Conv2d layers but the output head and whatever is tied to an
-    embedding. A pattern is a glob on the full name or on a suffix of it (``*.q_proj``, ``lm_head``), or ``re:`` and a regular
-    expression. Modules that share one weight are one target.
+    embedding; with ``tables`` these too. A pattern is a glob on the full name or on a suffix of it (``*.q_proj``,
+    ``lm_head``), or ``re:`` and a regular expression. Modules that share one weight are one target.
 
     Raises:
         TargetError: a pattern that matches no compressible module, with the nearest names; or nothing is left to compress.
@@ -70,6 +70,8 @@ def find_targets(
         _require_match(pattern, kinds)
     heads = _output_heads(model)
     tied = _tied_groups(model, kinds)
+    if tables and targets is None:
+        targets = ("*",)
     chosen: list[Target] = []
     skipped: list[Skipped] = []
     for name, kind in kinds.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +12,8 @@ from torch import Tensor
 from tensornet_compress.coding import IntFormat, NumberFormat
 from tensornet_compress.decompose import ErrorFeedback, MatrixSpectrum, column_feedback, matrix_spectrum, realise
 from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.options.offered import Family
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
-from tensornet_compress.tensor.network import DTYPES
-
-Family = Literal["dense", "svd", "residual", "tt", "ttm", "tree", "searched"]
-FAMILIES: tuple[Family, ...] = ("dense", "svd", "residual", "tt", "ttm", "tree", "searched")
 
 
 @dataclass(frozen=True)
@@ -43,11 +39,6 @@ class LayerStatistics:
         self.matrix = weight.float().reshape(weight.shape[0], -1)
         self.metric = metric
         self._rounded: dict[NumberFormat, TensorNetwork] = {}
-
-    @property
-    def dtype_name(self) -> str:
-        """Name of the weight's dtype."""
-        return next(name for name, value in DTYPES.items() if value == self.weight.dtype)
 
     @cached_property
     def spectrum(self) -> MatrixSpectrum:
@@ -90,4 +81,4 @@ class LayerStatistics:
     def spec(self, layout: Layout, topology: Topology, ranks: Sequence[int], formats: Sequence[NumberFormat]) -> NetworkSpec:
         """A one-term spec for this weight."""
         term = TermSpec(layout=layout, topology=topology, ranks=tuple(ranks), formats=tuple(formats))
-        return NetworkSpec.model_validate({"shape": tuple(self.weight.shape), "dtype": self.dtype_name, "terms": (term,)})
+        return NetworkSpec.of(term, self.weight.dtype)

@@ -1,4 +1,5 @@
-"""The null control: the same search on the same entries shuffled, as often as it takes to tell a gain from luck."""
+"""The null control: the same search on the same entries shuffled, as often as it takes to tell a gain from luck; and whether an
+ordering counts beside it, in words."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
-from tensornet_compress.searching.result import Null
+from tensornet_compress.searching.limits import Deadline
+from tensornet_compress.searching.result import Found, Measured, Null
 
 SHUFFLES = 5
 MARGIN = 1.01
@@ -29,38 +31,37 @@ def shuffles(tensor: Tensor, seed: int) -> Iterator[Tensor]:
 
 
 def controlled(
-    shuffled: Iterator[Tensor], search: Callable[[Tensor], Null | None], gain: float, alive: Callable[[], bool]
+    shuffled: Iterator[Tensor], search: Callable[[Tensor], Null | None], gain: float, deadline: Deadline
 ) -> Null | None:
     """What ``search`` wins on shuffled entries; None where it was stopped before it came to anything.
 
-    One shuffle settles a ``gain`` that is at most its own, or twice that; others take ``SHUFFLES`` while ``alive``. An
+    One shuffle settles a ``gain`` that is at most its own, or twice that; others take ``SHUFFLES`` until the deadline. An
     interrupt ends the control; shuffles before it count.
     """
-    found: list[Null] = []
+    nulls: list[Null] = []
     try:
         for tensor in islice(shuffled, SHUFFLES):
-            if not alive() or (one := search(tensor)) is None:
+            if deadline.passed() or (null := search(tensor)) is None:
                 break
-            found.append(one)
-            luck = max(null.gain for null in found)
+            nulls.append(null)
+            luck = max(null.gain for null in nulls)
             if not MARGIN * luck <= gain < _PLAIN * luck:
                 break
     except KeyboardInterrupt:
         pass
-    return joined(found)
+    return joined(nulls)
 
 
-def joined(found: Sequence[Null]) -> Null | None:
+def joined(nulls: Sequence[Null]) -> Null | None:
     """Several shuffles as one control: the luckiest, with the gains of all that came to their end."""
-    if not found:
+    if not nulls:
         return None
-    luckiest = max(found, key=lambda null: null.gain)
     return replace(
-        luckiest,
-        gains=tuple(null.gain for null in found if null.finished),
-        entry_gain=max(null.entry_gain for null in found),
-        measured=sum(null.measured for null in found),
-        finished=all(null.finished for null in found),
+        max(nulls, key=lambda null: null.gain),
+        gains=tuple(null.gain for null in nulls if null.finished),
+        entry_gain=max(null.entry_gain for null in nulls),
+        measured=sum(null.measured for null in nulls),
+        finished=all(null.finished for null in nulls),
     )
 
 
@@ -77,3 +78,39 @@ def needed(null: Null | None) -> float:
     if inf in logarithms:
         return inf
     return max(MARGIN * null.gain, exp(mean(logarithms) + _DEVIATIONS * stdev(logarithms)))
+
+
+def accepted(measured: Measured, null: Null | None, asked: bool, finished: bool) -> tuple[Found, str]:
+    """The network of choice and the reason: an ordering counts only when it gains more than on shuffled entries (``needed``).
+
+    ``asked``: whether the control was asked for; when it was and could not run, no ordering counts. ``finished``: whether
+    everything was tried.
+    """
+    best, without, gain, limit = measured.choice(), measured.unordered(), measured.gain(), measured.limit
+    if not best.ordered:
+        return best, _unordered_reason(best, finished, limit.exact)
+    if gain == inf:
+        return best, "nothing in native order keeps the limit"
+    if asked and null is None:
+        return without, f"ordering gains {gain:.3f}, but the search was stopped before its control ran: not accepted"
+    luck = 1.0 if null is None else null.gain
+    if gain < needed(null):
+        begun = f"ordering gains {gain:.3f} here and {luck:.3f} on shuffled entries, "
+        if null is None or gain < MARGIN * luck or len(null.gains) >= SHUFFLES:
+            return without, begun + "too little beyond it: not accepted"
+        few = f"of which {len(null.gains)} of {SHUFFLES} shuffles came to their end, too few for so small a gain"
+        return without, begun + few + ": not accepted; give a longer time budget"
+    beyond = "" if null is None else f", {luck:.3f} on shuffled entries"
+    cost = "error" if limit.max_error is None else "bytes"
+    return best, f"ordering accepted: {cost} without it over {cost} with it {gain:.3f}{beyond}"
+
+
+def _unordered_reason(best: Found, finished: bool, exact: bool) -> str:
+    if best.family != "dense":
+        return "no ordering lowers the total, its own price included" + ("" if finished else " (not everything was tried)")
+    name = best.network.spec.terms[0].formats[0].name
+    if exact:
+        return f"the dense tensor in {name}: no networks are tried for an error below what single precision resolves"
+    if not finished:
+        return f"so far no network beats the dense tensor in {name}, but not everything was tried"
+    return f"no network beats the dense tensor in {name}: no structure to use"

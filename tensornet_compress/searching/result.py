@@ -1,16 +1,26 @@
-"""What a search found, and how it says so."""
+"""What a search measured, how the limit judges it, and what is said and drawn of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING
 
-from tensornet_compress.searching.entry_search import EntrySort
+import networkx as nx
+
+from tensornet_compress.errors import MissingExtraError, TensorNetError
+from tensornet_compress.searching.entries import EntrySort
+from tensornet_compress.searching.limits import Limit, Priced
 from tensornet_compress.tensor import TensorNetwork
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_PRECISION = 1e-6
+_WRONG = 1.3
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,58 @@ class Null:
     measured: int = 0
     finished: bool = True
     gains: tuple[float, ...] = ()
+
+
+class Measured:
+    """All networks that were measured so far, judged by a limit."""
+
+    def __init__(self, limit: Limit):
+        self.limit = limit
+        self.networks: list[Found] = []
+
+    def best(self, native_only: bool = False) -> Found | None:
+        """The best that is within the limit, of all or of those in native order; ties go to native order."""
+        kept = [item for item in self.networks if self.limit.keeps(item) and not (native_only and item.ordered)]
+        return min(kept, key=lambda item: self.limit.sort_key(item, item.ordered), default=None)
+
+    def nearest(self, native_only: bool = False) -> Found:
+        """What comes nearest to the limit."""
+        items = [item for item in self.networks if not (native_only and item.ordered)]
+        return min(items, key=lambda item: item.nbytes if self.limit.max_error is None else item.error)
+
+    def unordered(self) -> Found:
+        """The best without any ordering; what comes nearest where none keeps the limit."""
+        return self.best(native_only=True) or self.nearest(native_only=True)
+
+    def choice(self) -> Found:
+        """``best``; raises ``TensorNetError`` where nothing is within the limit."""
+        best = self.best()
+        if best is not None:
+            return best
+        nearest = self.nearest()
+        if self.limit.max_error is not None:
+            raise TensorNetError(
+                f"no form keeps {self.limit}; the best reached {nearest.error:.3g} ({nearest.describe()}): cores have "
+                "at most single precision; allow a larger error, or rescale numbers beyond its range"
+            )
+        raise TensorNetError(
+            f"no form keeps {self.limit}; the smallest tried takes {nearest.nbytes:,} bytes ({nearest.family})"
+        )
+
+    def gain(self) -> float:
+        """Bytes (or error) without ordering over those with; infinite where only an ordered network is within the limit. Errors
+        below the precision of fp32 cores count as equal."""
+        without, best = self.unordered(), self.choice()
+        if not self.limit.keeps(without):
+            return inf
+        if self.limit.max_error is not None:
+            return without.nbytes / best.nbytes
+        return max(without.error, _PRECISION) / max(best.error, _PRECISION)
+
+    def hopeless(self, candidate: Priced) -> bool:
+        """Whether the best is smaller (or nearer) than a candidate by more than predictions are wrong by."""
+        best = self.best()
+        return best is not None and self.limit.cost(candidate) > _WRONG * self.limit.cost(best)
 
 
 @dataclass(frozen=True)
@@ -114,6 +176,44 @@ class SearchResult:
 
     def plot(self) -> Figure:
         """Pareto front, spectra before and after ordering, and the drawn network; needs matplotlib (extra ``report``)."""
-        from tensornet_compress.searching.plot import draw
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise MissingExtraError("plots need matplotlib; run: python -m pip install 'tensornet-compress[report]'") from error
+        figure = Figure(figsize=(13, 4), layout="constrained")
+        points, spectra, drawing = figure.subplots(1, 3)
+        _draw_measured(points, self.found, self.pareto, self.choice)
+        for label, values in self.spectra.items():
+            spectra.semilogy(range(1, len(values) + 1), values, label=label)
+        spectra.set(xlabel="index", ylabel="singular value / largest", title="widest cut")
+        if self.spectra:
+            spectra.legend(fontsize=8)
+        _draw_network(drawing, self.best)
+        drawing.set(title=f"{self.choice.family}, {self.choice.nbytes:,} bytes")
+        return figure
 
-        return draw(self)
+
+def _draw_measured(axes: Axes, measured: Sequence[Found], front: Sequence[Found], choice: Found) -> None:
+    """Bytes and errors of everything measured, by families, the front and the network of choice."""
+    for number, family in enumerate(sorted({item.family for item in measured})):
+        mine = [item for item in measured if item.family == family]
+        axes.scatter([i.nbytes for i in mine], [i.error for i in mine], label=family, color=f"C{number}")
+    axes.plot([i.nbytes for i in front], [i.error for i in front], color="0.6", zorder=0)
+    axes.scatter([choice.nbytes], [choice.error], s=140, facecolors="none", edgecolors="k")
+    axes.set(xscale="log", xlabel="stored bytes", ylabel="relative error", title="measured networks")
+    if all(item.error > 0 for item in measured):
+        axes.set_yscale("log")
+    axes.legend(fontsize=8)
+
+
+def _draw_network(axes: Axes, network: TensorNetwork) -> None:
+    """Cores with the axes whose digits they hold, and the ranks of their bonds."""
+    term = network.spec.terms[0]
+    graph = term.topology.graph()
+    sizes, owners = term.layout.dims, term.layout.position_axes
+    labels = {c: "\n".join(f"axis {owners[p]}: {sizes[p]}" for p in graph.nodes[c]["legs"]) for c in graph}
+    at = nx.kamada_kawai_layout(graph) if len(graph) > 1 else {0: (0.0, 0.0)}
+    nx.draw_networkx(graph, at, labels=labels, ax=axes, node_size=900, node_color="#cfe3ff", font_size=7)
+    bonds = {(a, b): str(term.ranks[data["bond"]]) for a, b, data in graph.edges(data=True)}
+    nx.draw_networkx_edge_labels(graph, at, edge_labels=bonds, ax=axes, font_size=7)
+    axes.axis("off")

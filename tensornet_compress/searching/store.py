@@ -1,8 +1,13 @@
-"""Spectra of the unfoldings of one tensor: each bipartition of its modes is computed once and shared by all candidates."""
+"""Spectra of the unfoldings of one tensor: each bipartition of its modes is computed once and shared by all candidates.
+
+Outer products of smaller tensors are seen in a few sampled entries and checked on all; then only their factors are cut.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import combinations
 from math import prod
 
 import numpy as np
@@ -10,9 +15,8 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.decompose import unfolding
-from tensornet_compress.decompose.linalg import rank_one_parts
+from tensornet_compress.decompose.linalg import gram_squares, rank_one_parts
 from tensornet_compress.metric import squared_norm
-from tensornet_compress.searching.products import PURE, product_parts
 
 EXACT_SIDE = 1024
 LARGEST_SIDE = 4608
@@ -22,6 +26,11 @@ _TINY = 1 << 8
 _SKETCH = 256
 _POWER_STEPS = 1
 _GLANCE = 64
+PURE = 1e-13
+"""A cut is of rank 1 when all but this share of the energy is in its first value: below what single precision resolves."""
+_SAMPLED = 8
+_ALL_SUBSETS = 8
+_SUSPECT = 1e-10
 
 
 class SpectrumStore:
@@ -57,11 +66,11 @@ class SpectrumStore:
     def factors(self) -> list[tuple[tuple[int, ...], SpectrumStore]]:
         """The smaller tensors that this one is seen to be an outer product of: their modes here, and their stores."""
         self._seek_product()
-        found: list[tuple[tuple[int, ...], SpectrumStore]] = []
+        smallest: list[tuple[tuple[int, ...], SpectrumStore]] = []
         for modes, part in self._parts:
             inner = [(tuple(modes[place] for place in places), factor) for places, factor in part.factors()]
-            found += inner or [(modes, part)]
-        return found
+            smallest += inner or [(modes, part)]
+        return smallest
 
     def key(self, left: Iterable[int]) -> frozenset[int]:
         """One name for a bipartition: the side without mode 0."""
@@ -72,25 +81,18 @@ class SpectrumStore:
         """Singular values (float64, on the CPU, descending) with the modes ``left`` as rows."""
         return torch.from_numpy(self._values(self.key(left)))
 
-    def _values(self, key: frozenset[int]) -> np.ndarray:
-        if key not in self._known:
-            self._known[key] = self._compute(key)
-        return self._known[key]
-
     def leading(self, left: Iterable[int]) -> list[float]:
         """The first 256 singular values over the largest: for plots."""
         values = self._values(self.key(left))
-        found: list[float] = (values[:256] / max(float(values[0]), 1e-300)).tolist()
-        return found
+        return [float(value) for value in values[:256] / max(float(values[0]), 1e-300)]
 
     def tails(self, left: Iterable[int]) -> np.ndarray:
-        """Squared norm dropped at each rank, see ``decompose.spectra.tails``."""
+        """Squared norm dropped at each rank, see ``decompose.tails``."""
         key = self.key(left)
         if key not in self._tails:
             values = self._values(key)
-            found = np.zeros(len(values) + 1)
-            np.square(values[::-1]).cumsum(out=found[-2::-1])
-            self._tails[key] = found
+            self._tails[key] = np.zeros(len(values) + 1)
+            np.square(values[::-1]).cumsum(out=self._tails[key][-2::-1])
         return self._tails[key]
 
     def rank(self, left: Iterable[int], allowed: float) -> int:
@@ -107,19 +109,29 @@ class SpectrumStore:
             return 0.0
         if key not in self._entropies:
             self._seek_product()
-            if self._parts:
-                inside = ((part, [place for place, mode in enumerate(modes) if mode in key]) for modes, part in self._parts)
-                self._entropies[key] = sum(part.entropy(places) for part, places in inside)
-                return self._entropies[key]
-            weights = np.square(self._values(key))
-            weights /= max(float(weights.sum()), 1e-300)
-            self._entropies[key] = -float(weights @ np.log2(np.maximum(weights, 1e-300)))
+            inside = [(part, [place for place, mode in enumerate(modes) if mode in key]) for modes, part in self._parts]
+            entropy = sum(part.entropy(places) for part, places in inside)
+            self._entropies[key] = entropy if inside else spectral_entropy(self._values(key))
         return self._entropies[key]
 
     def side(self, left: Iterable[int]) -> int:
         """Length of the shorter side of an unfolding: what its spectrum costs grows with it."""
         rows = prod(self.dims[mode] for mode in left)
         return min(rows, prod(self.dims) // max(rows, 1))
+
+    def captured(self, left: Iterable[int]) -> float:
+        """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""
+        key = self.key(left)
+        if key in self._known or self.side(key) <= EXACT_SIDE or self._parts:
+            return float(self.spectrum(key)[:_GLANCE].square().sum()) / max(self.energy, 1e-300)
+        matrix = unfolding(self.modes, sorted(key))
+        basis = torch.linalg.qr(self._sample(matrix, _GLANCE))[0]
+        return float((basis.T @ matrix).square().sum()) / max(self.energy, 1e-300)
+
+    def _values(self, key: frozenset[int]) -> np.ndarray:
+        if key not in self._known:
+            self._known[key] = self._compute(key)
+        return self._known[key]
 
     def _compute(self, key: frozenset[int]) -> np.ndarray:
         """Of an outer product the product of the spectra of all factors that ``key`` cuts."""
@@ -155,8 +167,7 @@ class SpectrumStore:
         if short.numel() <= _TINY:
             squares = np.square(np.linalg.svd(short.double().cpu().numpy(), compute_uv=False))
         else:
-            wide = short.double() if len(short) <= self._exact else short
-            squares = torch.linalg.eigvalsh(wide @ wide.T).double().cpu().numpy()[::-1].clip(min=0.0)
+            squares = gram_squares(short.double() if len(short) <= self._exact else short).cpu().numpy()
         if 0 < squares[0] * self._pure >= squares[1:].sum() and len(squares) > 1:
             rest = [mode for mode in range(len(self.dims)) if mode not in inside]
             self._split(
@@ -182,16 +193,77 @@ class SpectrumStore:
         falling = torch.linspace(highest, max(0.0, 2 * mean - highest), count, dtype=torch.float64)
         return torch.cat([leading, falling]).sort(descending=True).values.sqrt().numpy()
 
-    def captured(self, left: Iterable[int]) -> float:
-        """About the share of the energy in the 64 largest values, from a sketch: tells promising cuts from others cheaply."""
-        key = self.key(left)
-        if key in self._known or self.side(key) <= EXACT_SIDE or self._parts:
-            return float(self.spectrum(key)[:_GLANCE].square().sum()) / max(self.energy, 1e-300)
-        matrix = unfolding(self.modes, sorted(key))
-        basis = torch.linalg.qr(self._sample(matrix, _GLANCE))[0]
-        return float((basis.T @ matrix).square().sum()) / max(self.energy, 1e-300)
-
     @staticmethod
     def _sample(matrix: Tensor, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return matrix @ torch.randn(matrix.shape[1], count, generator=generator, dtype=matrix.dtype).to(matrix.device)
+
+
+def spectral_entropy(values: np.ndarray) -> float:
+    """Entropy in bits of squared singular values as a distribution."""
+    weights = np.square(values)
+    weights /= max(float(weights.sum()), 1e-300)
+    return -float(weights @ np.log2(np.maximum(weights, 1e-300)))
+
+
+def product_parts(tensor: Tensor, energy: float, pure: float = PURE) -> list[tuple[tuple[int, ...], Tensor]]:
+    """The smaller tensors that a tensor is an outer product of, but for a share ``pure`` of the ``energy`` (its squared norm)
+    at every cut, up to their scales, with the modes of each; nothing where samples show no such cut.
+
+    Looks at all cuts of up to 8 modes, and at single modes and pairs of more. Entries are sampled once with a fixed seed; a
+    tensor that is zero almost everywhere shows nothing. A part may be a product itself, where a cut of it was not looked at.
+    """
+    parts: list[tuple[tuple[int, ...], Tensor]] = []
+    left = tuple(range(tensor.ndim))
+    for cut, pivot in _suspects(tensor):
+        if not set(cut) < set(left):
+            continue
+        inside = [place for place, mode in enumerate(left) if mode in cut]
+        rest = [place for place, mode in enumerate(left) if mode not in cut]
+        place = tuple(pivot[mode] for mode in left)
+        column, row = _through(tensor, place, inside), _through(tensor, place, rest)
+        # Of an outer product one column is exact but for rounding, which sums over long rows in single precision are not.
+        scaled = (column / tensor[place]).reshape(-1)
+        if squared_norm(torch.outer(scaled, row.reshape(-1)).sub_(unfolding(tensor, inside))) <= pure * energy:
+            parts.append((tuple(cut), column))
+            tensor, left, energy = row, tuple(left[place] for place in rest), squared_norm(row)
+    return [*parts, (left, tensor)] if parts else []
+
+
+def _through(tensor: Tensor, place: tuple[int, ...], free: Sequence[int]) -> Tensor:
+    """The entries of which all modes but the free ones are as in ``place``."""
+    return tensor[tuple(slice(None) if mode in free else index for mode, index in enumerate(place))]
+
+
+def _suspects(tensor: Tensor) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Cuts of which a sampled submatrix is of rank 1, and the place of its largest entry."""
+    if tensor.ndim < 2:
+        return
+    cuts, flat = _samples(tuple(tensor.shape))
+    values = tensor.reshape(-1)[flat].double().cpu().numpy()
+    # Of a matrix of rank 1 nothing is left once the row and the column of its largest entry are taken out.
+    number = np.arange(len(cuts))
+    row, column = np.divmod(np.abs(values).reshape(len(cuts), -1).argmax(1), _SAMPLED)
+    largest = values[number, row, column]
+    values = values / np.where(largest == 0.0, 1.0, largest)[:, None, None]
+    left = values - values[number, :, column][:, :, None] * values[number, row][:, None, :]
+    pure = (largest != 0) & (np.square(left).sum((1, 2)) <= _SUSPECT * np.square(values).sum((1, 2)))
+    for cut in np.flatnonzero(pure):
+        place = np.unravel_index(int(flat[cut, row[cut], column[cut]]), tuple(tensor.shape))
+        yield cuts[cut], tuple(map(int, place))
+
+
+@lru_cache(maxsize=256)
+def _samples(shape: tuple[int, ...]) -> tuple[list[tuple[int, ...]], Tensor]:
+    """Cuts, and of each the places of a sampled submatrix of the unfolding in the flattened tensor: (cuts, 8, 8)."""
+    count = len(shape)
+    sizes = range(1, count // 2 + 1 if count <= _ALL_SUBSETS else 3)
+    # Of a cut in halves one side names both.
+    cuts = [cut for size in sizes for cut in combinations(range(count), size) if 2 * size < count or 0 in cut]
+    draw = np.random.default_rng(0)
+    rows, columns = (np.stack([draw.integers(0, n, _SAMPLED) for n in shape]) for _ in range(2))
+    within = np.zeros((len(cuts), count, 1, 1), bool)
+    for number, cut in enumerate(cuts):
+        within[number, list(cut)] = True
+    places = np.where(within, rows[None, :, :, None], columns[None, :, None, :])
+    return cuts, torch.from_numpy(np.ravel_multi_index(tuple(places.transpose(1, 0, 2, 3)), shape))

@@ -2,19 +2,19 @@
 
 from tensornet_compress.tensor.contraction import Program, plan_contraction
 from tensornet_compress.tensor.layout import Layout
-from tensornet_compress.tensor.network import TensorNetwork, check_stored, contract_term, expected_tensors
-from tensornet_compress.tensor.ordering import FibreOrder, entry_order_bits, mode_order_bits, permutation_bits
-from tensornet_compress.tensor.radices import RadixChoice, choose_radices
-from tensornet_compress.tensor.spec import NetworkSpec, TermSpec
+from tensornet_compress.tensor.network import TensorNetwork, check_stored, contract_term, expected_parts, expected_tensors
+from tensornet_compress.tensor.ordering import FibreOrder, permutation_bits
+from tensornet_compress.tensor.radices import choose_radices
+from tensornet_compress.tensor.spec import DTYPES, NetworkSpec, TermSpec
 from tensornet_compress.tensor.tensorization import Tensorization
 from tensornet_compress.tensor.topology import Topology
 
 __all__ = [
+    "DTYPES",
     "FibreOrder",
     "Layout",
     "NetworkSpec",
     "Program",
-    "RadixChoice",
     "TensorNetwork",
     "Tensorization",
     "TermSpec",
@@ -22,9 +22,8 @@ __all__ = [
     "check_stored",
     "choose_radices",
     "contract_term",
-    "entry_order_bits",
+    "expected_parts",
     "expected_tensors",
-    "mode_order_bits",
     "permutation_bits",
     "plan_contraction",
 ]

@@ -19,6 +19,15 @@ class Layout(Frozen):
     """A reversible map from a tensor of ``shape`` to a tensor of ordered modes.
 
     Position ``p`` of the laid-out tensor shows mode ``mode_order[p]`` of the tensorization; topologies speak of positions.
+
+    >>> import torch
+    >>> import tensornet_compress as tnc
+    >>> layout = tnc.Layout.of(((2, 3), (5,)), mode_order=(2, 0, 1))
+    >>> layout.shape, layout.dims
+    ((6, 5), (5, 2, 3))
+    >>> matrix = torch.rand(6, 5)
+    >>> torch.equal(layout.invert(layout.apply(matrix)), matrix)
+    True
     """
 
     tensorization: Tensorization
@@ -84,9 +93,8 @@ class Layout(Frozen):
 
     def axis_positions(self, axis: int) -> tuple[int, ...]:
         """Positions of the digits of ``axis``, most significant first."""
-        position_of_mode = {mode: position for position, mode in enumerate(self.mode_order)}
         modes = [mode for mode, owner in enumerate(self.tensorization.mode_axes) if owner == axis]
-        return tuple(position_of_mode[mode] for mode in modes)
+        return tuple(self.mode_order.index(mode) for mode in modes)
 
     def fibre_order(self, axis: int) -> FibreOrder | None:
         """The fibre order of ``axis``, if it has one."""

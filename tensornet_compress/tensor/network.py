@@ -11,9 +11,11 @@ from torch import Tensor
 from tensornet_compress.coding import PivotFormat, pack_permutation
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor.contraction import Program, plan_contraction
-from tensornet_compress.tensor.spec import NetworkSpec, TermSpec, index_sizes
+from tensornet_compress.tensor.ordering import FibreOrder
+from tensornet_compress.tensor.spec import DTYPES, NetworkSpec, TermSpec, index_sizes
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Expected = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Name of a stored tensor -> its shape and dtype."""
 
 
 def part_name(term: int, core: int, part: str = "") -> str:
@@ -30,17 +32,26 @@ def _prefix(term: int) -> str:
     return f"t{term}_" if term else ""
 
 
-def expected_tensors(spec: NetworkSpec) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name -> (shape, dtype) of everything that a network of this spec stores, packed orders included."""
-    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    for t, term in enumerate(spec.terms):
-        for core, fmt in enumerate(term.formats):
-            for part, description in fmt.parts(term.core_shape(core)).items():
-                expected[part_name(t, core, part)] = description
-        for order in term.layout.fibre_orders:
-            if not order.absorbed:
-                expected[order_name(t, order.axis)] = ((order.nbytes,), torch.uint8)
-    return expected
+def expected_parts(spec: NetworkSpec) -> Expected:
+    """The stored parts of all cores of a network of this spec."""
+    return {
+        part_name(t, core, part): description
+        for t, term in enumerate(spec.terms)
+        for core, fmt in enumerate(term.formats)
+        for part, description in fmt.parts(term.core_shape(core)).items()
+    }
+
+
+def expected_tensors(spec: NetworkSpec) -> Expected:
+    """Everything that a file holds of a network of this spec: the parts of cores, and packed fibre orders."""
+    orders = {order_name(t, order.axis): ((order.nbytes,), torch.uint8) for t, order in _charged_orders(spec)}
+    return expected_parts(spec) | orders
+
+
+def _charged_orders(spec: NetworkSpec) -> list[tuple[int, FibreOrder]]:
+    """The fibre orders that a file holds, with the number of their term."""
+    orders = [(t, order) for t, term in enumerate(spec.terms) for order in term.layout.fibre_orders]
+    return [(t, order) for t, order in orders if not order.absorbed]
 
 
 def check_stored(spec: NetworkSpec, stored: Mapping[str, Tensor]) -> None:
@@ -49,7 +60,7 @@ def check_stored(spec: NetworkSpec, stored: Mapping[str, Tensor]) -> None:
     Raises:
         TensorNetError: a part is missing, unknown, has another shape, or holds what its format cannot mean.
     """
-    expected = {name: want for name, want in expected_tensors(spec).items() if "order" not in name}
+    expected = expected_parts(spec)
     if set(expected) != set(stored):
         missing, extra = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
         raise TensorNetError(f"stored parts do not fit the spec: missing {missing}, unknown {extra}")
@@ -85,7 +96,15 @@ def _rebuild(labels: tuple[tuple[str, ...], ...], dims: tuple[int, ...], ranks: 
 class TensorNetwork:
     """A spec and the stored (encoded) parts of its cores.
 
-    ``stored`` holds flat names as in ``expected_tensors``, without the packed orders, which follow from the spec.
+    ``stored`` holds flat names as in ``expected_parts``: packed orders are not among them, as they follow from the spec.
+
+    >>> import torch
+    >>> import tensornet_compress as tnc
+    >>> network = tnc.to_network(torch.outer(torch.arange(4.0), torch.ones(6)), ranks=1)
+    >>> list(network.stored), network.nbytes, network.core(0).shape
+    (['core0', 'core1'], 40, torch.Size([4, 1]))
+    >>> network.to_dense()[:, 0]
+    tensor([0., 1., 2., 3.])
     """
 
     def __init__(self, spec: NetworkSpec, stored: Mapping[str, Tensor]):
@@ -118,13 +137,25 @@ class TensorNetwork:
         for network in networks:
             specs.append(network.spec)
             for t, term in enumerate(network.spec.terms):
-                for c, fmt in enumerate(term.formats):
-                    for part in fmt.parts(term.core_shape(c)):
-                        stored[part_name(len(terms), c, part)] = network.stored[part_name(t, c, part)]
+                stored |= network._parts_of(t, len(terms))
                 terms.append(term)
         if not specs or len({spec.shape for spec in specs}) != 1:
             raise TensorNetError(f"only networks of one shape add, were given {[spec.shape for spec in specs]}")
         return cls(NetworkSpec(shape=specs[0].shape, dtype=specs[0].dtype, terms=tuple(terms)), stored)
+
+    def single(self, term: int) -> TensorNetwork:
+        """One term as a network of its own."""
+        spec = self.spec.model_copy(update={"terms": (self.spec.terms[term],)})
+        return TensorNetwork(spec, self._parts_of(term, 0))
+
+    def _parts_of(self, term: int, number: int) -> dict[str, Tensor]:
+        """Stored parts of a term, named as those of term ``number``."""
+        spec = self.spec.terms[term]
+        return {
+            part_name(number, core, part): self.stored[part_name(term, core, part)]
+            for core, fmt in enumerate(spec.formats)
+            for part in fmt.parts(spec.core_shape(core))
+        }
 
     def core(self, core: int, term: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """A decoded core."""
@@ -141,15 +172,13 @@ class TensorNetwork:
         parts = [contract_term(term, self.cores(t, working)) for t, term in enumerate(self.spec.terms)]
         return torch.stack(parts).sum(0).to(target) if len(parts) > 1 else parts[0].to(target)
 
+    def packed_orders(self) -> dict[str, Tensor]:
+        """The packed fibre orders under their flat names."""
+        return {order_name(t, order.axis): pack_permutation(order.permutation) for t, order in _charged_orders(self.spec)}
+
     def stored_tensors(self) -> dict[str, Tensor]:
         """Everything that goes to a file under its flat name: encoded cores and packed orders."""
-        orders = {
-            order_name(t, order.axis): pack_permutation(order.permutation)
-            for t, term in enumerate(self.spec.terms)
-            for order in term.layout.fibre_orders
-            if not order.absorbed
-        }
-        return self.stored | orders
+        return self.stored | self.packed_orders()
 
     @property
     def nbytes(self) -> int:

@@ -1,7 +1,7 @@
 """Orderings: reversible permutations, and what each costs in bits.
 
-Mode orders are plain tuples kept in a ``Layout``; fibre orders permute the entries of one axis. Prices follow
-methods.md section 1: log2(d!) for d modes, ceil(log2 n!) for n fibres as packed, log2(n!)/n per entry for entry sorts.
+Mode orders are plain tuples kept in a ``Layout``; fibre orders permute the entries of one axis. An order of d modes takes
+log2(d!) bits, one of n fibres ceil(log2 n!) as packed, and a sort of n entries log2(n!) / n bits an entry.
 """
 
 from __future__ import annotations
@@ -22,16 +22,6 @@ from tensornet_compress.frozen import Frozen
 def permutation_bits(n: int) -> float:
     """log2(n!): the bits of one permutation of ``n`` items."""
     return lgamma(n + 1) / log(2)
-
-
-def mode_order_bits(modes: int) -> float:
-    """Price of an order of ``modes`` modes."""
-    return permutation_bits(modes)
-
-
-def entry_order_bits(entries: int) -> float:
-    """Price of a sort of ``entries`` entries, in bits per entry."""
-    return permutation_bits(entries) / entries
 
 
 class FibreOrder(Frozen):

@@ -6,12 +6,15 @@ from functools import lru_cache
 from math import prod
 from typing import Literal, Self
 
+import torch
 from pydantic import model_validator
 
 from tensornet_compress.coding import FloatFormat, NumberFormat, PivotFormat, format_nbytes
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.tensor.layout import Layout
 from tensornet_compress.tensor.topology import Topology
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TermSpec(Frozen):
@@ -58,10 +61,6 @@ class TermSpec(Frozen):
         """Count of stored numbers (without scales and pivots): the field's 'parameters'."""
         return sum(_numbers(fmt, self.core_shape(core)) for core, fmt in enumerate(self.formats))
 
-    def with_formats(self, fmt: NumberFormat) -> TermSpec:
-        """The same term with every core in one format."""
-        return self.model_copy(update={"formats": (fmt,) * len(self.formats)})
-
 
 def index_sizes(dims: tuple[int, ...], ranks: tuple[int, ...]) -> dict[str, int]:
     """Size of every index label, see ``Topology.core_labels``."""
@@ -88,7 +87,15 @@ def _numbers(fmt: NumberFormat, shape: tuple[int, ...]) -> int:
 
 
 class NetworkSpec(Frozen):
-    """A sum of networks that stands for one tensor of ``shape``; ``dtype`` is what ``to_dense`` gives back."""
+    """A sum of networks that stands for one tensor of ``shape``; ``dtype`` is what ``to_dense`` gives back.
+
+    >>> import tensornet_compress as tnc
+    >>> spec = tnc.NetworkSpec.dense((64, 32), tnc.parse_format("int4g32"))
+    >>> spec.describe(), spec.nbytes
+    ('64,32 int4g32', 1152)
+    >>> tnc.NetworkSpec.from_json(spec.to_json()) == spec
+    True
+    """
 
     version: Literal[1] = 1
     shape: tuple[int, ...]
@@ -103,6 +110,12 @@ class NetworkSpec(Frozen):
             if term.layout.shape != self.shape:
                 raise ValueError(f"a term is laid out for shape {term.layout.shape}, the network has {self.shape}")
         return self
+
+    @classmethod
+    def of(cls, term: TermSpec, dtype: torch.dtype = torch.float32) -> NetworkSpec:
+        """A single term; of numbers in a dtype that specs do not know, float32 is given back."""
+        name = next((name for name, value in DTYPES.items() if value == dtype), "float32")
+        return cls.model_validate({"shape": term.layout.shape, "dtype": name, "terms": (term,)})
 
     @classmethod
     def dense(cls, shape: tuple[int, ...], fmt: NumberFormat | None = None, dtype: str = "float32") -> NetworkSpec:

@@ -19,6 +19,12 @@ class Topology(Frozen):
     """A tree of cores: ``legs[c]`` are the positions of the laid-out tensor on core ``c``, ``edges`` the bonds (a < b).
 
     A core may have no leg (a transfer core of a tree network). Every position sits on exactly one core.
+
+    >>> import tensornet_compress as tnc
+    >>> tnc.Topology.train(3)
+    Topology(legs=((0,), (1,), (2,)), edges=((0, 1), (1, 2)))
+    >>> tnc.Topology.tree(((0, 1), 2)).legs
+    ((), (0,), (1,), (2,))
     """
 
     legs: tuple[tuple[int, ...], ...]
@@ -46,12 +52,6 @@ class Topology(Frozen):
     def unchecked(cls, legs: tuple[tuple[int, ...], ...], edges: tuple[tuple[int, int], ...]) -> Topology:
         """Without the checks, for what was made from a topology by steps that keep a tree a tree."""
         return cls.model_construct(legs=legs, edges=edges)
-
-    def _bare_graph(self) -> nx.Graph:
-        graph: nx.Graph = nx.Graph()
-        graph.add_nodes_from(range(len(self.legs)))
-        graph.add_edges_from(self.edges)
-        return graph
 
     @classmethod
     def one_core(cls, positions: int) -> Topology:
@@ -101,7 +101,6 @@ class Topology(Frozen):
     @classmethod
     def balanced_tree(cls, positions: Sequence[int]) -> Topology:
         """The balanced binary tree over positions in the given order (hierarchical Tucker)."""
-
         return _balanced(tuple(positions))
 
     @property
@@ -116,11 +115,11 @@ class Topology(Frozen):
 
     def graph(self) -> nx.Graph:
         """The networkx graph; nodes carry ``legs``, edges carry ``bond`` (their number)."""
-        graph = self._bare_graph()
+        graph: nx.Graph = nx.Graph()
         for core, legs in enumerate(self.legs):
-            graph.nodes[core]["legs"] = legs
+            graph.add_node(core, legs=legs)
         for bond, (a, b) in enumerate(self.edges):
-            graph.edges[a, b]["bond"] = bond
+            graph.add_edge(a, b, bond=bond)
         return graph
 
     def bonds_of(self, core: int) -> tuple[int, ...]:
@@ -181,12 +180,12 @@ def _bonds(cores: int, edges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, .
 @lru_cache(maxsize=4096)
 def _labels(legs: tuple[tuple[int, ...], ...], edges: tuple[tuple[int, int], ...]) -> tuple[tuple[str, ...], ...]:
     """Labels of every core's axes."""
-    found = []
+    labels = []
     for core, bonds in enumerate(_bonds(len(legs), edges)):
         lower = [f"b{bond}" for bond in bonds if edges[bond][1] == core]
         higher = [f"b{bond}" for bond in bonds if edges[bond][0] == core]
-        found.append((*lower, *(f"p{position}" for position in legs[core]), *higher))
-    return tuple(found)
+        labels.append((*lower, *(f"p{position}" for position in legs[core]), *higher))
+    return tuple(labels)
 
 
 @lru_cache(maxsize=4096)

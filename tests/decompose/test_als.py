@@ -74,7 +74,7 @@ def test_one_core_is_solved_exactly(seed):
 def test_only_free_cores_change():
     term = TermSpec(layout=tnc.Layout.native((4, 3, 5)), topology=tnc.Topology.train(3), ranks=(2, 2), formats=(FP32,) * 3)
     cores = random_cores(term, 3, torch.float64)
-    refined, errors = refine_cores(cores, term, random_tensor((4, 3, 5), 1), euclidean(), free=[1])
+    refined, errors = refine_cores(cores, term, random_tensor((4, 3, 5), 1), euclidean(), only=[1])
     assert torch.equal(refined[0], cores[0])
     assert torch.equal(refined[2], cores[2])
     assert errors[-1] < errors[0]

@@ -11,17 +11,15 @@ import tensornet_compress as tnc
 from tensornet_compress.decompose import decompose_tree
 from tensornet_compress.decompose.linalg import truncated
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend, tensorly_left_alone, train_cores
-from tensornet_compress.tensor import TensorNetwork
+from tensornet_compress.tensor import TensorNetwork, TermSpec, contract_term
 from tests.generators import FP32, SEEDS, random_tensor
 
 SHAPES = st.lists(st.integers(2, 5), min_size=2, max_size=4).map(tuple)
 
 
 def dense_of(cores, topology, ranks, shape):
-    term = tnc.network.TermSpec(
-        layout=tnc.Layout.native(shape), topology=topology, ranks=ranks, formats=(FP32,) * len(topology.legs)
-    )
-    return tnc.network.contract_term(term, cores)
+    term = TermSpec(layout=tnc.Layout.native(shape), topology=topology, ranks=ranks, formats=(FP32,) * len(topology.legs))
+    return contract_term(term, cores)
 
 
 def own_train(tensor, rank):
@@ -80,8 +78,8 @@ def test_a_tt_matrix_agrees_with_tensorly():
     layout = tnc.Layout.of(((3, 4), (4, 5)))
     topology = tnc.Topology.train([(0, 2), (1, 3)])
     cores, ranks = decompose_tree(layout.apply(matrix), topology, [3])
-    term = tnc.network.TermSpec(layout=layout, topology=topology, ranks=ranks, formats=(FP32, FP32))
-    own = tnc.network.contract_term(term, cores)
+    term = TermSpec(layout=layout, topology=topology, ranks=ranks, formats=(FP32, FP32))
+    own = contract_term(term, cores)
     theirs = tensorly.decomposition.tensor_train_matrix(matrix.numpy().reshape(3, 4, 4, 5), [1, 3, 1])
     assert np.allclose(own.numpy(), tensorly.tt_matrix_to_matrix(theirs), atol=1e-8)
 
@@ -120,7 +118,7 @@ def test_tt_linear_layers_contract_as_tensorly_torch_does():
         cores = [core.detach() for core in theirs.factors]
     layout = tnc.Layout.of(((2, 3), (4, 2)))
     topology = tnc.Topology.train([(0, 2), (1, 3)])
-    term = tnc.network.TermSpec(layout=layout, topology=topology, ranks=(3,), formats=(FP32, FP32))
+    term = TermSpec(layout=layout, topology=topology, ranks=(3,), formats=(FP32, FP32))
     spec = tnc.NetworkSpec(shape=(6, 8), terms=(term,))
     network = TensorNetwork.from_cores(spec, [[cores[0][0], cores[1][..., 0]]])
     assert torch.allclose(network.to_dense(), matrix, atol=1e-5)

@@ -117,9 +117,8 @@ def test_integer_pairs_of_cores_lose_less_than_cores_rounded_apart(seed, name):
     metric = input_second_moment(correlated_moment(64, seed))
     fmt = parse_format(name)
     exact = tnc.to_network(weight, ranks=32, metric=metric)
-    apart = tnc.TensorNetwork.from_cores(
-        NetworkSpec(shape=(40, 64), terms=(exact.spec.terms[0].with_formats(fmt),)), [exact.cores()]
-    )
+    rounded = exact.spec.terms[0].model_copy(update={"formats": (fmt, fmt)})
+    apart = tnc.TensorNetwork.from_cores(NetworkSpec.of(rounded), [exact.cores()])
     together = tnc.to_network(weight, ranks=32, metric=metric, fmt=fmt)
     assert together.nbytes == apart.nbytes
     assert metric.norm2(weight - together.to_dense()) < metric.norm2(weight - apart.to_dense())

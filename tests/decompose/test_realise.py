@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 
 import tensornet_compress as tnc
-from tensornet_compress.decompose import ErrorFeedback, feasible_ranks
+from tensornet_compress.coding import parse_format
+from tensornet_compress.decompose import ErrorFeedback, alternate_terms, feasible_ranks, realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.tensor import NetworkSpec
-from tests.generators import FP32, SEEDS, decaying_tensor, random_tensor, specs
+from tensornet_compress.tensor import Layout, NetworkSpec, TermSpec, Topology
+from tests.generators import FP32, SEEDS, correlated_moment, decaying_tensor, random_tensor, specs
 
 
 @settings(max_examples=40)
@@ -44,7 +45,7 @@ def test_a_rank_that_the_tensor_cannot_have_is_refused():
         (tnc.Topology.two_cores(2, (0,)), tnc.Layout.native((3, 4))),
         (tnc.Topology.train(3), tnc.Layout.of(((3,), (2, 2)))),
     ):
-        term = tnc.network.TermSpec(
+        term = TermSpec(
             layout=layout, topology=topology, ranks=(9,) * len(topology.edges), formats=(FP32,) * len(topology.legs)
         )
         with pytest.raises(TensorNetError, match="bond 0 asks for rank 9"):
@@ -85,3 +86,52 @@ def test_only_integer_cores_pay_for_error_feedback(ranks, monkeypatch):
         again = tnc.realise(tensor, network.spec, metric, feedback=ErrorFeedback(moment))
         assert any(given[0] is moment for given in made) == wanted
         assert all(torch.equal(network.stored[part], again.stored[part]) for part in network.stored)
+
+
+SHAPE = (24, 32)
+
+
+def term(topology, ranks, *formats):
+    return TermSpec(
+        layout=Layout.native(SHAPE), topology=topology, ranks=ranks, formats=tuple(parse_format(name) for name in formats)
+    )
+
+
+BASE = term(Topology.one_core(2), (), "int2g16o")
+RESIDUAL = term(Topology.two_cores(2, (0,)), (3,), "bf16", "bf16")
+
+
+def weight_of(seed):
+    """Noise with a few strong directions, which waste the grids of an integer base."""
+    return (0.1 * random_tensor(SHAPE, seed) + random_tensor((24, 3), seed + 1) @ random_tensor((3, 32), seed + 2)).float()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("terms", [(BASE, RESIDUAL), (RESIDUAL, BASE)])
+def test_turns_beat_fitting_once_and_the_reported_error_is_true(seed, terms):
+    weight, metric = weight_of(10 * seed), KroneckerMetric(columns=correlated_moment(32, seed))
+    spec = NetworkSpec(shape=SHAPE, terms=terms)
+    network, errors = alternate_terms(weight, spec, metric)
+    assert network.spec == spec
+    assert network.nbytes == spec.nbytes
+    once = metric.norm2(weight - realise(weight, spec, metric).to_dense())
+    assert errors[0] == pytest.approx(once, rel=1e-4)
+    assert metric.norm2(weight - network.to_dense()) == pytest.approx(min(errors), rel=1e-4)
+    assert min(errors) <= errors[0]
+    alone = metric.norm2(weight - realise(weight, NetworkSpec(shape=SHAPE, terms=(BASE,)), metric).to_dense())
+    assert min(errors) < 0.5 * alone
+
+
+def test_turns_gain_over_a_base_that_was_fitted_first():
+    """The base alone spends its range on directions that the residual can hold."""
+    metric = KroneckerMetric()
+    gains = []
+    for seed in range(4):
+        _, errors = alternate_terms(weight_of(10 * seed), NetworkSpec(shape=SHAPE, terms=(BASE, RESIDUAL)), metric, rounds=6)
+        gains.append(min(errors) / errors[0])
+    assert torch.tensor(gains).mean() < 0.9
+
+
+def test_one_term_cannot_take_turns():
+    with pytest.raises(TensorNetError, match="two or more"):
+        alternate_terms(torch.ones(SHAPE), NetworkSpec(shape=SHAPE, terms=(BASE,)))

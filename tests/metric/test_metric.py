@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric, euclidean, input_second_moment
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, input_second_moment
 from tests.generators import SEEDS, correlated_moment, random_tensor
 
 
@@ -91,3 +91,16 @@ def test_bad_factors_are_refused_with_what_was_given():
         KroneckerMetric(columns=torch.tensor([1.0, float("nan")]))
     with pytest.raises(TensorNetError, match=r"\(4, 4\) has trace 0\.0"):
         input_second_moment(torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize("rows", [None, torch.rand(5, dtype=torch.float64) + 1, correlated_moment(5)])
+@pytest.mark.parametrize("columns", [None, torch.rand(7) + 1, correlated_moment(7)])
+@pytest.mark.parametrize("rate", [None, 0.25])
+def test_a_metric_read_from_its_file_is_the_one_that_was_written(rows, columns, rate, tmp_path):
+    metric = KroneckerMetric(rows, columns, rate)
+    loaded = StoredMetric.write(metric, tmp_path / "metric.safetensors").load()
+    error = random_tensor((5, 7))
+    assert loaded.rate == rate
+    assert loaded.norm2(error) == pytest.approx(metric.norm2(error), rel=1e-12)
+    for a, b in ((metric.rows, loaded.rows), (metric.columns, loaded.columns)):
+        assert (a is None and b is None) or (torch.equal(a, b) and a.dtype == b.dtype)

@@ -10,7 +10,8 @@ import tensornet_compress as tnc
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import bond_spectra, ranks_for_error, tails
 from tensornet_compress.searching import SpectrumStore
-from tensornet_compress.searching.candidates import Candidate, Shape, at_its_least, for_error
+from tensornet_compress.searching.candidates import Candidate, Shape, predicted
+from tensornet_compress.searching.limits import Limit, View
 from tensornet_compress.tensor import Layout, Tensorization, TermSpec, Topology
 
 FP32 = parse_format("fp32")
@@ -18,7 +19,7 @@ FP32 = parse_format("fp32")
 
 def drawn(tensor: torch.Tensor, topology: Topology) -> Candidate:
     shape = Shape("tree", Tensorization.native(tuple(tensor.shape)), topology)
-    found = for_error(shape, SpectrumStore(tensor), FP32, 1e-4)
+    found = predicted(shape, View(SpectrumStore(tensor), Limit(1e-4)), FP32)
     assert found is not None
     return found
 
@@ -86,13 +87,13 @@ def test_a_candidate_at_its_least_stays_with_more_slack(seed: int, error: float,
     parts = [torch.randn(4, 6, 2, generator=generator, dtype=torch.float64) for _ in range(2)]
     noise = 10.0 ** float(torch.empty(()).uniform_(-4, 0, generator=generator))
     tensor = torch.einsum("aib,cjb->aicj", *parts) + noise * torch.randn(4, 6, 4, 6, generator=generator, dtype=torch.float64)
-    store = SpectrumStore(tensor)
+    view = View(SpectrumStore(tensor), Limit(error))
     shape = Shape("tree", Tensorization.native((4, 6, 4, 6)), Topology.balanced_tree(range(4)))
-    candidate = for_error(shape, store, parse_format(name), error)
-    if candidate is not None and at_its_least(candidate, store, error, slack):
-        again = for_error(candidate.shape, store, parse_format(name), error, slack)
+    candidate = predicted(shape, view, parse_format(name))
+    if candidate is not None and candidate.at_its_least(view, slack):
+        again = predicted(candidate.shape, view, parse_format(name), slack)
         assert again is not None
-        assert again.same(candidate)
+        assert again.key() == candidate.key()
         assert (again.nbytes, again.error) == (candidate.nbytes, candidate.error)
 
 
@@ -101,16 +102,16 @@ def test_structure_that_is_exact_is_at_its_least_and_noise_is_not() -> None:
     a, b = (torch.randn(8, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     exact, noise = a @ b.T, torch.randn(8, 8, generator=generator, dtype=torch.float64)
     for tensor, error, expected in ((exact, 1e-3, True), (noise, 0.3, False)):
-        store = SpectrumStore(tensor)
-        candidate = for_error(Shape("svd", Tensorization.native((8, 8)), Topology.two_cores(2, (0,))), store, FP32, error)
+        view = View(SpectrumStore(tensor), Limit(error))
+        candidate = predicted(Shape("svd", Tensorization.native((8, 8)), Topology.two_cores(2, (0,))), view, FP32)
         if candidate is not None:
-            assert at_its_least(candidate, store, error, 4.0) is expected
+            assert candidate.at_its_least(view, 4.0) is expected
 
 
 @given(st.permutations(range(4)), st.integers(1, 3), st.sampled_from(["fp32", "bf16", "int4g64z", "int8g64"]))
 def test_bytes_that_are_predicted_are_those_of_the_term(order: list[int], seed: int, name: str) -> None:
     tensor = torch.randn(4, 5, 6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     shape = Shape("tree", Tensorization.native((4, 5, 6, 3)), Topology.balanced_tree(order))
-    candidate = for_error(shape, SpectrumStore(tensor), parse_format(name), 0.7)
+    candidate = predicted(shape, View(SpectrumStore(tensor), Limit(0.7)), parse_format(name))
     if candidate is not None:
         assert candidate.nbytes == candidate.term.nbytes

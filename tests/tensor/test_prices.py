@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tensornet_compress.coding import pack_permutation, packed_permutation_nbytes, unpack_permutation
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.tensor import FibreOrder, Layout, entry_order_bits, mode_order_bits, permutation_bits
+from tensornet_compress.tensor import FibreOrder, Layout, permutation_bits
 from tests.generators import permutations
 
 
@@ -61,8 +61,6 @@ def test_damaged_packed_permutations_are_refused():
 @given(st.integers(1, 120))
 def test_prices_are_logarithms_of_factorials(n):
     assert permutation_bits(n) == pytest.approx(log2(factorial(n)), rel=1e-12, abs=1e-9)
-    assert mode_order_bits(n) == permutation_bits(n)
-    assert entry_order_bits(n) == pytest.approx(permutation_bits(n) / n)
 
 
 def test_absorbed_orders_are_free_and_others_are_charged_in_the_layout():

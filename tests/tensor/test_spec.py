@@ -47,7 +47,7 @@ def test_core_shapes_and_counts_by_hand():
     assert [term.core_shape(core) for core in range(3)] == [(2, 2), (2, 3, 3), (3, 4)]
     assert term.numbers == 4 + 18 + 12
     assert term.nbytes == 4 * term.numbers
-    assert term.with_formats(FloatFormat(dtype="bf16")).nbytes == 2 * term.numbers
+    assert term.model_copy(update={"formats": (FloatFormat(dtype="bf16"),) * 3}).nbytes == 2 * term.numbers
 
 
 def edited(**changes) -> str:

@@ -58,10 +58,7 @@ def test_correction_is_the_least_squares_answer():
     model, data = tiny_llama(layers=2), batches(8, rows=8)
     _, plan = planned(model, 6.0, data, method="dense", formats=["int3g16z", "fp32"], targets=["layers.0.*", "layers.1.*"])
     name = "model.layers.1.self_attn.q_proj"
-    lossless = plan.layers[name].spec.model_validate(
-        plan.layers[name].spec.model_dump()
-        | {"terms": [plan.layers[name].spec.terms[0].with_formats(tnc.parse_format("fp32"))]}
-    )
+    lossless = tnc.NetworkSpec.dense(plan.layers[name].spec.shape, tnc.parse_format("fp32"))
     layers = plan.layers | {name: plan.layers[name].model_copy(update={"spec": lossless})}
     other = copy.deepcopy(model)
     propagate(other, plan.model_copy(update={"layers": layers}), data, Propagation(correction=1.0, ridge=1e-9))

@@ -11,9 +11,9 @@ from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Sea
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import feasible_ranks, ranks_for_error
+from tensornet_compress.options.offered import SEARCH_CORE_FORMATS, fine_digits
+from tensornet_compress.options.rounding import rounding_error
 from tensornet_compress.searching import SpectrumStore, search
-from tensornet_compress.searching.candidates import rounding_error, tensorize
-from tensornet_compress.searching.engine import CORE_FORMATS
 from tensornet_compress.searching.shapes import native_shapes
 from tensornet_compress.tensor import TermSpec
 
@@ -30,13 +30,13 @@ def peer(tensor: Tensor, family: Any, error: float) -> dict[str, Any]:
 
 def unmerged(tensor: Tensor, family: Any, error: float) -> int | None:
     """Predicted bytes of a network that the search refuses, as one core would hold no more numbers."""
-    tensorization = tensorize(tuple(tensor.shape))
+    tensorization = fine_digits(tuple(tensor.shape))
     store = SpectrumStore(tensorization.apply(tensor), precise=False)
     sizes = []
     for shape in native_shapes(tensorization, (family,)):
         layout, topology = shape.laid_out()
         spectra = [store.spectrum(shape.topology.side(bond)) for bond in range(len(topology.edges))]
-        for fmt in map(parse_format, CORE_FORMATS):
+        for fmt in map(parse_format, SEARCH_CORE_FORMATS):
             allowed = error**2 - rounding_error(fmt) * len(topology.legs)
             if allowed > 0:
                 ranks = feasible_ranks(ranks_for_error(spectra, allowed * store.energy, layout, topology), layout, topology)

@@ -11,8 +11,8 @@ from torch import Tensor
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod, Stored
 from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.coding import format_nbytes, parse_format
-from tensornet_compress.searching.candidates import rounding_error, tensorize
-from tensornet_compress.searching.engine import CORE_FORMATS
+from tensornet_compress.options.offered import SEARCH_CORE_FORMATS, fine_digits
+from tensornet_compress.options.rounding import rounding_error
 
 _SLACK = (1.0, 0.9, 0.75)
 _HOPELESS = 1.3
@@ -25,12 +25,12 @@ def tensor_train(case: SearchCase) -> Stored:
         Unavailable: none keeps it in fewer bytes than 1.3 times fp32.
     """
     teneva: Any = SIDE.module("teneva")
-    tensorization = tensorize(tuple(case.tensor.shape))
+    tensorization = fine_digits(tuple(case.tensor.shape))
     modes = tensorization.apply(case.tensor)
     norm = float(modes.double().norm())
     bonds = max(1, modes.ndim - 1)
     best: Stored | None = None
-    for name in CORE_FORMATS:
+    for name in SEARCH_CORE_FORMATS:
         fmt = parse_format(name)
         for slack in _SLACK:
             allowed = (slack * case.max_error) ** 2 - rounding_error(fmt) * modes.ndim

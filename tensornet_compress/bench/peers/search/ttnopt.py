@@ -21,10 +21,11 @@ from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Sea
 from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise
+from tensornet_compress.options.offered import SEARCH_CORE_FORMATS, fine_digits
 from tensornet_compress.searching import SpectrumStore
-from tensornet_compress.searching.candidates import Shape, for_error, tensorize
-from tensornet_compress.searching.engine import CORE_FORMATS
-from tensornet_compress.searching.graphs import merged
+from tensornet_compress.searching.candidates import Shape, predicted
+from tensornet_compress.searching.limits import Limit, View
+from tensornet_compress.searching.topologies import merged
 from tensornet_compress.tensor import NetworkSpec, Topology
 
 _NOISE = 1e-10
@@ -144,7 +145,7 @@ def smallest(tensor: Tensor, error: float) -> dict[str, Any]:
         return {"skipped": missing}
     if tensor.numel() > LARGEST_FOR_TTNOPT:
         return {"skipped": f"{tensor.numel():,} entries, more than {LARGEST_FOR_TTNOPT:,}"}
-    tensorization = tensorize(tuple(tensor.shape))
+    tensorization = fine_digits(tuple(tensor.shape))
     store = SpectrumStore(tensorization.apply(tensor))
     began = perf_counter()
     tree = optimal_tree(store.modes, 1e-3 * error, 2)
@@ -152,9 +153,9 @@ def smallest(tensor: Tensor, error: float) -> dict[str, Any]:
     shape = Shape("ttnopt", tensorization, tree.topology, ordered=True)
     found: list[int] = []
     errors: dict[int, float] = {}
-    for name in CORE_FORMATS:
+    for name in SEARCH_CORE_FORMATS:
         for slack in (1.0, 0.97, 0.94, 1.03, 1.1, 1.2, 1.4):
-            candidate = for_error(shape, store, parse_format(name), error, slack)
+            candidate = predicted(shape, View(store, Limit(error)), parse_format(name), slack)
             if candidate is None or candidate.nbytes > 1.3 * min([*found, tensor.numel()]):
                 continue
             network = realise(tensor, NetworkSpec(shape=tuple(tensor.shape), terms=(candidate.term,)))

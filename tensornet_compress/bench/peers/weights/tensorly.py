@@ -30,7 +30,7 @@ Decompose = Callable[[Any, tuple[int, ...]], Any]
 
 def digits(size: int, count: int = DIGITS) -> tuple[int, ...]:
     """An axis as a product of ``count`` sizes; padded where it has no such factors."""
-    return tuple(choose_radices(size, count, 0.1).radices)
+    return choose_radices(size, count, 0.1)
 
 
 def chain_ranks(dims: tuple[int, ...], rank: int) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ import tensornet_compress as tnc
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, input_second_moment
 from tensornet_compress.searching import SpectrumStore
+from tensornet_compress.searching.limits import Deadline
+from tensornet_compress.searching.seriation import seriations
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0), (0, 2, 1, 3)])
@@ -271,8 +273,6 @@ def test_a_large_side_is_glanced_at_before_it_is_computed(monkeypatch):
 
 
 def test_fibres_without_neighbours_are_not_seriated():
-    from tensornet_compress.searching.fibres import seriations
-
     generator = torch.Generator().manual_seed(0)
     assert seriations(torch.randn(64, 400, generator=generator), 0) == {}
     smooth = torch.sin(torch.linspace(0, 3, 64)[:, None] * torch.linspace(1, 4, 400))
@@ -329,11 +329,9 @@ def test_what_is_smaller_than_single_precision_resolves_is_kept_where_the_limit_
 
 
 def test_seriation_stops_with_the_time() -> None:
-    from tensornet_compress.searching.fibres import seriations
-
     x = torch.linspace(0, 1, 60)[:, None]
     shuffled = torch.sin(5 * x * torch.linspace(1, 2, 30))[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
-    found = seriations(shuffled, 0, lambda: False)
+    found = seriations(shuffled, 0, Deadline(0.0))
     assert all(sorted(order.permutation) == list(range(60)) for order in found.values())
 
 
@@ -378,3 +376,15 @@ def test_bytes_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
     assert found[0].spec == found[1].spec
     assert torch.equal(found[0].to_dense(), found[1].to_dense())
+
+
+@pytest.mark.parametrize("shape", [(24, 24, 24), (32, 48), (100,), (2,)])
+@pytest.mark.parametrize("limit", [{"max_error": 0.1}, {"max_bytes": 64}, {"max_error": 0.0}])
+def test_zeros_take_one_rank_and_are_called_so(shape: tuple[int, ...], limit: dict[str, float]) -> None:
+    result = tnc.search(torch.zeros(shape), **limit)
+    assert "every entry is zero" in result.reason
+    assert result.error == 0.0
+    assert torch.equal(result.best.to_dense(), torch.zeros(shape))
+    assert len(result.best.spec.terms[0].topology.legs) <= len(shape)
+    assert result.best.nbytes <= 64
+    assert len(result.found) < 60

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensornet_compress.searching.fibres import path_fibres, spectral_fibres, squared_distances
-from tensornet_compress.searching.smooth import kinks, smooth_fibres
+from tensornet_compress.searching.seriation import kinks, path_fibres, smooth_fibres, spectral_fibres, squared_distances
 from tests.generators import SEEDS, random_tensor
 
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tensornet_compress.decompose.linalg import rank_one_parts
 from tensornet_compress.metric import squared_norm
 from tensornet_compress.searching import SpectrumStore
-from tensornet_compress.searching.graphs import mutual_information, native, side_by_side
-from tensornet_compress.searching.products import product_parts
-from tensornet_compress.searching.shapes import searched_shapes
+from tensornet_compress.searching.limits import Limit, View
+from tensornet_compress.searching.shapes import mutual_information, searched_shapes
+from tensornet_compress.searching.store import product_parts
+from tensornet_compress.searching.topologies import native, side_by_side
 from tensornet_compress.tensor import Tensorization, Topology
 
 
@@ -106,11 +107,11 @@ def test_a_tree_of_a_product_is_made_of_those_of_its_factors(order, seed):
     ]
     tensor = torch.einsum("ab,cde,f->abcdef", *parts).permute(order).contiguous()
     store = SpectrumStore(tensor)
-    mutual_information(store)
+    view = View(store, Limit(1e-5), allowed=1e-10)
+    mutual_information(view)
     groups = {frozenset(order[mode] for mode in modes) for modes, _ in store.factors()}
     assert groups == {frozenset({0, 1}), frozenset({2, 3, 4}), frozenset({5})}
-    shapes = searched_shapes(store, Tensorization.native(tuple(tensor.shape)), ("tree",), 1e-10, lambda: True)
-    for shape in shapes:
+    for shape in searched_shapes(view, Tensorization.native(tuple(tensor.shape)), ("tree",)):
         topology = shape.topology
         between = [bond for bond in range(len(topology.edges)) if store.rank(topology.side(bond), 1e-10 * store.energy) == 1]
         assert len(between) == 2

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 import tensornet_compress as tnc
 from tensornet_compress.searching.candidates import Shape
-from tensornet_compress.searching.descent import descended, neighbours
+from tensornet_compress.searching.limits import Deadline
+from tensornet_compress.searching.shapes import descended
+from tensornet_compress.searching.topologies import neighbours
 from tensornet_compress.tensor import Tensorization, Topology
 
 TRAIN = Topology.train([(0, 1), (2,), (3, 4), (5,)])
@@ -35,7 +37,7 @@ def test_neighbours_hold_every_leg_once(topology: Topology) -> None:
 @given(st.dictionaries(st.frozensets(st.integers(0, 5), min_size=1, max_size=5), st.floats(0, 9), max_size=12))
 def test_a_descent_ends_where_nothing_near_costs_less(weights: dict[frozenset[int], float]) -> None:
     start = Shape("tt", Tensorization.native((2,) * 6), TRAIN)
-    end = descended(start, lambda shape: weighed(weights, shape), lambda: True)
+    end = descended(start, lambda shape: weighed(weights, shape))
     least = weighed(weights, end)
     assert least <= weighed(weights, start)
     for topology in neighbours(end.topology):
@@ -44,7 +46,7 @@ def test_a_descent_ends_where_nothing_near_costs_less(weights: dict[frozenset[in
 
 def test_a_descent_that_has_no_time_is_its_start() -> None:
     start = Shape("tt", Tensorization.native((2,) * 6), TRAIN)
-    assert descended(start, lambda shape: len(shape.topology.legs), lambda: False).topology == TRAIN
+    assert descended(start, lambda shape: len(shape.topology.legs), Deadline(0.0)).topology == TRAIN
 
 
 def test_small_networks_pay_for_no_core_too_many() -> None:

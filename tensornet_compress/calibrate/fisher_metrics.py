@@ -1,0 +1,266 @@
+"""The Fisher metric of every targeted layer from one forward and one backward pass over calibration batches.
+
+For a layer ``y = W x`` an error ``E`` costs about ``1/2 E[g_r^2] E_r C E_r'`` nats a token, summed over outputs r, with
+``C = E[x x']`` and g the gradient of the log-likelihood of labels drawn from the model. The table of an embedding, and a head
+that shares it, costs ``1/2 (h_v e_v C_h e_v' + f_v e_v G e_v')`` for an error ``e_v`` in row v: h_v is the Fisher information
+of logit v, C_h the second moment of the head's inputs, f_v how often token v occurs, and G the second moment of gradients at
+the embedding's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensornet_compress.calibrate.batches import Batch, model_inputs
+from tensornet_compress.calibrate.collect import Loss
+from tensornet_compress.calibrate.modes import frozen
+from tensornet_compress.calibrate.moments import InputMoment, has_input_moment, input_vectors, version_of
+from tensornet_compress.calibrate.outputs import graph_start, kept_output, sampled_loss
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.nn import Target
+
+_LEAST_TOKEN = 0.3
+"""Rows of an embedding weigh at least this share of the mean row: tokens that calibration never saw have to live too."""
+
+
+@dataclass
+class _Seen:
+    """What the calls of one module told of it, summed over batches."""
+
+    inputs: InputMoment | None = None
+    outputs: Tensor | None = None
+    gradients: InputMoment = field(default_factory=InputMoment)
+    calls: Tensor | None = None
+    vectors: int = 0
+
+    def add_output(self, squares: Tensor) -> None:
+        self.outputs = squares if self.outputs is None else self.outputs + squares
+
+
+def fisher_metrics(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    targets: Sequence[Target],
+    *,
+    loss: Loss | None = None,
+    advance: Callable[[], None] = lambda: None,
+    seed: int = 0,
+) -> tuple[dict[str, KroneckerMetric], dict[str, str]]:
+    """Metrics by target, in nats per token, and notes on those that calibration says little about.
+
+    Layers that were fed one tensor share one column factor (the same object). The model is left as found.
+
+    Args:
+        loss: ``loss(model, batch)``, summed over examples, to which divergences then refer in place of tokens; by default minus
+            the log-likelihood of labels drawn from the model.
+
+    Raises:
+        TensorNetError: no batches, or no target reaches the loss.
+    """
+    collector = _Collector(model, targets)
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    with frozen(model), collector.listening(), torch.enable_grad():
+        for batch in batches:
+            collector.begin(batch)
+            if loss is None:
+                output, is_logits = kept_output(model, model_inputs(batch, device))
+                collector.end_forward(output if is_logits else None)
+                collector.tokens += len(output)
+                total = sampled_loss(output, is_logits, generator)
+            else:
+                total = loss(model, batch)
+                collector.end_forward(None)
+                collector.tokens += _examples(batch)
+            if not total.requires_grad:
+                raise TensorNetError(f"no targeted layer reaches the loss of {type(model).__name__}")
+            total.backward()
+            advance()
+    if not collector.tokens:
+        raise TensorNetError("calibration was given no batches")
+    return collector.metrics(targets)
+
+
+class _Collector:
+    def __init__(self, model: nn.Module, targets: Sequence[Target]):
+        self.model = model
+        self.names = [name for target in targets for name in (target.name, *target.tied)]
+        self.seen = {name: _Seen() for name in self.names}
+        self.tokens = 0
+        self._mask: Tensor | None = None
+        self._last: tuple[Tensor, int | None, InputMoment] | None = None
+        self._means: list[tuple[InputMoment, Tensor]] = []
+        # The layer called last, which may be the one that gives the logits.
+        self._head: tuple[str, Tensor] | None = None
+        self._exact: set[str] = set()
+
+    def listening(self) -> _Hooks:
+        """Hooks on all modules of the targets."""
+        return _Hooks([(self.model.get_submodule(name), self._hook(name)) for name in dict.fromkeys(self.names)])
+
+    def begin(self, batch: Any) -> None:
+        """Note the padding of a batch."""
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        self._mask = None if mask is None else mask.bool()
+        self._last = self._head = None
+
+    def end_forward(self, logits: Tensor | None) -> None:
+        """Of a layer whose outputs are the logits the Fisher information is known, without drawing labels: p (1 - p)."""
+        if self._head is not None and logits is not None:
+            name, output = self._head
+            kept = self._kept(output.detach())
+            if kept.shape == logits.shape and torch.equal(kept[:1], logits.detach()[:1]):
+                for part in kept.split(512):
+                    chance = part.float().softmax(-1)
+                    self.seen[name].add_output((chance - chance.square()).double().sum(0))
+                self._exact.add(name)
+        self._last = self._head = None
+
+    def metrics(self, targets: Sequence[Target]) -> tuple[dict[str, KroneckerMetric], dict[str, str]]:
+        found: dict[str, KroneckerMetric] = {}
+        notes: dict[str, str] = {}
+        for target in targets:
+            metric = self._metric(target)
+            if metric is None:
+                notes[target.name] = "calibration never reached it: its errors count like those of a layer of middling weight"
+            else:
+                found[target.name] = metric
+        if not found:
+            raise TensorNetError(f"no targeted layer reaches the loss of {type(self.model).__name__}")
+        levels = sorted(float(_level(metric)) for metric in found.values())
+        for name in notes:
+            found[name] = KroneckerMetric(rate=0.5 * levels[len(levels) // 2])
+        return found, notes
+
+    def _metric(self, target: Target) -> KroneckerMetric | None:
+        seen = [self.seen[name] for name in dict.fromkeys((target.name, *target.tied))]
+        looked_up = [part for part in seen if part.calls is not None and part.gradients.count]
+        multiplied = [part for part in seen if part.outputs is not None and float(part.outputs.sum()) > 0]
+        if target.kind == "embedding" or looked_up:
+            return self._table(multiplied, looked_up)
+        if not multiplied:
+            return None
+        vectors = sum(part.vectors for part in multiplied)
+        rows = torch.stack([part.outputs for part in multiplied if part.outputs is not None]).sum(0) / vectors
+        moments = [part.inputs for part in multiplied if part.inputs is not None]
+        columns = self._mean(moments[0]) if len(moments) == 1 else None
+        if len(moments) > 1:
+            sums = torch.stack([moment.sum for moment in moments if moment.sum is not None])
+            columns = (sums.sum(0) / sum(moment.count for moment in moments)).cpu()
+        return KroneckerMetric(rows.cpu(), columns, 0.5 * vectors / self.tokens)
+
+    def _table(self, multiplied: Sequence[_Seen], looked_up: Sequence[_Seen]) -> KroneckerMetric | None:
+        """Rows: what an error in a token's row costs; columns: the mean of both uses' second moments, each of trace one."""
+        rows: Tensor | None = None
+        columns: Tensor | None = None
+        for part in multiplied:
+            assert part.outputs is not None
+            assert part.inputs is not None
+            rows, columns = _added(rows, columns, part.outputs / self.tokens, part.inputs.mean)
+        for part in looked_up:
+            assert part.calls is not None
+            rows, columns = _added(rows, columns, part.calls / self.tokens, part.gradients.mean)
+        if rows is None or columns is None or not float(rows.sum()) > 0:
+            return None
+        columns = columns * (len(columns) / columns.trace())
+        rows = rows / len(columns)
+        return KroneckerMetric(rows.clamp_min(_LEAST_TOKEN * rows.mean()).cpu(), columns.cpu(), 0.5)
+
+    def _mean(self, moment: InputMoment) -> Tensor:
+        """One tensor for all layers that share a moment."""
+        for known, mean in self._means:
+            if known is moment:
+                return mean
+        self._means.append((moment, moment.mean.cpu()))
+        return self._means[-1][1]
+
+    def _kept(self, vectors: Tensor) -> Tensor:
+        """(examples, ..., n) -> (tokens, n) without padding."""
+        if self._mask is not None and self._mask.shape == vectors.shape[:-1]:
+            return vectors[self._mask.to(vectors.device)]
+        return vectors.reshape(-1, vectors.shape[-1])
+
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
+        def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor | None:
+            given = arguments[0] if arguments else next(iter(keywords.values()))
+            seen = self.seen[name]
+            # The first layer on the way starts the graph: no parameter and no input asks for a gradient.
+            started = output if output.requires_grad else graph_start(output)
+            if isinstance(module, nn.Embedding):
+                self._look_up(seen, module, given)
+                started.register_hook(lambda gradient: seen.gradients.add(self._kept(gradient.detach())))
+                return started
+            self._take_inputs(seen, module, given)
+            channels_first = isinstance(module, nn.Conv2d)
+            if not channels_first:
+                self._head = (name, started)
+
+            def backward(gradient: Tensor) -> None:
+                vectors = gradient.detach().flatten(2).transpose(1, 2) if channels_first else gradient.detach()
+                kept = self._kept(vectors)
+                seen.vectors += len(kept)
+                if name not in self._exact:
+                    seen.add_output(torch.stack([part.double().square().sum(0) for part in kept.split(256)]).sum(0))
+
+            started.register_hook(backward)
+            return started
+
+        return forward
+
+    def _look_up(self, seen: _Seen, module: nn.Embedding, ids: Tensor) -> None:
+        flat = ids[self._mask.to(ids.device)] if self._mask is not None and self._mask.shape == ids.shape else ids.reshape(-1)
+        calls = torch.bincount(flat, minlength=module.num_embeddings).double()
+        seen.calls = calls if seen.calls is None else seen.calls + calls
+
+    def _take_inputs(self, seen: _Seen, module: nn.Module, given: Tensor) -> None:
+        if not has_input_moment(module):
+            return
+        version = version_of(given)
+        same = self._last is not None and given is self._last[0] and version is not None and version == self._last[1]
+        if same and self._last is not None and (seen.inputs is None or seen.inputs is self._last[2]):
+            seen.inputs = self._last[2]
+            return
+        seen.inputs = seen.inputs or InputMoment()
+        seen.inputs.add(self._kept(input_vectors(module, given.detach())))
+        self._last = (given, version, seen.inputs)
+
+
+def _examples(batch: Any) -> int:
+    first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+    return len(first)
+
+
+@dataclass
+class _Hooks:
+    """Forward hooks for as long as the block lasts."""
+
+    wanted: Sequence[tuple[nn.Module, Callable[..., Any]]]
+
+    def __enter__(self) -> None:
+        self._handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self.wanted]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _added(rows: Tensor | None, columns: Tensor | None, weight: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over uses of a table: row weights times the trace of their moment, and moments in proportion to what rows weigh."""
+    trace = moment.trace()
+    weight = weight * trace
+    share = moment * (weight.sum() / trace.clamp_min(1e-300))
+    return (weight if rows is None else rows + weight), (share if columns is None else columns + share)
+
+
+def _level(metric: KroneckerMetric) -> Tensor:
+    """Mean weight of an entry's squared error, in nats."""
+    columns = metric.columns
+    per_column = 1.0 if columns is None else (columns if columns.ndim == 1 else columns.diagonal()).mean()
+    per_row = 1.0 if metric.rows is None else metric.rows.mean()
+    return torch.as_tensor(2 * (metric.rate or 0.5) * per_row * per_column)

@@ -1,0 +1,166 @@
+"""Candidates become networks: predicted in all formats, the best few made and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from tensornet_compress.coding import NamedFormat
+from tensornet_compress.decompose import ErrorFeedback, realise
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.metric import KroneckerMetric, euclidean
+from tensornet_compress.searching.candidates import Candidate, Shape, predicted
+from tensornet_compress.searching.limits import View
+from tensornet_compress.searching.result import Event, Found, Measured
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
+
+_KEPT = 3
+_TRIES = 4
+_SMALL = 1 << 16
+_LOOSE = 0.93
+
+
+class Target:
+    """The tensor, and the inner product that errors of it are measured in."""
+
+    def __init__(self, tensor: Tensor, metric: KroneckerMetric | None):
+        """Raises ``TensorNetError`` where the metric does not see the tensor."""
+        self.tensor, self.metric = tensor.detach(), metric
+        self.work = self.tensor if tensor.dtype == torch.float64 else self.tensor.float()
+        self.energy = self._norm2(self.work)
+        self.zero = not self.energy > 0 and not self.work.any()
+        if not self.zero and not self.energy > 0:
+            raise TensorNetError(
+                f"the tensor's squared norm in the metric is {self.energy:.3g}; give a positive definite metric"
+            )
+
+    def _norm2(self, tensor: Tensor) -> float:
+        return (self.metric or euclidean()).norm2(tensor.reshape(tensor.shape[0], -1))
+
+    def error_of(self, dense: Tensor) -> float:
+        """Relative error of a decoded tensor."""
+        squared = self._norm2(self.work - dense)
+        return (squared / self.energy) ** 0.5 if self.energy else 0.0 if squared == 0.0 else float("inf")
+
+    def error_of_network(self, network: TensorNetwork) -> float:
+        """The same of a network; 0 at once where what is stored are the very entries of the tensor, in native order."""
+        if len(network.stored) == 1 and network.spec.terms[0].layout.is_native:
+            (core,) = network.stored.values()
+            if core.dtype == self.work.dtype and core.shape == self.work.shape and torch.equal(core, self.work):
+                return 0.0
+        return self.error_of(network.to_dense(self.work.dtype))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A measured network with what it was predicted from."""
+
+    found: Found
+    candidate: Candidate
+    view: View
+    slack: float
+
+
+class Trials:
+    """Makes and measures networks of one tensor, and remembers all of them."""
+
+    def __init__(self, target: Target, measured: Measured, formats: Sequence[NamedFormat]):
+        self.target, self.measured, self.formats = target, measured, formats
+        self.limit = measured.limit
+        self.trials: list[Trial] = []
+        self.history: list[Event] = []
+        self.spectra: dict[str, list[float]] = {}
+        self._started = perf_counter()
+
+    def measure(self, family: str, term: TermSpec, ordered: bool, feedback: ErrorFeedback | None = None) -> Found:
+        """Make one network and measure it."""
+        target = self.target
+        network = realise(target.tensor, NetworkSpec.of(term, target.tensor.dtype), target.metric, feedback=feedback)
+        found = Found(family, network, target.error_of_network(network), ordered)
+        self.measured.networks.append(found)
+        self._note(f"{family} measured", found.nbytes, found.error)
+        return found
+
+    def best_trial(self) -> Trial | None:
+        """How the best network so far was predicted; None for a dense one."""
+        best = self.measured.best()
+        return next((trial for trial in self.trials if trial.found is best), None)
+
+    def try_shapes(self, view: View, shapes: Iterable[Shape]) -> None:
+        """Predict all shapes in all formats; make and measure the best few of those that could beat the best so far, and as
+        many more as miss the limit when measured."""
+        expected = [item for shape in shapes for fmt in self.formats if (item := self._expected(shape, view, fmt)) is not None]
+        expected.sort(key=lambda item: self.limit.sort_key(item[0]))
+        most = _KEPT if self.target.work.numel() > _SMALL else _KEPT + 1
+        keys: list[tuple[object, ...]] = []
+        signatures, missed = set(), 0
+        for candidate, slack, careful in expected:
+            if len(keys) - missed >= most or self.measured.hopeless(candidate) or view.deadline.passed():
+                return
+            if candidate.key() in keys:
+                continue
+            keys.append(candidate.key())
+            if candidate.signature() not in signatures:
+                signatures.add(candidate.signature())
+                missed += not self._make(candidate, view, slack) and missed < most
+                other = None if careful or len(keys) > 1 else predicted(candidate.shape, view, candidate.fmt)
+                if other is not None and other.key() != candidate.key():
+                    self._make(other, view, 1.0)
+
+    def _expected(self, shape: Shape, view: View, fmt: NamedFormat) -> tuple[Candidate, float, bool] | None:
+        """The candidate that is likely to keep the limit, the slack that takes, and whether it is what a careful prediction,
+        one without slack, comes to as well."""
+        candidate = predicted(shape, view, fmt)
+        if candidate is None:
+            return None
+        slack, careful = 1.0 if self.limit.max_error is None else candidate.overlap_slack(), True
+        if slack != 1.0 and not candidate.at_its_least(view, slack):
+            bold = predicted(candidate.shape, view, fmt, slack)
+            candidate, careful = bold or candidate, bold is None
+        self._note(f"{shape.family} in {fmt.name}, predicted", candidate.nbytes, candidate.error)
+        return candidate, slack, careful
+
+    def _make(self, candidate: Candidate, view: View, slack: float) -> bool:
+        """Decompose and measure; where the error was predicted too high or too low, again with other ranks. Whether any of
+        these keeps the limit."""
+        kept: Found | None = None
+        for _ in range(_TRIES):
+            found = self.measure(candidate.shape.family, candidate.term, candidate.shape.ordered)
+            self.trials.append(Trial(found, candidate, view, slack))
+            if not self.limit.max_error:
+                break
+            ratio = found.error / self.limit.max_error
+            if kept is not None and (ratio > 1 or found.nbytes >= kept.nbytes):
+                break
+            if ratio <= 1:
+                kept = found
+                if ratio > _LOOSE:
+                    break
+            slack *= min(4.0, 0.985 / ratio) if ratio > 0 else 4.0
+            if ratio <= 1 and candidate.at_its_least(view, slack):
+                break
+            following = predicted(candidate.shape, view, candidate.fmt, slack)
+            if following is None or following.key() == candidate.key() or view.deadline.passed():
+                break
+            if len(following.shape.topology.legs) < len(candidate.shape.topology.legs):
+                # With cores joined it is another network, which competes by itself.
+                break
+            candidate = following
+        self._keep_spectra(candidate, view)
+        return kept is not None or self.limit.keeps(found)
+
+    def _keep_spectra(self, candidate: Candidate, view: View) -> None:
+        """For plots: the spectrum of a cut in halves of the first view, and that of the widest bond of the best."""
+        store, ranks = view.store, candidate.ranks
+        if store.dims and "native" not in self.spectra:
+            self.spectra["native"] = store.leading(range((len(store.dims) + 1) // 2))
+        if ranks and self.measured.best() is self.measured.networks[-1]:
+            widest = max(range(len(ranks)), key=ranks.__getitem__)
+            self.spectra["best"] = store.leading(candidate.shape.topology.side(widest))
+
+    def _note(self, what: str, nbytes: int, error: float) -> None:
+        self.history.append(Event(perf_counter() - self._started, what, nbytes, error))

@@ -1,0 +1,81 @@
+"""A model in entropy-coded integers: the budget holds, the loss is as foretold, and the folder gives the same model again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import tensornet_compress as tnc
+from tensornet_compress.compressing.sizes import model_nbytes
+from tests.models import batches, tiny_bert, tiny_llama
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(batches(1, 2, 24)[0]).logits
+
+
+@pytest.mark.parametrize("bits", [4.0, 5.5, 8.0])
+def test_the_budget_holds_and_is_used(bits: float) -> None:
+    model = tiny_llama()
+    report = tnc.compress(model, tnc.Budget(bits_per_weight=bits), batches(), method="coded", workers=1)
+    assert 0.98 * report.allowed_nbytes < report.targeted_nbytes <= report.allowed_nbytes
+    assert report.nbytes == model_nbytes(model)
+
+
+def test_more_bits_lose_less() -> None:
+    exact = logits(tiny_llama())
+    errors = []
+    for bits in (3.5, 5.5, 8.0):
+        model = tiny_llama()
+        tnc.compress(model, tnc.Budget(bits_per_weight=bits), batches(), method="coded", workers=1)
+        errors.append(float((logits(model) - exact).square().mean() / exact.square().mean()))
+    assert errors[0] > 4 * errors[1] > 16 * errors[2]
+
+
+def test_saved_and_loaded_it_is_the_same_model(tmp_path: Path) -> None:
+    model = tiny_llama()
+    report = tnc.compress(model, tnc.Budget(bits_per_weight=4.0), batches(), method="coded", workers=1)
+    tnc.save(model, tmp_path / "coded", report=report)
+    again = tnc.load(tmp_path / "coded")
+    assert torch.equal(logits(again), logits(model))
+    assert model_nbytes(again) == report.nbytes
+    # Loaded numbers replace what a module had decoded before.
+    other = tnc.load(tmp_path / "coded")
+    with torch.no_grad():
+        for name, buffer in other.named_buffers():
+            if name.endswith("_int8"):
+                buffer.zero_()
+    assert not torch.allclose(logits(other), logits(model))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other), logits(model))
+
+
+def test_tied_embeddings_are_compressed_and_stay_tied() -> None:
+    model = tiny_llama(tied=True)
+    report = tnc.compress(model, tnc.Budget(bits_per_weight=6.0), batches(), method="coded", workers=1)
+    assert "model.embed_tokens" in {layer.name for layer in report.layers}
+    assert model.lm_head.core0_int8 is model.model.embed_tokens.core0_int8
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers() -> None:
+    stored = []
+    for workers in (1, 2):
+        model = tiny_llama()
+        tnc.compress(model, tnc.Budget(bits_per_weight=4.0), batches(), method="coded", workers=workers)
+        stored.append(model.state_dict())
+    assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
+
+
+def test_encoders_too() -> None:
+    encoder = tiny_bert()
+    report = tnc.compress(encoder, tnc.Budget(bits_per_weight=6.0), batches(), method="coded", workers=1)
+    assert report.targeted_nbytes <= report.allowed_nbytes
+
+
+def test_it_needs_calibration() -> None:
+    with pytest.raises(tnc.TensorNetError, match="calibration"):
+        tnc.compress(tiny_llama(), tnc.Budget(bits_per_weight=4.0), method="coded", allocator="energy")

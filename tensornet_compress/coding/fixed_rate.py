@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tensornet_compress.bisection import least_kept
 from tensornet_compress.coding.planes import FIELDS
 from tensornet_compress.errors import TensorNetError
 
@@ -63,7 +63,8 @@ def allocate(deviation: Tensor, curve: Curve, bits: float) -> Tensor:
     def fits(price: float) -> bool:
         return float(cost[(error + price * cost).argmin(1)].mean()) <= bits
 
-    choice = (error + smallest(fits, 1e-30, float(variance.max()) * 4, 120) * cost).argmin(1)
+    price = least_kept(fits, 1e-30, float(variance.max()) * 4, steps=120)
+    choice = (error + price * cost).argmin(1)
     left = int(bits * len(variance)) - int(cost[choice].sum())
     upper = (choice + 1).clamp_max(len(ALLOWED) - 1)
     gain = error.gather(1, choice[:, None]) - error.gather(1, upper[:, None])
@@ -72,11 +73,3 @@ def allocate(deviation: Tensor, curve: Curve, bits: float) -> Tensor:
         if 0 < more <= left:
             choice[component], left = upper[component], left - more
     return cost[choice].long()
-
-
-def smallest(fits: Callable[[float], bool], low: float, high: float, steps: int) -> float:
-    """The smallest positive number that fits, where all larger ones fit too: ``steps`` halvings of log ``low`` .. ``high``."""
-    for _ in range(steps):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tensornet_compress.bisection import least_kept
 from tensornet_compress.coding.entropy import Statistics
-from tensornet_compress.coding.fixed_rate import smallest
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.live.codec import LiveBasis, live_bases, live_curve
 from tensornet_compress.kv.profile.capture import Captured, Runner, Window, windows
@@ -209,7 +209,7 @@ def _noise(weighted: Tensor) -> float:
     def fits(level: float) -> bool:
         return float((0.5 * (variance / level).clamp_min(1).log2()).mean()) <= 2.0
 
-    return smallest(fits, float(variance.min()) * 1e-6, float(variance.max()), 60)
+    return least_kept(fits, float(variance.min()) * 1e-6, float(variance.max()), steps=60)
 
 
 def _statistics(trees: dict[str, SideTree], kept: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tensornet_compress.bisection import least_kept
 from tensornet_compress.coding.entropy import Quantiser
-from tensornet_compress.coding.fixed_rate import Curve, allocate, smallest
+from tensornet_compress.coding.fixed_rate import Curve, allocate
 from tensornet_compress.coding.stored_basis import StoredBasis
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files.whole import whole_file
@@ -114,7 +115,7 @@ class Profile(Shared):
             rate = sum(self.quantiser.expected_bits(self.scale[side], step) for side in SIDES)
             return rate <= bits * self.elements_per_token
 
-        return smallest(fits, 1e-9, 1e9, 80)
+        return least_kept(fits, 1e-9, 1e9, steps=80)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything stored, by flat name."""

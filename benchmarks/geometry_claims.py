@@ -34,7 +34,7 @@ from tensornet_compress.metric import ElementwiseMetric
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
 from tensornet_compress.tensor import TensorNetwork
 from tensornet_compress.train import Schedule, heal, isvt
-from tensornet_compress.train.setup import rank_spec
+from tensornet_compress.train.reduction import rank_spec
 
 KEEPS = (0.9, 0.8, 0.6, 0.4)
 STEPS = 40

@@ -44,7 +44,7 @@ from tensornet_compress.metric import euclidean
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
 from tensornet_compress.tensor import TensorNetwork
 from tensornet_compress.train import Problem, Schedule, curvature, heal, isvt, next_token_loss
-from tensornet_compress.train.setup import rank_spec
+from tensornet_compress.train.reduction import rank_spec
 
 KEEPS = (0.9, 0.8, 0.6, 0.4)
 KINDS = ("euclidean", "row-fisher", "input", "kronecker")

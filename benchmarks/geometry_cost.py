@@ -34,7 +34,7 @@ from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_
 from tensornet_compress.nn import find_targets, layer_weight, replace_module
 from tensornet_compress.nn.plan import Plan, layer_plan
 from tensornet_compress.train import BlockRefinement, Propagation, Schedule, heal, isvt, propagate
-from tensornet_compress.train.setup import rank_spec
+from tensornet_compress.train.reduction import rank_spec
 
 BITS = 9.6
 FORWARD, BACKWARD = "forward pass", "forward and backward pass"

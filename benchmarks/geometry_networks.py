@@ -20,7 +20,7 @@ from common import LENGTH, MODEL, original_layers, write_result
 from encoder_table import _encode, _sentences
 from torch import Tensor
 
-from tensornet_compress.calibrate.input_moments import input_moments
+from tensornet_compress.calibrate import collect_statistics
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes, realise
 from tensornet_compress.evaluate import Reference, compare_embeddings, evaluate_language, sentence_embeddings
@@ -57,8 +57,7 @@ class Subject:
 
 
 def moments(model: Any, names: list[str], batches: list[Any]) -> dict[str, Tensor]:
-    chosen = [target for target in find_targets(model)[0] if target.name in names]
-    return input_moments(model, batches, chosen, lambda: None)
+    return {name: found.input.mean for name, found in collect_statistics(model, batches, names, ["input"]).items()}
 
 
 def middle(model: Any, block: str) -> list[str]:

@@ -20,7 +20,7 @@ import tensornet_compress as tnc
 from tensornet_compress.decompose import matrix_spectrum
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.train import Schedule, isvt, proximal_step
-from tensornet_compress.train.threshold import Cost
+from tensornet_compress.train.proximal import Cost
 from tests.generators import correlated_moment, random_tensor
 from tests.train.problems import Linear, correlated_inputs, least_squares, logistic
 

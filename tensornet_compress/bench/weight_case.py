@@ -14,7 +14,7 @@ from tensornet_compress.bench.registry import Registry
 from tensornet_compress.bench.side import require_fit
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.nn import KeptModules, Target, find_targets, layer_weight
+from tensornet_compress.nn import KeptModules, Target, find_targets, layer_weight, turned
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.report import Drawing, LayerCell
 
@@ -128,8 +128,7 @@ class WeightCase:
         stand_in: Any = object.__new__(type(original))
         nn.Module.__init__(stand_in)
         stand_in.__dict__.update({k: v for k, v in original.__dict__.items() if not k.startswith("_")})
-        weight = matrix.to(original.weight.dtype)
-        weight = weight.T if target.kind == "conv1d" else weight.reshape(original.weight.shape)
+        weight = turned(matrix.to(original.weight.dtype), target.kind).reshape(original.weight.shape)
         stand_in.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
         stand_in.register_parameter("bias", getattr(original, "bias", None))
         stand_in.train(original.training)

@@ -19,7 +19,7 @@ from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.side import require_fit
 from tensornet_compress.bench.texts import find_text
 from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.evaluate import compare_embeddings, sentence_embeddings
 from tensornet_compress.nn import find_targets
@@ -226,7 +226,7 @@ def middle_blocks(model: torch.nn.Module, count: int | None) -> list[str] | None
     """Patterns of the layers of ``count`` blocks in the middle of the model's list of blocks; ``None`` for all layers."""
     if count is None:
         return None
-    from tensornet_compress.calibrate.block_runner import find_blocks
+    from tensornet_compress.calibrate.blocks import find_blocks
 
     names = [target.name for target in find_targets(model)[0]]
     blocks = [prefix for prefix, _ in find_blocks(model, names)]

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.calibrate.modes import frozen
-from tensornet_compress.calibrate.moments import (
-    has_input_moment,
+from tensornet_compress.calibrate.batches import kept_output, model_inputs, without_padding
+from tensornet_compress.calibrate.divergence import sampled_loss
+from tensornet_compress.calibrate.hooks import (
+    Backward,
+    by_example,
+    calls_and_gradients,
+    frozen,
+    hooked,
     input_vectors,
-    model_inputs,
     require_unchanged,
     version_of,
     weight_users,
 )
-from tensornet_compress.calibrate.outputs import graph_start, kept_output, sampled_loss
-from tensornet_compress.calibrate.statistics import GradientStatistics
+from tensornet_compress.calibrate.statistics import GradientStatistics, SharedMoments
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import GRADIENT_KINDS, metric_kind
 
@@ -59,27 +62,32 @@ def collect_statistics(
         TensorNetError: an unknown metric or layer, no batches, or a loss that depends on no named layer.
     """
     wanted = [metric_kind(kind) for kind in kinds]
-    modules = dict(model.named_modules())
-    for name in names:
-        if name not in modules or not has_input_moment(modules[name]):
+    known = dict(model.named_modules())
+    users = {name: weight_users(model, [name, *(tied or {}).get(name, ())]) if name in known else [] for name in names}
+    for name, modules in users.items():
+        if not modules:
             raise TensorNetError(f"{name!r} is no layer with input vectors; linear layers and ungrouped convolutions are")
     collector = _Collector({name: GradientStatistics(wanted) for name in names}, bool(GRADIENT_KINDS & set(wanted)))
-    users = {name: weight_users(model, [name, *(tied or {}).get(name, ())]) for name in names}
-    sharing = {name: [model.get_submodule(user) for user in found] for name, found in users.items()}
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     count = 0
-    with frozen(model), collector.listening(sharing), torch.set_grad_enabled(collector.gradients):
+    handles = calls_and_gradients(users, collector.called)
+    with hooked(handles), frozen(model), torch.set_grad_enabled(collector.gradients):
         for batch in batches:
             collector.begin(batch)
             with nullcontext() if precision is None else torch.autocast(device.type, dtype=precision):
-                total = _total(model, batch, loss, device, generator)
+                if loss is not None:
+                    total = loss(model, batch)
+                elif collector.gradients:
+                    total = sampled_loss(*kept_output(model, model_inputs(batch, device)), generator)
+                else:
+                    model(**model_inputs(batch, device))
             if collector.gradients:
                 if total.requires_grad:
                     total.backward()
                 elif strict:
                     raise unreached(model)
-                collector.end()
+            collector.end()
             count += 1
             advance()
     if not count:
@@ -92,16 +100,10 @@ def unreached(model: nn.Module) -> TensorNetError:
     return TensorNetError(f"no named layer reaches the loss of {type(model).__name__}")
 
 
-def _total(model: nn.Module, batch: Any, loss: Loss | None, device: torch.device, generator: torch.Generator) -> Tensor:
-    if loss is not None:
-        return loss(model, batch)
-    output, logits = kept_output(model, model_inputs(batch, device))
-    return sampled_loss(output, logits, generator)
-
-
 class _Collector:
     def __init__(self, statistics: dict[str, GradientStatistics], gradients: bool):
         self.statistics, self.gradients = statistics, gradients
+        self._moments = SharedMoments()
         self._mask: Tensor | None = None
         self._calls: dict[str, _Calls] = {}
 
@@ -115,44 +117,30 @@ class _Collector:
         """Take in what came back of layers some of whose calls do not reach the loss."""
         for calls in self._calls.values():
             calls.finish()
+        self._moments.settle()
+        for name, moment in self._moments.of.items():
+            self.statistics[name].input = moment
 
-    @contextmanager
-    def listening(self, modules: Mapping[str, Sequence[nn.Module]]) -> Iterator[None]:
-        handles = [
-            module.register_forward_hook(self._hook(name), with_kwargs=True)
-            for name, users in modules.items()
-            for module in users
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def called(self, name: str, module: nn.Module, given: Tensor, _output: Tensor) -> Backward:
+        """Count the input of a call; what to do with the gradient of its output."""
+        statistics, calls = self.statistics[name], self._calls[name]
+        vectors = input_vectors(module, given.detach())
+        mask = self._mask if self._mask is not None and self._mask.shape == vectors.shape[:2] else None
+        flat = without_padding(vectors, mask)
+        statistics.add_inputs(flat, again=calls.made > 0)
+        if statistics.kinds & {"input", "kronecker"}:
+            self._moments.add(name, given, flat)
+        calls.made += 1
+        if not self.gradients:
+            return None
+        version = version_of(vectors)
 
-    def _hook(self, name: str) -> Callable[..., Tensor | None]:
-        def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor | None:
-            given = arguments[0] if arguments else next(iter(keywords.values()))
-            vectors = _by_example(input_vectors(module, given.detach()))
-            mask = self._mask if self._mask is not None and self._mask.shape == vectors.shape[:2] else None
-            flat = vectors[mask.to(vectors.device)] if mask is not None else vectors.flatten(0, 1)
-            calls = self._calls[name]
-            self.statistics[name].add_inputs(flat, again=calls.made > 0)
-            calls.made += 1
-            if not self.gradients:
-                return None
-            # The first layer on the way starts the graph: no parameter and no input asks for a gradient.
-            started = output if output.requires_grad else graph_start(output)
-            version = version_of(vectors)
+        def backward(gradient: Tensor) -> None:
+            if statistics.kinds & {"row-fisher", "elementwise"}:
+                require_unchanged(vectors, version, name, "the input or the kronecker metric")
+            calls.came_back(module, vectors, gradient, mask)
 
-            def backward(gradient: Tensor) -> None:
-                if self.statistics[name].kinds & {"row-fisher", "elementwise"}:
-                    require_unchanged(vectors, version, name, "the input or the kronecker metric")
-                calls.came_back(module, vectors, gradient, mask)
-
-            started.register_hook(backward)
-            return started
-
-        return forward
+        return backward
 
 
 class _Calls:
@@ -167,7 +155,7 @@ class _Calls:
         """Note the gradient of one call's output, beside its input vectors (examples, tokens, n)."""
         if isinstance(module, nn.Conv2d):
             gradient = gradient.flatten(2).transpose(1, 2)
-        self._back.append((vectors, _by_example(gradient.detach()), mask))
+        self._back.append((vectors, by_example(gradient.detach()), mask))
         if len(self._back) == self.made:
             self.finish()
 
@@ -183,8 +171,3 @@ class _Calls:
 def _real_tokens(vectors: Tensor, gradients: Tensor, mask: Tensor | None, example: int) -> tuple[Tensor, Tensor]:
     kept = slice(None) if mask is None else mask[example].to(gradients.device)
     return vectors[example][kept], gradients[example][kept]
-
-
-def _by_example(vectors: Tensor) -> Tensor:
-    """(examples, ..., n) -> (examples, tokens, n)."""
-    return vectors[:, None] if vectors.ndim == 2 else vectors.flatten(1, -2)

@@ -16,11 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.calibrate.batches import Batch, model_inputs
+from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs, named_parts, without_padding
 from tensornet_compress.calibrate.collect import Loss
-from tensornet_compress.calibrate.modes import frozen
-from tensornet_compress.calibrate.moments import InputMoment, has_input_moment, input_vectors, version_of
-from tensornet_compress.calibrate.outputs import graph_start, kept_output, sampled_loss
+from tensornet_compress.calibrate.divergence import sampled_loss
+from tensornet_compress.calibrate.hooks import (
+    Backward,
+    calls_and_gradients,
+    frozen,
+    has_input_vectors,
+    hooked,
+    input_vectors,
+)
+from tensornet_compress.calibrate.statistics import InputMoment, SharedMoments
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn import Target
@@ -66,7 +73,7 @@ def fisher_metrics(
     collector = _Collector(model, targets)
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
-    with frozen(model), collector.listening(), torch.enable_grad():
+    with hooked(calls_and_gradients(collector.modules, collector.called)), frozen(model), torch.enable_grad():
         for batch in batches:
             collector.begin(batch)
             if loss is None:
@@ -90,37 +97,37 @@ def fisher_metrics(
 class _Collector:
     def __init__(self, model: nn.Module, targets: Sequence[Target]):
         self.model = model
-        self.names = [name for target in targets for name in (target.name, *target.tied)]
-        self.seen = {name: _Seen() for name in self.names}
+        names = dict.fromkeys(name for target in targets for name in (target.name, *target.tied))
+        self.modules = {name: [model.get_submodule(name)] for name in names}
+        self.seen = {name: _Seen() for name in names}
         self.tokens = 0
         self._mask: Tensor | None = None
-        self._last: tuple[Tensor, int | None, InputMoment] | None = None
-        self._means: list[tuple[InputMoment, Tensor]] = []
+        self._moments = SharedMoments()
+        self._means: dict[InputMoment, Tensor] = {}
         # The layer called last, which may be the one that gives the logits.
         self._head: tuple[str, Tensor] | None = None
         self._exact: set[str] = set()
-
-    def listening(self) -> _Hooks:
-        """Hooks on all modules of the targets."""
-        return _Hooks([(self.model.get_submodule(name), self._hook(name)) for name in dict.fromkeys(self.names)])
 
     def begin(self, batch: Any) -> None:
         """Note the padding of a batch."""
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         self._mask = None if mask is None else mask.bool()
-        self._last = self._head = None
+        self._head = None
 
     def end_forward(self, logits: Tensor | None) -> None:
         """Of a layer whose outputs are the logits the Fisher information is known, without drawing labels: p (1 - p)."""
         if self._head is not None and logits is not None:
             name, output = self._head
-            kept = self._kept(output.detach())
+            kept = without_padding(output.detach(), self._mask)
             if kept.shape == logits.shape and torch.equal(kept[:1], logits.detach()[:1]):
                 for part in kept.split(512):
                     chance = part.float().softmax(-1)
                     self.seen[name].add_output((chance - chance.square()).double().sum(0))
                 self._exact.add(name)
-        self._last = self._head = None
+        self._moments.settle()
+        for name, moment in self._moments.of.items():
+            self.seen[name].inputs = moment
+        self._head = None
 
     def metrics(self, targets: Sequence[Target]) -> tuple[dict[str, KroneckerMetric], dict[str, str]]:
         found: dict[str, KroneckerMetric] = {}
@@ -174,80 +181,36 @@ class _Collector:
 
     def _mean(self, moment: InputMoment) -> Tensor:
         """One tensor for all layers that share a moment."""
-        for known, mean in self._means:
-            if known is moment:
-                return mean
-        self._means.append((moment, moment.mean.cpu()))
-        return self._means[-1][1]
+        if moment not in self._means:
+            self._means[moment] = moment.mean.cpu()
+        return self._means[moment]
 
-    def _kept(self, vectors: Tensor) -> Tensor:
-        """(examples, ..., n) -> (tokens, n) without padding."""
-        if self._mask is not None and self._mask.shape == vectors.shape[:-1]:
-            return vectors[self._mask.to(vectors.device)]
-        return vectors.reshape(-1, vectors.shape[-1])
+    def called(self, name: str, module: nn.Module, given: Tensor, output: Tensor) -> Backward:
+        """Take in what a module was given; what to do with the gradient of its output."""
+        seen = self.seen[name]
+        if isinstance(module, nn.Embedding):
+            flat = without_padding(given[..., None], self._mask)[:, 0]
+            calls = torch.bincount(flat, minlength=module.num_embeddings).double()
+            seen.calls = calls if seen.calls is None else seen.calls + calls
+            return lambda gradient: seen.gradients.add(without_padding(gradient.detach(), self._mask))
+        if has_input_vectors(module):
+            self._moments.add(name, given, without_padding(input_vectors(module, given.detach()), self._mask))
+        channels_first = isinstance(module, nn.Conv2d)
+        if not channels_first:
+            self._head = (name, output)
 
-    def _hook(self, name: str) -> Callable[..., Tensor | None]:
-        def forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor | None:
-            given = arguments[0] if arguments else next(iter(keywords.values()))
-            seen = self.seen[name]
-            # The first layer on the way starts the graph: no parameter and no input asks for a gradient.
-            started = output if output.requires_grad else graph_start(output)
-            if isinstance(module, nn.Embedding):
-                self._look_up(seen, module, given)
-                started.register_hook(lambda gradient: seen.gradients.add(self._kept(gradient.detach())))
-                return started
-            self._take_inputs(seen, module, given)
-            channels_first = isinstance(module, nn.Conv2d)
-            if not channels_first:
-                self._head = (name, started)
+        def backward(gradient: Tensor) -> None:
+            vectors = gradient.detach().flatten(2).transpose(1, 2) if channels_first else gradient.detach()
+            kept = without_padding(vectors, self._mask)
+            seen.vectors += len(kept)
+            if name not in self._exact:
+                seen.add_output(torch.stack([part.double().square().sum(0) for part in kept.split(256)]).sum(0))
 
-            def backward(gradient: Tensor) -> None:
-                vectors = gradient.detach().flatten(2).transpose(1, 2) if channels_first else gradient.detach()
-                kept = self._kept(vectors)
-                seen.vectors += len(kept)
-                if name not in self._exact:
-                    seen.add_output(torch.stack([part.double().square().sum(0) for part in kept.split(256)]).sum(0))
-
-            started.register_hook(backward)
-            return started
-
-        return forward
-
-    def _look_up(self, seen: _Seen, module: nn.Embedding, ids: Tensor) -> None:
-        flat = ids[self._mask.to(ids.device)] if self._mask is not None and self._mask.shape == ids.shape else ids.reshape(-1)
-        calls = torch.bincount(flat, minlength=module.num_embeddings).double()
-        seen.calls = calls if seen.calls is None else seen.calls + calls
-
-    def _take_inputs(self, seen: _Seen, module: nn.Module, given: Tensor) -> None:
-        if not has_input_moment(module):
-            return
-        version = version_of(given)
-        same = self._last is not None and given is self._last[0] and version is not None and version == self._last[1]
-        if same and self._last is not None and (seen.inputs is None or seen.inputs is self._last[2]):
-            seen.inputs = self._last[2]
-            return
-        seen.inputs = seen.inputs or InputMoment()
-        seen.inputs.add(self._kept(input_vectors(module, given.detach())))
-        self._last = (given, version, seen.inputs)
+        return backward
 
 
 def _examples(batch: Any) -> int:
-    first = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
-    return len(first)
-
-
-@dataclass
-class _Hooks:
-    """Forward hooks for as long as the block lasts."""
-
-    wanted: Sequence[tuple[nn.Module, Callable[..., Any]]]
-
-    def __enter__(self) -> None:
-        self._handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in self.wanted]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    return len(next(iter(named_parts(batch).values())))
 
 
 def _added(rows: Tensor | None, columns: Tensor | None, weight: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,12 +14,13 @@ elementwise           mean squared gradients, per example           one weight p
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from tensornet_compress.calibrate.moments import InputMoment
+from tensornet_compress.calibrate.hooks import version_of
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import ElementwiseMetric, KroneckerMetric, MetricKind, input_second_moment, metric_kind
 
@@ -28,6 +29,92 @@ DROPPED_ENDS = 0.125
 NORM_RANGE = (0.1, 10.0)
 SHRINK_INPUT, SHRINK_GRADIENT = 0.1, 0.3
 ASVD_EXPONENT = 0.5
+
+
+class InputMoment:
+    """Running sum of ``x x'`` (or ``z x'``) and count of the vectors ``x``; float64 sums, float32 products."""
+
+    def __init__(self) -> None:
+        self.sum: Tensor | None = None
+        self.count = 0
+
+    def add(self, vectors: Tensor, others: Tensor | None = None) -> None:
+        """Add (tokens, n) vectors; with ``others`` (tokens, k) the products are ``vectors' others``, shape (n, k)."""
+        vectors = vectors.float()
+        others = vectors if others is None else others.float()
+        # Under autocast the product would be rounded to half precision, and no longer be positive definite.
+        with torch.autocast(vectors.device.type, enabled=False):
+            product = (vectors.T @ others).double()
+        self.sum = product if self.sum is None else self.sum.add_(product)
+        self.count += len(vectors)
+
+    def merge(self, other: InputMoment) -> None:
+        """Add what another moment has summed up."""
+        if other.sum is not None:
+            self.sum = other.sum.clone() if self.sum is None else self.sum.add_(other.sum)
+            self.count += other.count
+
+    @property
+    def mean(self) -> Tensor:
+        """``E[x x']``, float64 (n, n).
+
+        Raises:
+            TensorNetError: no vector was added.
+        """
+        if self.sum is None or not self.count:
+            raise TensorNetError("a layer received no input during calibration; give batches that reach it, or ignore it")
+        return self.sum / self.count
+
+
+@dataclass
+class _Pending:
+    """The last input, the layers that were given it so far, and the moment that they had before it."""
+
+    given: Tensor
+    version: int | None
+    moment: InputMoment
+    before: InputMoment | None
+    names: set[str]
+
+    def shows(self, given: Tensor) -> bool:
+        """Whether a tensor is this input; one that was changed in place since is another."""
+        return given is self.given and self.version is not None and self.version == version_of(given)
+
+
+class SharedMoments:
+    """Input moments by layer. Layers share one moment for as long as they are given the very same tensors."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, InputMoment] = {}
+        self._sharers: dict[InputMoment, set[str]] = {}
+        self._pending: _Pending | None = None
+
+    def add(self, name: str, given: Tensor, vectors: Tensor) -> None:
+        """Add the (tokens, n) vectors of a tensor that a layer was given."""
+        last = self._pending
+        if last is not None and last.shows(given) and last.before is self.of.get(name) and name not in last.names:
+            last.names.add(name)
+            return
+        self.settle()
+        moment = InputMoment()
+        moment.add(vectors)
+        self._pending = _Pending(given, version_of(given), moment, self.of.get(name), {name})
+
+    def settle(self) -> None:
+        """Count the last input; call it after the last ``add``."""
+        last, self._pending = self._pending, None
+        if last is None:
+            return
+        if last.before is not None:
+            sharers = self._sharers[last.before]
+            if sharers == last.names:
+                last.before.merge(last.moment)
+                return
+            # Some layers that shared a moment were not given this tensor: the others part from them.
+            sharers -= last.names
+            last.moment.merge(last.before)
+        self._sharers[last.moment] = set(last.names)
+        self.of |= dict.fromkeys(last.names, last.moment)
 
 
 class GradientStatistics:
@@ -46,12 +133,11 @@ class GradientStatistics:
         self._lengths: list[float] = []
 
     def add_inputs(self, vectors: Tensor, again: bool = False) -> None:
-        """Add (tokens, n) input vectors; ``again``: of tokens that the layer was called on before."""
+        """Count (tokens, n) input vectors; ``again``: of tokens that the layer was called on before. Their second moment is
+        added up beside this object and set as ``input``, because layers share it."""
         if "diagonal" in self.kinds:
             total = vectors.abs().double().sum(0)
             self._absolute = total if self._absolute is None else self._absolute + total
-        if self.kinds & {"input", "kronecker"}:
-            self.input.add(vectors)
         self._vectors += len(vectors)
         self.tokens += 0 if again else len(vectors)
 

@@ -187,6 +187,7 @@ def evaluate_cache(
     """
     from transformers import DynamicCache
 
+    from tensornet_compress.calibrate import kl_divergence
     from tensornet_compress.kv.cache import CompressedCache
 
     ahead = max(1, windows.shape[1] // 8)
@@ -210,7 +211,7 @@ def evaluate_cache(
         sealed = max(report.sealed_tokens, 1)
         elements = report.exact_nbytes / report.tokens / next(model.parameters()).element_size()
         row = {
-            "kl": float((exact.exp() * (exact - got)).sum(-1).mean()),
+            "kl": float(kl_divergence(exact, got).mean()),
             "dce": float((exact[:-1].gather(1, target) - got[:-1].gather(1, target)).mean()),
             "top1_agreement": float((got.argmax(-1) == exact.argmax(-1)).float().mean()),
             "payload_bits_per_element": 8 * report.payload_nbytes / (sealed * elements),

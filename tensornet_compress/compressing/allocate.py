@@ -16,6 +16,7 @@ from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.compressing.survey import ModelSurvey
 from tensornet_compress.compressing.words import Allocator, Method
 from tensornet_compress.compressing.workers import run_jobs
+from tensornet_compress.nn import turned
 from tensornet_compress.options import Option, pareto
 
 _MISPREDICTED = 0.1
@@ -145,8 +146,7 @@ class Allocation:
         """Dense weights as the modules store them."""
         dense = {}
         for target, done in zip(self.survey.chosen, realised):
-            weight = done.network.to_dense()
-            dense[target.name] = weight.T if target.kind == "conv1d" else weight
+            dense[target.name] = turned(done.network.to_dense(), target.kind)
         return dense
 
     def _learn(self, measured: _Measured) -> None:

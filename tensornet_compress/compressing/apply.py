@@ -13,8 +13,8 @@ from tensornet_compress.compressing.layer_jobs import LayerJob, realise_layer
 from tensornet_compress.compressing.survey import weight_source
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn import Target, replace_module
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
+from tensornet_compress.nn import Target, install
+from tensornet_compress.nn.plan import Plan
 
 
 def apply_plan(
@@ -44,7 +44,5 @@ def apply_plan(
         )
         for target in chosen
     ]
-    for target, result in zip(chosen, run_jobs(realise_layer, tasks, workers)):
-        replace_module(model, target.name, result.network, target.tied)
-    setattr(model, PLAN_ATTRIBUTE, plan)
+    install(model, {result.name: result.network for result in run_jobs(realise_layer, tasks, workers)}, plan)
     return model

@@ -14,6 +14,7 @@ from torch import Tensor
 from tensornet_compress.coding import IntFormat, parse_format
 from tensornet_compress.decompose import fit_network, realise
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean
+from tensornet_compress.nn import turned
 from tensornet_compress.options import Family, LayerStatistics, Option, layer_options
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, Topology
 
@@ -22,13 +23,13 @@ _PROBE_ERROR = 0.1
 
 @dataclass(frozen=True)
 class WeightSource:
-    """A weight in memory, or a tensor of a safetensors file that the job reads itself (``transpose`` for Conv1D), in the dtype
-    of the loaded model."""
+    """A weight in memory, or a tensor of a safetensors file that the job reads itself, as a module of ``kind`` keeps it, in the
+    dtype of the loaded model."""
 
     tensor: Tensor | None = None
     file: Path | None = None
     key: str = ""
-    transpose: bool = False
+    kind: str = "linear"
     dtype: torch.dtype | None = None
 
     def load(self) -> Tensor:
@@ -37,7 +38,7 @@ class WeightSource:
             return self.tensor
         with safe_open(str(self.file), framework="pt") as file:
             tensor: Tensor = file.get_tensor(self.key).to(self.dtype)
-        return tensor.T.contiguous() if self.transpose else tensor
+        return turned(tensor, self.kind).contiguous()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -19,8 +18,8 @@ from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.compressing.survey import FISHER_TOKENS, ModelSurvey, survey_model, uniform_share
 from tensornet_compress.compressing.words import Allocator, Method, Sensitivity
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn import Target, find_targets, layer_weight, replace_module
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan, layer_plan
+from tensornet_compress.nn import find_targets, install, layer_weight
+from tensornet_compress.nn.plan import plan_of
 from tensornet_compress.options import Option
 from tensornet_compress.progress import Progress, SilentProgress
 
@@ -118,33 +117,20 @@ def compress(
         picks, realised, divergences = allocation.refine(point, refine)
     else:
         picks, realised = allocation.solve()
-    layers = _replace(model, survey, picks, realised, sizes)
-    plan = Plan(
-        calibration=survey.calibration,
-        metric=survey.metric,
-        sweeps=survey.jobs[0].sweeps,
-        layers={target.name: plan for target, plan in layers.plans},
-    )
-    setattr(model, PLAN_ATTRIBUTE, plan)
-    return _report(budget, method, allocator, sizes, layers.reports, survey, clock, divergences)
+    layers = _layer_reports(model, survey, picks, realised, sizes)
+    networks = {target.name: done.network for target, done in zip(chosen, realised)}
+    origin = {"calibration": survey.calibration, "metric": survey.metric, "sweeps": survey.jobs[0].sweeps}
+    install(model, networks, plan_of(model, chosen, networks, **origin))
+    return _report(budget, method, allocator, sizes, layers, survey, clock, divergences)
 
 
-@dataclass
-class _Replaced:
-    reports: list[LayerReport] = field(default_factory=list)
-    plans: list[tuple[Target, LayerPlan]] = field(default_factory=list)
-
-
-def _replace(
+def _layer_reports(
     model: nn.Module, survey: ModelSurvey, picks: Sequence[Option], realised: Sequence[Realised], sizes: Sizes
-) -> _Replaced:
-    result = _Replaced()
+) -> list[LayerReport]:
+    reports = []
     for target, layer, pick, done in zip(survey.chosen, survey.layers, picks, realised):
-        module = model.get_submodule(target.name)
-        itemsize = layer_weight(module).element_size()
-        result.plans.append((target, layer_plan(target, module, done.network.spec)))
-        replace_module(model, target.name, done.network, target.tied)
-        result.reports.append(
+        itemsize = layer_weight(model.get_submodule(target.name)).element_size()
+        reports.append(
             LayerReport(
                 name=target.name,
                 kind=target.kind,
@@ -157,7 +143,7 @@ def _replace(
                 sensitivity=survey.sensitivity.get(target.name),
             )
         )
-    return result
+    return reports
 
 
 def _report(

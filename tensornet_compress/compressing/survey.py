@@ -21,7 +21,7 @@ from tensornet_compress.compressing.words import Method, Sensitivity
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, metric_kind
-from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
+from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight, turned
 from tensornet_compress.options import FAMILIES
 from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.progress import Progress, SilentProgress
@@ -147,7 +147,7 @@ def weight_source(model: nn.Module, target: Target, index: dict[str, Path]) -> W
     key = f"{target.name}.weight"
     if key in index:
         dtype = layer_weight(model.get_submodule(target.name)).dtype
-        return WeightSource(file=index[key], key=key, transpose=target.kind == "conv1d", dtype=dtype)
+        return WeightSource(file=index[key], key=key, kind=target.kind, dtype=dtype)
     return WeightSource(tensor=layer_weight(model.get_submodule(target.name)).cpu().contiguous())
 
 
@@ -162,7 +162,7 @@ def _sensitivities(
     def probe(target: Target, survey: Survey) -> Callable[[], tuple[Tensor, float]]:
         def make() -> tuple[Tensor, float]:
             dense = survey.probe.to_dense()
-            return (dense.T if target.kind == "conv1d" else dense), survey.probe_error
+            return turned(dense, target.kind), survey.probe_error
 
         return make
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate import kl_divergence
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 
@@ -65,7 +66,7 @@ def evaluate_language(
                     f"the model predicts {log_q.shape[-1]:,} tokens and the reference {log_p.shape[-1]:,}; give a reference of "
                     "the same vocabulary"
                 )
-            divergence += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
+            divergence += float(kl_divergence(log_p, log_q).double().sum())
             agree += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
     tokens = windows.shape[0] * (windows.shape[1] - 1)
     mean = entropy / tokens

@@ -9,21 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate.collect import Loss
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.compressing import Budget
-from tensornet_compress.compressing.sizes import Sizes
-from tensornet_compress.decompose import realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.nn import find_targets, layer_weight, replace_module
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, layer_plan
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.threads import limited_threads
-from tensornet_compress.train import Problem, Schedule, proximal_step
+from tensornet_compress.train import Schedule
 from tensornet_compress.train.problem import MeanLoss
-from tensornet_compress.train.setup import float_format, layer_cost, layer_metrics, rank_spec, reduced_plan
-from tensornet_compress.train.threshold import Choice, Threshold
+from tensornet_compress.train.proximal import Threshold
+from tensornet_compress.train.reduction import Reduction
 
 
 class GradualReport(Frozen):
@@ -65,53 +60,33 @@ def reduce_gradually(
         raise TensorNetError(
             f"{schedule.count} thresholds need as many steps and a positive rate; was given {steps} and {rate}"
         )
-    number_format = float_format(fmt)
-    chosen = find_targets(model, targets, ignore)[0]
-    names = [target.name for target in chosen]
-    allowed = Sizes.of(model, chosen, budget).allowed
-    metrics = layer_metrics(model, batches, names, metric, metric_loss, None)
-    problem = Problem(model, names, batches, loss)
-    costs = {name: layer_cost(weight, number_format) for name, weight in problem.weights().items()}
-    largest = sum(cost.dense for cost in costs.values())
-    ends = [round(steps * (stage + 1) / schedule.count) for stage in range(schedule.count)]
+    reduction = Reduction.of(
+        model,
+        batches,
+        budget,
+        metric=metric,
+        metric_loss=metric_loss,
+        loss=loss,
+        fmt=fmt,
+        targets=targets,
+        ignore=ignore,
+    )
+    problem = reduction.problem
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.is_floating_point()], lr=rate)
     losses: list[float] = []
     sizes: list[int] = []
-
-    def lower(stage: int) -> Choice:
-        weights = problem.weights()
-        with limited_threads():
-            choice, reduced = proximal_step(
-                weights,
-                None,
-                metrics,
-                costs,
-                schedule.allowed(stage, largest, allowed),
-                1.0,
-                threshold,
-                schedule.price_share(stage),
-            )
-        problem.assign(reduced)
-        sizes.append(choice.nbytes)
-        return choice
-
     with (progress or SilentProgress()).stage("reduce", steps) as advance, evaluating(model):
-        for stage, end in enumerate(ends):
-            while len(losses) < end:
+        for number in range(schedule.count):
+            while len(losses) < round(steps * (number + 1) / schedule.count):
                 losses.append(_train_step(model, optimiser, loss, batches[len(losses) % len(batches)]))
                 advance()
-            choice = lower(stage)
+            choice, reduced = reduction.step(problem.weights(), None, 1.0, threshold, schedule, number)
+            problem.assign(reduced)
+            sizes.append(choice.nbytes)
     for parameter in model.parameters():
         parameter.grad = None
-    layers: dict[str, LayerPlan] = {}
-    for target in chosen:
-        module = model.get_submodule(target.name)
-        weight = layer_weight(module).contiguous()
-        spec = rank_spec(weight, choice.ranks[target.name], number_format)
-        layers[target.name] = layer_plan(target, module, spec)
-        replace_module(model, target.name, realise(weight, spec, metrics[target.name]), target.tied)
-    setattr(model, PLAN_ATTRIBUTE, reduced_plan(layers, metric, batches))
-    return GradualReport(losses=tuple(losses), nbytes=tuple(sizes), allowed=allowed, ranks=choice.ranks)
+    reduction.install(problem.weights(), choice.ranks)
+    return GradualReport(losses=tuple(losses), nbytes=tuple(sizes), allowed=reduction.allowed, ranks=choice.ranks)
 
 
 def _train_step(model: nn.Module, optimiser: torch.optim.Optimizer, loss: MeanLoss, batch: Any) -> float:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
-from tensornet_compress.files.manifest import TENSORS, Manifest, read_manifest
-from tensornet_compress.files.orders import with_permutations
+from tensornet_compress.files.manifest import TENSORS, Manifest, read_manifest, with_permutations
+from tensornet_compress.files.whole import open_tensors
 from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan
 from tensornet_compress.nn.replace import set_submodule
@@ -36,7 +35,7 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
-    with _open(folder / TENSORS) as file:
+    with open_tensors(folder / TENSORS) as file:
         header = {name: _description(file, name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
         plan = _unpack_orders(manifest.plan, file, header)
         skeleton = model if model is not None else _skeleton(folder, manifest)
@@ -63,19 +62,8 @@ def load_plan(out_dir: str | Path) -> Plan:
     """
     folder = Path(out_dir)
     manifest = read_manifest(folder)
-    with _open(folder / TENSORS) as file:
+    with open_tensors(folder / TENSORS) as file:
         return _unpack_orders(manifest.plan, file, set(file.keys()))
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{str(path)!r} is missing; the folder is not whole")
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} cannot be read as safetensors ({error}); the file is truncated or damaged"
-        ) from error
 
 
 def _description(file: Any, name: str) -> tuple[tuple[int, ...], torch.dtype | None]:

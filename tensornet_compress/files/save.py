@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tensornet_compress.errors import CheckpointError
-from tensornet_compress.files.manifest import MANIFEST, TENSORS, Manifest
-from tensornet_compress.files.orders import without_permutations
+from tensornet_compress.files.manifest import MANIFEST, TENSORS, Manifest, without_permutations
+from tensornet_compress.files.whole import whole_folder, write_tensors
 from tensornet_compress.nn import NetworkModule
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
 from tensornet_compress.version import __version__
@@ -61,8 +55,9 @@ def save(
         plan=without_permutations(plan),
         layers={} if report is None else {layer.name: _layer_entry(layer) for layer in report.layers},
     )
-    with new_folder(Path(out_dir), overwrite) as folder:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS, metadata={"format": "pt"})
+    _require_place(Path(out_dir), overwrite)
+    with whole_folder(Path(out_dir)) as folder:
+        write_tensors(folder / TENSORS, tensors, {"format": "pt"})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         if is_transformers:
             config.save_pretrained(folder)  # type: ignore[union-attr]
@@ -89,29 +84,14 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
     return tensors, shared
 
 
-@contextmanager
-def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+def _require_place(target: Path, overwrite: bool) -> None:
+    """Refuse to write over what was not written by ``save``, or without being asked to."""
     if target.exists() and not overwrite:
         raise CheckpointError(f"{str(target)!r} exists; choose another folder, or pass overwrite")
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{str(target)!r} is a file, a folder is needed")
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise CheckpointError(f"{str(target)!r} holds files but no {MANIFEST}: it was not written by this tool and is kept")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old / "old")
-            os.replace(temporary, target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_plan(model: nn.Module, plan: Plan) -> None:

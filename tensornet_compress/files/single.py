@@ -7,28 +7,42 @@ from pathlib import Path
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
-from tensornet_compress.files.orders import spec_with_permutations, spec_without_permutations
-from tensornet_compress.files.whole import read_described, write_described
+from tensornet_compress.files.manifest import spec_with_permutations, spec_without_permutations
+from tensornet_compress.files.whole import read_tensors, write_tensors
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork, expected_tensors
 
 _KEY = "tensornet_compress.network"
-_NAME = "network"
+_NAME = "network."
 
 
 def save_network(network: TensorNetwork, path: str | Path) -> int:
-    """Write a network to one file, whole or not at all; returns the bytes of the file (``network.nbytes`` and its header)."""
-    tensors = {f"{_NAME}.{name}": part for name, part in network.stored_tensors().items()}
-    return write_described(path, tensors, _KEY, spec_without_permutations(network.spec).to_json())
+    """Write a network to one file, whole or not at all; returns the bytes of the file (``network.nbytes`` and its header).
+
+    >>> import torch, tensornet_compress as tnc
+    >>> network = tnc.to_network(torch.randn(16, 16), max_error=0.1)
+    >>> tnc.save_network(network, "network.safetensors") > network.nbytes
+    True
+    """
+    tensors = {_NAME + name: part for name, part in network.stored_tensors().items()}
+    return write_tensors(path, tensors, {_KEY: spec_without_permutations(network.spec).to_json()})
 
 
 def load_network(path: str | Path) -> TensorNetwork:
     """Read a network written by ``save_network``.
 
+    >>> import torch, tensornet_compress as tnc
+    >>> network = tnc.to_network(torch.randn(16, 16), max_error=0.1)
+    >>> size = tnc.save_network(network, "network.safetensors")
+    >>> torch.equal(tnc.load_network("network.safetensors").to_dense(), network.to_dense())
+    True
+
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else.
     """
-    stored, header = read_described(path, _KEY, "network")
-    tensors = {name.removeprefix(f"{_NAME}."): part for name, part in stored.items()}
+    stored, header = read_tensors(path)
+    tensors = {name.removeprefix(_NAME): part for name, part in stored.items()}
+    if _KEY not in header:
+        raise CheckpointError(f"{str(path)!r} holds no network; load reads folders, kv.load_cache caches")
 
     def read(name: str) -> Tensor:
         if name not in tensors:
@@ -36,7 +50,7 @@ def load_network(path: str | Path) -> TensorNetwork:
         return tensors[name]
 
     try:
-        spec = spec_with_permutations(NetworkSpec.from_json(header), read)
+        spec = spec_with_permutations(NetworkSpec.from_json(header[_KEY]), read)
         expected = expected_tensors(spec)
         for name, (_, dtype) in expected.items():
             if name in tensors and tensors[name].dtype != dtype:

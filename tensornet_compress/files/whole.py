@@ -1,12 +1,14 @@
-"""Files that appear whole or not at all, and tensors with a JSON description in the header of one safetensors file."""
+"""Files and folders that appear whole or not at all, and safetensors files with texts in their header."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -39,26 +41,50 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_described(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], key: str, description: str) -> int:
-    """Write tensors to one safetensors file with ``description`` under ``key`` in its header; returns the bytes of the file."""
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, old / "old")
+            os.replace(temporary, target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> int:
+    """Write a safetensors file, whole or not at all; returns its bytes."""
     with whole_file(path) as file:
-        save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, file, {key: description})
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, dict(header) or None)
     return Path(path).stat().st_size
 
 
-def read_described(path: str | os.PathLike[str], key: str, kind: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors and the description of a file of ``write_described``.
+def open_tensors(path: str | os.PathLike[str]) -> Any:
+    """A safetensors file, to be read tensor by tensor inside a ``with`` block.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or has no ``key`` in its header, so that it holds no ``kind``.
+        CheckpointError: the file is missing or damaged.
     """
     try:
-        with safe_open(path, "pt") as file:
-            description: str | None = (file.metadata() or {}).get(key)
-            names = [] if description is None else list(file.keys())
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+        return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read as safetensors ({error}); is it missing or damaged?") from error
-    if description is None:
-        raise CheckpointError(f"{str(path)!r} holds no {kind}, or not one that this package wrote")
-    return tensors, description
+        state = "truncated or damaged" if Path(path).is_file() else "missing"
+        raise CheckpointError(f"{str(path)!r} cannot be read as safetensors ({error}); the file is {state}") from error
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and the texts in its header.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    with open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

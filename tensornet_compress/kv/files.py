@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
-from tensornet_compress.files.whole import read_described, write_described
+from tensornet_compress.files.whole import read_tensors, write_tensors
 from tensornet_compress.frozen import Frozen
 
 VERSION = 1
@@ -47,7 +47,7 @@ class CacheRecord(Frozen):
 
 def write_cache(path: str | Path, record: CacheRecord, tensors: dict[str, Tensor]) -> int:
     """Write a cache to one file, whole or not at all; returns the bytes of the file."""
-    return write_described(path, tensors, _KEY, record.to_json())
+    return write_tensors(path, tensors, {_KEY: record.to_json()})
 
 
 def read_cache(path: str | Path, profile: str | None) -> tuple[CacheRecord, dict[str, Tensor]]:
@@ -56,9 +56,11 @@ def read_cache(path: str | Path, profile: str | None) -> tuple[CacheRecord, dict
     Raises:
         CheckpointError: the file is missing, damaged, of another version, or was coded with another profile.
     """
-    tensors, header = read_described(path, _KEY, "cache")
+    tensors, header = read_tensors(path)
+    if _KEY not in header:
+        raise CheckpointError(f"{str(path)!r} holds no cache")
     try:
-        record = CacheRecord.from_json(header)
+        record = CacheRecord.from_json(header[_KEY])
     except TensorNetError as error:
         raise CheckpointError(f"no readable cache in {str(path)!r}: {error}") from error
     if record.version != VERSION:

@@ -7,8 +7,8 @@ from tensornet_compress.nn.conv import TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
 from tensornet_compress.nn.module import NetworkModule, decoded
-from tensornet_compress.nn.replace import KeptModules, build_replacement, materialize, replace_module
-from tensornet_compress.nn.targets import Skipped, Target, find_targets, layer_weight, module_kind
+from tensornet_compress.nn.replace import KeptModules, build_replacement, install, materialize, replace_module
+from tensornet_compress.nn.targets import Skipped, Target, find_targets, layer_weight, module_kind, turned
 
 __all__ = [
     "KeptModules",
@@ -21,10 +21,12 @@ __all__ = [
     "build_replacement",
     "decoded",
     "find_targets",
+    "install",
     "layer_weight",
     "materialize",
     "module_kind",
     "replace_module",
+    "turned",
 ]
 
 # Public names whose code lies in the room `experimental`, above this one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn.conv import conv_geometry
 from tensornet_compress.nn.targets import Target
-from tensornet_compress.tensor import NetworkSpec
+from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
 # Where a compressed model keeps its plan.
 PLAN_ATTRIBUTE = "tensornet_plan"
@@ -46,3 +47,11 @@ def layer_plan(target: Target, module: nn.Module, spec: NetworkSpec) -> LayerPla
         padding_idx=getattr(module, "padding_idx", None),
         geometry=conv_geometry(module) if isinstance(module, nn.Conv2d) else None,
     )
+
+
+def plan_of(model: nn.Module, targets: Iterable[Target], networks: Mapping[str, TensorNetwork], **made_with: Any) -> Plan:
+    """The plan of a model whose targets are about to become networks; ``made_with``: its other fields."""
+    layers = {
+        target.name: layer_plan(target, model.get_submodule(target.name), networks[target.name].spec) for target in targets
+    }
+    return Plan(layers=layers, **made_with)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -10,6 +12,7 @@ from tensornet_compress.nn.conv import TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
 from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
 from tensornet_compress.nn.targets import module_kind
 from tensornet_compress.tensor import TensorNetwork
 
@@ -42,6 +45,14 @@ def replace_module(model: nn.Module, name: str, network: TensorNetwork, tied: tu
         same = module is original
         set_submodule(model, other, replacement if same else build_replacement(module, network).share_network(replacement))
     return replacement
+
+
+def install(model: nn.Module, networks: Mapping[str, TensorNetwork], plan: Plan) -> None:
+    """Replace modules by their networks, let the modules that the plan ties to them share these, and keep the plan with the
+    model."""
+    for name, network in networks.items():
+        replace_module(model, name, network, plan.layers[name].tied)
+    setattr(model, PLAN_ATTRIBUTE, plan)
 
 
 class KeptModules:

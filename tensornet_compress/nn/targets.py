@@ -45,11 +45,17 @@ def module_kind(module: nn.Module) -> str | None:
     return None
 
 
+def turned(weight: Tensor, kind: str | None) -> Tensor:
+    """A weight outputs first as a module of a kind keeps it, or the other way round: Conv1D keeps (in, out), all others keep
+    outputs first."""
+    return weight.T if kind == "conv1d" else weight
+
+
 def layer_weight(module: nn.Module) -> Tensor:
     """The weight as the network sees it, outputs first: (out, in), (out, in, h, w) or (count, width)."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.detach().T if module_kind(module) == "conv1d" else weight.detach()
+    return turned(weight.detach(), module_kind(module))
 
 
 def find_targets(

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tensornet_compress.calibrate import Batch, kept_output, model_inputs
+from tensornet_compress.calibrate import Batch, kept_output, model_inputs, total_divergence
 from tensornet_compress.calibrate.blocks import find_blocks, replaced_forwards
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn import NetworkModule
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.train.masters import master_parameters, relative_groups
 from tensornet_compress.train.problem import MeanLoss
+from tensornet_compress.train.refine import master_parameters, relative_groups
 
 
 class HealReport(Frozen):
@@ -148,9 +148,7 @@ class _Objective:
         target = self._target(batch, inputs)
         with self._autocast():
             output, logits = kept_output(self.model, inputs)
-        if logits:
-            return F.kl_div(output.float().log_softmax(-1), target.float(), reduction="sum", log_target=True) / len(output)
-        return (1 - F.cosine_similarity(target.float(), output.float(), dim=-1)).mean()
+        return total_divergence(target, output, logits, normalised=True) / len(output)
 
     def _target(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
         """The teacher's log probabilities, or its output vectors."""

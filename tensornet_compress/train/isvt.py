@@ -13,7 +13,7 @@ never rises.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -23,38 +23,19 @@ from torch import Tensor, nn
 
 from tensornet_compress.calibrate.collect import Loss
 from tensornet_compress.compressing import Budget
-from tensornet_compress.compressing.sizes import Sizes
-from tensornet_compress.decompose import matrix_spectrum, realise
+from tensornet_compress.decompose import matrix_spectrum
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.nn import find_targets, layer_weight, replace_module
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, layer_plan
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.threads import limited_threads
-from tensornet_compress.train.problem import MeanLoss, Problem
-from tensornet_compress.train.proximal import curvature, gradient_step, model_change, proximal_step
-from tensornet_compress.train.schedule import Schedule
-from tensornet_compress.train.setup import float_format, layer_cost, layer_metrics, rank_spec, reduced_plan
-from tensornet_compress.train.state import content_hash, load_state, save_state
-from tensornet_compress.train.threshold import Cost, Threshold
+from tensornet_compress.train.problem import MeanLoss, curvature
+from tensornet_compress.train.proximal import Threshold, gradient_step, model_change
+from tensornet_compress.train.reduction import Reduction, Schedule
+from tensornet_compress.train.state import IsvtState, IsvtStep, content_hash
 
 _SLACK = 1e-6
 _BACKTRACKS = 30
-
-
-class IsvtStep(Frozen):
-    """One accepted step. ``objective`` is ``loss + multiplier * nbytes`` before (behind the corrections of this step, which are
-    of full rank) and after, under this step's multiplier; ``rose`` tells that it did not fall."""
-
-    loss: float
-    multiplier: float
-    step: float
-    backtracks: int
-    nbytes: int
-    before: float
-    objective: float
-    rose: bool
 
 
 class IsvtReport(Frozen):
@@ -72,18 +53,6 @@ class IsvtReport(Frozen):
     settled: int
     too_large: bool
     advice: str = ""
-
-
-@dataclass
-class _State:
-    weights: dict[str, Tensor]
-    steps: list[IsvtStep] = field(default_factory=list)
-    history: list[dict[str, int | None]] = field(default_factory=list)
-    size: float = 1.0
-    best: float = float("inf")
-    best_step: int = -1
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    best_ranks: dict[str, int | None] = field(default_factory=dict)
 
 
 def isvt(
@@ -134,25 +103,31 @@ def isvt(
         raise TensorNetError(f"unknown threshold {threshold!r}; choose hard or soft")
     if step is not None and not step > 0:
         raise TensorNetError(f"step must be positive, was given {step}")
-    number_format = float_format(fmt)
-    chosen = find_targets(model, targets, ignore)[0]
-    names = [target.name for target in chosen]
-    allowed = Sizes.of(model, chosen, budget).allowed
-    metrics = layer_metrics(model, batches, names, metric, metric_loss, precision)
-    problem = Problem(model, names, batches, loss, precision)
+    reduction = Reduction.of(
+        model,
+        batches,
+        budget,
+        metric=metric,
+        metric_loss=metric_loss,
+        loss=loss,
+        fmt=fmt,
+        targets=targets,
+        ignore=ignore,
+        precision=precision,
+    )
+    problem, metrics = reduction.problem, reduction.metrics
     dense = problem.weights()
-    costs = {name: layer_cost(weight, number_format) for name, weight in dense.items()}
-    iteration = _Iteration(problem, metrics, costs, allowed, schedule, threshold, backtrack)
+    iteration = _Iteration(reduction, schedule, threshold, backtrack)
     file = None if state is None else Path(state)
     settings: dict[str, Any] = {}
-    current = _State(dense)
+    current = IsvtState(dense)
     if file is not None:
-        settings = {"allowed": allowed, "threshold": threshold, "schedule": schedule.model_dump(), "names": names, "step": step}
-        settings |= {"fmt": fmt, "backtrack": backtrack, "precision": str(precision), "dense": content_hash(dense)}
+        settings = {"allowed": reduction.allowed, "threshold": threshold, "schedule": schedule.model_dump(), "step": step}
+        settings |= {"names": list(dense), "fmt": fmt, "backtrack": backtrack, "precision": str(precision)}
         factors = {name: (given.rows, given.columns) for name, given in metrics.items()}
-        settings |= {"metric": metric if isinstance(metric, str) else content_hash(factors)}
+        settings |= {"metric": metric if isinstance(metric, str) else content_hash(factors), "dense": content_hash(dense)}
         settings |= {"batches": content_hash(list(batches)), "loss": getattr(loss, "__qualname__", str(type(loss)))}
-        current = _resumed(file, settings, dense)
+        current = IsvtState.load(file, settings, dense)
     if not current.steps:
         with limited_threads():
             current.size = step if step is not None else 1 / max(curvature(problem, metrics), 1e-30)
@@ -162,70 +137,47 @@ def isvt(
             while len(current.steps) < schedule.count and not iteration.too_large(current):
                 iteration.advance(current)
                 if file is not None:
-                    _save(file, settings, current)
+                    current.save(file, settings)
                 advance()
-    except BaseException:
+    finally:
         problem.assign(dense)
-        raise
     if not current.best_ranks:
-        problem.assign(dense)
         raise TensorNetError("no iterate met the budget with a finite loss; give a smaller step, or let it backtrack")
-    problem.assign(dense)
-    layers: dict[str, LayerPlan] = {}
-    for target in chosen:
-        module = model.get_submodule(target.name)
-        network_spec = rank_spec(layer_weight(module), current.best_ranks[target.name], number_format)
-        weight = current.best_weights[target.name].reshape(network_spec.shape)
-        layers[target.name] = layer_plan(target, module, network_spec)
-        replace_module(model, target.name, realise(weight, network_spec, metrics[target.name]), target.tied)
-    setattr(model, PLAN_ATTRIBUTE, reduced_plan(layers, metric, batches))
-    return _report(current, initial, allowed, costs, iteration.too_large(current))
+    reduction.install(current.best_weights, current.best_ranks)
+    return _report(current, initial, reduction, iteration.too_large(current))
 
 
 @dataclass
 class _Iteration:
-    problem: Problem
-    metrics: Mapping[str, KroneckerMetric]
-    costs: Mapping[str, Cost]
-    allowed: int
+    reduction: Reduction
     schedule: Schedule
     threshold: Threshold
     backtrack: bool
 
-    @property
-    def largest(self) -> int:
-        return sum(cost.dense for cost in self.costs.values())
-
-    def too_large(self, state: _State) -> bool:
+    def too_large(self, state: IsvtState) -> bool:
         return bool(state.steps) and state.steps[-1].rose and not self.backtrack
 
-    def advance(self, state: _State) -> None:
+    def advance(self, state: IsvtState) -> None:
         """Corrections, one thresholded step, and the new best."""
         number = len(state.steps)
-        self.problem.assign(state.weights)
+        problem, costs = self.reduction.problem, self.reduction.costs
+        problem.assign(state.weights)
         for _ in range(self.schedule.corrections):
             state.weights, state.size = self._correct(state.weights, state.size)
-        loss, gradients = self.problem.gradients()
+        loss, gradients = problem.gradients()
         # Corrections are not truncated: what they start a step from is of full rank.
         full = not state.history or self.schedule.corrections > 0
-        ranks = dict.fromkeys(self.costs, None) if full else state.history[-1]
-        allowed = self.schedule.allowed(number, self.largest, self.allowed)
-        share = self.schedule.price_share(number)
+        ranks = dict.fromkeys(costs, None) if full else state.history[-1]
         size = state.size
         for _ in range(_BACKTRACKS):
-            with limited_threads():
-                choice, proposal = proximal_step(
-                    state.weights, gradients, self.metrics, self.costs, allowed, size, self.threshold, share
-                )
-            self.problem.assign(proposal)
-            after = self.problem.value()
-            bound = loss + model_change(state.weights, proposal, gradients, self.metrics, size)
-            if not self.backtrack or after <= bound + _SLACK * (1 + abs(bound)):
+            choice, proposal = self.reduction.step(state.weights, gradients, size, self.threshold, self.schedule, number)
+            problem.assign(proposal)
+            after = problem.value()
+            if not self.backtrack or after <= self._bound(state.weights, proposal, loss, gradients, size):
                 break
             size /= 2
         before = loss + choice.multiplier * self._penalty(state.weights, ranks, choice.factored)
         objective = after + choice.multiplier * self._penalty(proposal, choice.ranks, choice.factored)
-        rose = not objective <= before + _SLACK * (1 + abs(before))
         state.history.append(dict(choice.ranks))
         state.steps.append(
             IsvtStep(
@@ -236,40 +188,57 @@ class _Iteration:
                 nbytes=choice.nbytes,
                 before=before,
                 objective=objective,
-                rose=rose,
+                rose=not objective <= _slackened(before),
             )
         )
         state.size, state.weights = size, proposal
-        if choice.nbytes <= self.allowed and after < state.best:
+        if choice.nbytes <= self.reduction.allowed and after < state.best:
             state.best, state.best_step = after, number
             state.best_weights, state.best_ranks = proposal, dict(choice.ranks)
 
+    def _correct(self, weights: dict[str, Tensor], size: float) -> tuple[dict[str, Tensor], float]:
+        """One gradient step in the metric without a threshold."""
+        problem, metrics = self.reduction.problem, self.reduction.metrics
+        loss, gradients = problem.gradients()
+        for _ in range(_BACKTRACKS):
+            proposal = gradient_step(weights, gradients, metrics, size)
+            problem.assign(proposal)
+            if not self.backtrack or problem.value() <= self._bound(weights, proposal, loss, gradients, size):
+                return proposal, size
+            size /= 2
+        problem.assign(weights)
+        return weights, size
+
+    def _bound(
+        self,
+        weights: Mapping[str, Tensor],
+        proposal: Mapping[str, Tensor],
+        loss: float,
+        gradients: Mapping[str, Tensor],
+        size: float,
+    ) -> float:
+        """What the loss at a proposal keeps below when the step is small enough."""
+        return _slackened(loss + model_change(weights, proposal, gradients, self.reduction.metrics, size))
+
     def _penalty(self, weights: Mapping[str, Tensor], ranks: Mapping[str, int | None], factored: bool) -> float:
         """Bytes for hard thresholds, byte-weighted nuclear norms in the metric for soft ones."""
+        costs = self.reduction.costs
         if self.threshold == "hard":
             full = {name: min(weight.shape) if factored else None for name, weight in weights.items()}
-            return float(sum(cost.nbytes(ranks[name] or full[name]) for name, cost in self.costs.items()))
+            return float(sum(cost.nbytes(ranks[name] or full[name]) for name, cost in costs.items()))
         with limited_threads():
             return sum(
-                self.costs[name].unit * float(matrix_spectrum(weight, self.metrics[name]).squares.sqrt().sum())
+                costs[name].unit * float(matrix_spectrum(weight, self.reduction.metrics[name]).squares.sqrt().sum())
                 for name, weight in weights.items()
             )
 
-    def _correct(self, weights: dict[str, Tensor], size: float) -> tuple[dict[str, Tensor], float]:
-        """One gradient step in the metric without a threshold."""
-        loss, gradients = self.problem.gradients()
-        for _ in range(_BACKTRACKS):
-            proposal = gradient_step(weights, gradients, self.metrics, size)
-            self.problem.assign(proposal)
-            bound = loss + model_change(weights, proposal, gradients, self.metrics, size)
-            if not self.backtrack or self.problem.value() <= bound + _SLACK * (1 + abs(bound)):
-                return proposal, size
-            size /= 2
-        self.problem.assign(weights)
-        return weights, size
+
+def _slackened(value: float) -> float:
+    """A bound with room for rounding."""
+    return value + _SLACK * (1 + abs(value))
 
 
-def _report(state: _State, initial: float, allowed: int, costs: Mapping[str, Cost], too_large: bool) -> IsvtReport:
+def _report(state: IsvtState, initial: float, reduction: Reduction, too_large: bool) -> IsvtReport:
     advice = ""
     if too_large:
         last = state.steps[-1]
@@ -277,51 +246,15 @@ def _report(state: _State, initial: float, allowed: int, costs: Mapping[str, Cos
             f"the objective rose from {last.before:.6g} to {last.objective:.6g} at step {len(state.steps)} of size "
             f"{last.step:.4g}: the step is too large for the loss; lower it, leave it out to measure 1/L, or let it backtrack"
         )
-    settled = 0
-    for ranks in reversed(state.history):
-        if ranks != state.history[-1]:
-            break
-        settled += 1
     return IsvtReport(
         initial=initial,
         best=state.best,
         best_step=state.best_step,
-        nbytes=sum(cost.nbytes(state.best_ranks[name]) for name, cost in costs.items()),
-        allowed=allowed,
+        nbytes=sum(cost.nbytes(state.best_ranks[name]) for name, cost in reduction.costs.items()),
+        allowed=reduction.allowed,
         ranks=state.best_ranks,
         steps=tuple(state.steps),
-        settled=settled,
+        settled=state.settled,
         too_large=too_large,
         advice=advice,
-    )
-
-
-def _save(file: Path, settings: Mapping[str, Any], state: _State) -> None:
-    tensors = {f"current.{name}": weight for name, weight in state.weights.items()}
-    tensors |= {f"best.{name}": weight for name, weight in state.best_weights.items()}
-    log = {
-        "steps": [step.model_dump() for step in state.steps],
-        "history": state.history,
-        "size": state.size,
-        "best": None if state.best_step < 0 else state.best,
-        "best_step": state.best_step,
-        "best_ranks": state.best_ranks,
-    }
-    save_state(file, settings, log, tensors)
-
-
-def _resumed(file: Path, settings: Mapping[str, Any], dense: dict[str, Tensor]) -> _State:
-    found = load_state(file, settings)
-    if found is None:
-        return _State(dense)
-    log, tensors = found
-    return _State(
-        weights={name: tensors[f"current.{name}"] for name in dense},
-        steps=[IsvtStep.model_validate(step) for step in log["steps"]],
-        history=log["history"],
-        size=log["size"],
-        best=float("inf") if log["best"] is None else log["best"],
-        best_step=log["best_step"],
-        best_weights={name: tensors[f"best.{name}"] for name in dense if f"best.{name}" in tensors},
-        best_ranks=log["best_ranks"],
     )

@@ -1,19 +1,19 @@
-"""What a proximal iteration minimises: a loss as a function of the weight matrices of some layers."""
+"""What a proximal iteration minimises: a loss as a function of the weight matrices of some layers, and its curvature."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet_compress.calibrate import kept_output, model_inputs
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate import kept_output, model_inputs, total_divergence
+from tensornet_compress.calibrate.hooks import evaluating, frozen
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn import layer_weight, module_kind
+from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.nn import layer_weight, module_kind, turned
 
 MeanLoss = Callable[[nn.Module, Any], Tensor]
 
@@ -60,8 +60,7 @@ class Problem:
             for name, matrix in weights.items():
                 module = self.model.get_submodule(name)
                 weight: Any = module.weight
-                laid = matrix.T if module_kind(module) == "conv1d" else matrix
-                weight.copy_(laid.reshape(weight.shape))
+                weight.copy_(turned(matrix, module_kind(module)).reshape(weight.shape))
 
     def value(self) -> float:
         """The loss at the model's weights."""
@@ -72,7 +71,8 @@ class Problem:
         """The loss, and its gradient with respect to each weight as a matrix (out, in)."""
         total = 0.0
         sums: dict[str, Tensor] = {}
-        with self._only_weights() as parameters, evaluating(self.model), torch.enable_grad():
+        parameters: list[Any] = [self.model.get_submodule(name).weight for name in self.names]
+        with frozen(self.model, trained=parameters), torch.enable_grad():
             for number in range(len(self.batches)):
                 loss = self._one(number)
                 total += float(loss.detach())
@@ -85,8 +85,7 @@ class Problem:
         return total / count, {name: self._as_matrix(name, gradient / count) for name, gradient in sums.items()}
 
     def _as_matrix(self, name: str, gradient: Tensor) -> Tensor:
-        if module_kind(self.model.get_submodule(name)) == "conv1d":
-            gradient = gradient.T
+        gradient = turned(gradient, module_kind(self.model.get_submodule(name)))
         return gradient.reshape(gradient.shape[0], -1)
 
     def _one(self, number: int) -> Tensor:
@@ -97,24 +96,42 @@ class Problem:
 
     def _divergence(self, number: int) -> Tensor:
         output, logits = kept_output(self.model, model_inputs(self.batches[number], self.device))
-        target = self._references[number][0].float()
+        target = self._references[number][0]
         if logits:
-            return F.kl_div(output.float().log_softmax(-1), target, reduction="sum", log_target=True) / len(output)
+            return total_divergence(target, output, logits, normalised=True) / len(output)
+        target = target.float()
         return 0.5 * (output.float() - target).square().sum(-1).mean() / target.square().sum(-1).mean()
 
     def _autocast(self) -> Any:
         return nullcontext() if self.precision is None else torch.autocast(self.device.type, dtype=self.precision)
 
-    @contextmanager
-    def _only_weights(self) -> Iterator[list[nn.Parameter]]:
-        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        wanted: list[Any] = [self.model.get_submodule(name).weight for name in self.names]
-        try:
-            for parameter, _ in flags:
-                parameter.requires_grad_(False)
-            for parameter in wanted:
-                parameter.requires_grad_(True)
-            yield wanted
-        finally:
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+
+def curvature(problem: Problem, metrics: Mapping[str, KroneckerMetric], iterations: int = 8, seed: int = 0) -> float:
+    """The largest curvature L (in size) of the loss in the metric: power iteration on ``M^-1 H``, by gradient differences."""
+    weights = problem.weights()
+    generator = torch.Generator().manual_seed(seed)
+    direction = {
+        name: torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight) for name, weight in weights.items()
+    }
+    base = problem.gradients()[1]
+    size = sum(metrics[name].norm2(weight) for name, weight in weights.items()) ** 0.5
+    length = sum(metrics[name].norm2(d) for name, d in direction.items()) ** 0.5
+    largest = 0.0
+    try:
+        for _ in range(iterations):
+            # At unit length powers of the curvature cannot overflow.
+            direction = {name: d / max(length, 1e-300) for name, d in direction.items()}
+            reach = 1e-3 * size
+            problem.assign({name: weight + reach * direction[name] for name, weight in weights.items()})
+            moved = problem.gradients()[1]
+            change = {name: (moved[name] - base[name]) / reach for name in weights}
+            # A loss may curve downwards; what bounds a step is the size of the curvature.
+            largest = abs(sum(float((change[name].double() * d.double()).sum()) for name, d in direction.items()))
+            direction = {name: metrics[name].precondition(change[name].double()).to(weights[name]) for name in weights}
+            # Of ``d = M^-1 c`` the squared length ``d' M d`` is ``d' c``.
+            length = max(0.0, sum(float((change[name].double() * d.double()).sum()) for name, d in direction.items())) ** 0.5
+            if not length > 0:
+                break
+    finally:
+        problem.assign(weights)
+    return largest

@@ -10,24 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate import Batch, BlockRunner
-from tensornet_compress.calibrate.block_runner import Hook
+from tensornet_compress.calibrate.blocks import Hook
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
-from tensornet_compress.calibrate.modes import evaluating
 from tensornet_compress.decompose import fit_network
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.metric import input_second_moment
-from tensornet_compress.nn import Target, layer_weight, replace_module
+from tensornet_compress.nn import Target, install, layer_weight
 from tensornet_compress.nn.plan import Plan
 from tensornet_compress.progress import Progress, SilentProgress
-from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 from tensornet_compress.threads import limited_threads
 from tensornet_compress.train.refine import BlockRefinement, refine_block, relative_error
 from tensornet_compress.train.shift import ShiftMoments, crossed_share
@@ -122,11 +120,12 @@ def _realise_outside(
 ) -> None:
     targets = [Target(name, plan.layers[name].kind, plan.layers[name].tied) for name in names]
     metrics = calibrated_metrics(model, calibration, targets, "input") if targets else {}
-    for target in targets:
-        weight = layer_weight(model.get_submodule(target.name)).contiguous()
-        metric = metrics[target.name].to(weight.device) if target.name in metrics else None
-        network = fit_network(weight, plan.layers[target.name].spec, metric, sweeps=settings.sweeps)
-        replace_module(model, target.name, network, target.tied)
+    networks = {}
+    for name in names:
+        weight = layer_weight(model.get_submodule(name)).contiguous()
+        metric = metrics[name].to(weight.device) if name in metrics else None
+        networks[name] = fit_network(weight, plan.layers[name].spec, metric, sweeps=settings.sweeps)
+    install(model, networks, plan)
 
 
 @dataclass
@@ -182,8 +181,7 @@ class _Fitting:
         copied = False
 
         def note(name: str) -> Hook:
-            def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-                tensor: Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+            def hook(tensor: Tensor) -> None:
                 versions.append((tensor, tensor._version))
                 given[name].append(tensor.clone() if copied else tensor)
 
@@ -208,8 +206,8 @@ class _Fitting:
         halves = [ShiftMoments(), ShiftMoments()]
         for batch, state in enumerate(self.compressed):
 
-            def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], batch: int = batch) -> None:
-                vectors = self.runner.kept(batch, arguments[0] if arguments else next(iter(keywords.values()))).float()
+            def hook(given: Tensor, batch: int = batch) -> None:
+                vectors = self.runner.kept(batch, given).float()
                 shift = self.runner.kept(batch, dense[batch]).float() - vectors
                 halves[batch % 2].add(vectors, shift, self.settings.clip)
 
@@ -226,12 +224,11 @@ class _Fitting:
             if share is None:
                 share = crossed_share(halves, torch.cat(matrices), ridge)
             shift = share * whole.regression(ridge) if share else None
+            networks = {}
             for name, weight, matrix in zip(group, weights, matrices):
-                layer = self.plan.layers[f"{prefix}.{name}"]
                 target = matrix if shift is None else matrix + matrix @ shift
-                network = self._realised(target.reshape(weight.shape).to(weight.dtype), layer.spec, whole.second)
-                replace_module(self.model, f"{prefix}.{name}", network, layer.tied)
+                target = target.reshape(weight.shape).to(weight.dtype).contiguous()
+                spec, metric = self.plan.layers[f"{prefix}.{name}"].spec, input_second_moment(whole.second)
+                networks[f"{prefix}.{name}"] = fit_network(target, spec, metric, sweeps=self.settings.sweeps)
+            install(self.model, networks, self.plan)
         return share
-
-    def _realised(self, target: Tensor, spec: NetworkSpec, moment: Tensor) -> TensorNetwork:
-        return fit_network(target.contiguous(), spec, input_second_moment(moment), sweeps=self.settings.sweeps)

@@ -1,18 +1,156 @@
-"""One proximal step in a metric, and the curvature that bounds its size."""
+"""One proximal step in a metric: a gradient step, then a threshold on the spectra of many layers with one multiplier.
+
+A layer at rank r costs ``min(unit * r, dense)`` bytes. In its metric, with step a and multiplier lambda, the hard threshold
+is the exact minimiser of ``1/(2 a) |V - W|^2 + lambda * bytes``: singular values up to ``sqrt(2 a lambda unit)`` are dropped,
+or the layer stays dense where that is worth its bytes. The soft threshold takes ``a lambda unit`` off each singular value
+(the nuclear norm in place of the rank).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tensornet_compress.decompose import matrix_spectrum
+from tensornet_compress.decompose import MatrixSpectrum, matrix_spectrum
+from tensornet_compress.errors import BudgetError
 from tensornet_compress.metric import KroneckerMetric
-from tensornet_compress.train.problem import Problem
-from tensornet_compress.train.threshold import Choice, Cost, Threshold, apply_threshold, choose_ranks, meet_budget
 
+Threshold = Literal["hard", "soft"]
 Matrices = Mapping[str, Tensor]
+_BISECTIONS = 200
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of a layer: ``unit`` per unit of rank, ``dense`` when it is not factorised."""
+
+    unit: int
+    dense: int
+
+    def nbytes(self, rank: int | None) -> int:
+        """Bytes at a rank; None means dense."""
+        return self.dense if rank is None else self.unit * rank
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The multiplier, each layer's rank (None: dense), and bytes in all. ``factored``: no layer was allowed to stay dense, and
+    a dense matrix is priced as one of full rank."""
+
+    multiplier: float
+    ranks: dict[str, int | None]
+    nbytes: int
+    factored: bool = False
+
+
+def choose_ranks(
+    spectra: Mapping[str, MatrixSpectrum],
+    costs: Mapping[str, Cost],
+    multiplier: float,
+    step: float,
+    threshold: Threshold,
+    factored: bool = False,
+) -> Choice:
+    """Ranks under a multiplier (nats per byte); every layer keeps at least rank one."""
+    ranks = {
+        name: _rank(spectrum.squares, costs[name], multiplier, step, threshold, factored) for name, spectrum in spectra.items()
+    }
+    return Choice(multiplier, ranks, sum(costs[name].nbytes(rank) for name, rank in ranks.items()), factored)
+
+
+def _rank(squares: Tensor, cost: Cost, multiplier: float, step: float, threshold: Threshold, factored: bool) -> int | None:
+    if threshold == "soft":
+        rank = max(1, int((squares.sqrt() > step * multiplier * cost.unit).sum()))
+        return rank if factored or cost.nbytes(rank) < cost.dense else None
+    price = 2 * step * multiplier
+    rank = max(1, int((squares > price * cost.unit).sum()))
+    if factored:
+        return rank
+    paid = float(squares[rank:].sum()) + price * cost.nbytes(rank)
+    return rank if paid < price * cost.dense else None
+
+
+def meet_budget(
+    spectra: Mapping[str, MatrixSpectrum], costs: Mapping[str, Cost], allowed: int, step: float, threshold: Threshold = "hard"
+) -> Choice:
+    """The least multiplier, to double precision, under which the layers take at most ``allowed`` bytes.
+
+    A layer that may stay dense jumps from dense to a low rank as the multiplier grows, which can leave bytes unused where few
+    layers share them. So the budget is also met with every layer factored, and the choice that drops less is taken.
+
+    Raises:
+        BudgetError: rank one everywhere is too large.
+    """
+    mixed = _bisected(spectra, costs, allowed, step, threshold, factored=False)
+    if threshold == "soft" or mixed.multiplier == 0:
+        return mixed
+    if sum(cost.unit for cost in costs.values()) > allowed:
+        return mixed
+    factored = _bisected(spectra, costs, allowed, step, threshold, factored=True)
+    return min(mixed, factored, key=lambda choice: _dropped(spectra, choice))
+
+
+def _dropped(spectra: Mapping[str, MatrixSpectrum], choice: Choice) -> float:
+    return sum(spectra[name].error(rank) for name, rank in choice.ranks.items() if rank is not None)
+
+
+def _bisected(
+    spectra: Mapping[str, MatrixSpectrum],
+    costs: Mapping[str, Cost],
+    allowed: int,
+    step: float,
+    threshold: Threshold,
+    factored: bool,
+) -> Choice:
+    def at(multiplier: float) -> Choice:
+        return choose_ranks(spectra, costs, multiplier, step, threshold, factored)
+
+    free = at(0.0)
+    if free.nbytes <= allowed:
+        return free
+    low, high = 0.0, 1e-30
+    while (choice := at(high)).nbytes > allowed:
+        low, high = high, high * 16
+        if high > 1e60:
+            smallest = sum(min(cost.unit, cost.dense) for cost in costs.values())
+            raise BudgetError(
+                f"the budget leaves {allowed:,} bytes for the targeted layers, rank one everywhere takes {smallest:,}; raise it"
+            )
+    for _ in range(_BISECTIONS):
+        middle = sqrt(low * high) if low > 0 else high / 2
+        if not low < middle < high:
+            break
+        trial = at(middle)
+        if trial.nbytes <= allowed:
+            high, choice = middle, trial
+        else:
+            low = middle
+    return choice
+
+
+def apply_threshold(
+    spectra: Mapping[str, MatrixSpectrum], costs: Mapping[str, Cost], choice: Choice, step: float, threshold: Threshold
+) -> dict[str, Tensor]:
+    """Matrices after thresholding; layers that stay dense keep their values (hard) or are shrunk too (soft)."""
+    results = {}
+    for name, spectrum in spectra.items():
+        rank = choice.ranks[name]
+        factors = torch.ones_like(spectrum.squares)
+        if threshold == "soft":
+            limit = step * choice.multiplier * costs[name].unit
+            factors = (1 - limit / spectrum.squares.sqrt().clamp_min(1e-300)).clamp_min(0)
+        if rank is None and threshold == "hard":
+            results[name] = spectrum.matrix
+            continue
+        if rank is not None:
+            factors[rank:] = 0
+        results[name] = spectrum.shrunk(factors)
+    return results
 
 
 def proximal_step(
@@ -57,34 +195,3 @@ def model_change(
         change = proposal[name].double() - weight.double()
         total += float((gradients[name].double() * change).sum()) + metrics[name].norm2(change) / (2 * step)
     return total
-
-
-def curvature(problem: Problem, metrics: Mapping[str, KroneckerMetric], iterations: int = 8, seed: int = 0) -> float:
-    """The largest curvature L (in size) of the loss in the metric: power iteration on ``M^-1 H``, by gradient differences."""
-    weights = problem.weights()
-    generator = torch.Generator().manual_seed(seed)
-    direction = {
-        name: torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight) for name, weight in weights.items()
-    }
-    base = problem.gradients()[1]
-    size = sum(metrics[name].norm2(weight) for name, weight in weights.items()) ** 0.5
-    length = sum(metrics[name].norm2(d) for name, d in direction.items()) ** 0.5
-    largest = 0.0
-    try:
-        for _ in range(iterations):
-            # At unit length powers of the curvature cannot overflow.
-            direction = {name: d / max(length, 1e-300) for name, d in direction.items()}
-            reach = 1e-3 * size
-            problem.assign({name: weight + reach * direction[name] for name, weight in weights.items()})
-            moved = problem.gradients()[1]
-            change = {name: (moved[name] - base[name]) / reach for name in weights}
-            # A loss may curve downwards; what bounds a step is the size of the curvature.
-            largest = abs(sum(float((change[name].double() * d.double()).sum()) for name, d in direction.items()))
-            direction = {name: metrics[name].precondition(change[name].double()).to(weights[name]) for name in weights}
-            # Of ``d = M^-1 c`` the squared length ``d' M d`` is ``d' c``.
-            length = max(0.0, sum(float((change[name].double() * d.double()).sum()) for name, d in direction.items())) ** 0.5
-            if not length > 0:
-                break
-    finally:
-        problem.assign(weights)
-    return largest

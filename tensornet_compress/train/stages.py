@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate import Batch, kept_output, model_inputs, output_divergence
-from tensornet_compress.calibrate.modes import evaluating
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes
@@ -28,8 +28,8 @@ from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
 from tensornet_compress.train.layer_errors import layer_errors
 from tensornet_compress.train.propagate import Propagation, propagate
+from tensornet_compress.train.reduction import Schedule
 from tensornet_compress.train.refine import BlockRefinement
-from tensornet_compress.train.schedule import Schedule
 
 CHOICES = ("euclidean", "row-fisher", "input", "kronecker")
 

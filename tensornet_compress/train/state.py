@@ -1,32 +1,105 @@
-"""The state of a long iteration in one safetensors file: tensors, and in its metadata a JSON log, the settings and a hash."""
+"""Where an iteration stands, in memory and in a safetensors file with a JSON log, the settings and a hash in its header."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError
-from tensornet_compress.files.whole import whole_file
+from tensornet_compress.files.whole import read_tensors, write_tensors
+from tensornet_compress.frozen import Frozen
 
 
-def save_state(file: Path, settings: Mapping[str, Any], log: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write under a temporary name, then rename: a file of that name is always whole."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {
-        "settings": json.dumps(settings, sort_keys=True),
-        "log": json.dumps(log),
-        "tensors": content_hash(plain),
-    }
-    with whole_file(file) as temporary:
-        save_file(plain, temporary, metadata)
+class IsvtStep(Frozen):
+    """One accepted step. ``objective`` is ``loss + multiplier * nbytes`` before (behind the corrections of this step, which are
+    of full rank) and after, under this step's multiplier; ``rose`` tells that it did not fall."""
+
+    loss: float
+    multiplier: float
+    step: float
+    backtracks: int
+    nbytes: int
+    before: float
+    objective: float
+    rose: bool
+
+
+@dataclass
+class IsvtState:
+    """The iterate, its ranks after each step, the step size, and the best iterate that met the budget."""
+
+    weights: dict[str, Tensor]
+    steps: list[IsvtStep] = field(default_factory=list)
+    history: list[dict[str, int | None]] = field(default_factory=list)
+    size: float = 1.0
+    best: float = float("inf")
+    best_step: int = -1
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_ranks: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> int:
+        """Steps at the end during which no rank changed."""
+        return next((n for n, ranks in enumerate(reversed(self.history)) if ranks != self.history[-1]), len(self.history))
+
+    def save(self, file: Path, settings: Mapping[str, Any]) -> None:
+        """Write the state; ``settings`` are what it fits."""
+        tensors = {f"current.{name}": weight for name, weight in self.weights.items()}
+        tensors |= {f"best.{name}": weight for name, weight in self.best_weights.items()}
+        # A file cannot hold one tensor twice.
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        log = {
+            "steps": [step.model_dump() for step in self.steps],
+            "history": self.history,
+            "size": self.size,
+            "best": None if self.best_step < 0 else self.best,
+            "best_step": self.best_step,
+            "best_ranks": self.best_ranks,
+        }
+        header = {"settings": json.dumps(settings, sort_keys=True), "log": json.dumps(log), "tensors": content_hash(tensors)}
+        write_tensors(file, tensors, header)
+
+    @classmethod
+    def load(cls, file: Path, settings: Mapping[str, Any], dense: dict[str, Tensor]) -> IsvtState:
+        """The state in a file; that of the dense weights when there is no such file.
+
+        Raises:
+            CheckpointError: the file is broken, or was written with other settings.
+        """
+        if not file.exists():
+            return cls(dense)
+        try:
+            tensors, header = read_tensors(file)
+        except CheckpointError as error:
+            raise CheckpointError(f"{str(file)!r} is no whole state file: {error}; delete it to start anew") from error
+        if header.get("tensors") != content_hash(tensors):
+            raise CheckpointError(
+                f"{str(file)!r} is damaged: its tensors are not those that were written; delete it to start anew"
+            )
+        wanted = json.dumps(settings, sort_keys=True)
+        if header.get("settings") != wanted:
+            raise CheckpointError(
+                f"{str(file)!r} was written with other settings ({header.get('settings')}), these are {wanted}; "
+                "delete it to start anew"
+            )
+        log = json.loads(header["log"])
+        return cls(
+            weights={name: tensors[f"current.{name}"] for name in dense},
+            steps=[IsvtStep.model_validate(step) for step in log["steps"]],
+            history=log["history"],
+            size=log["size"],
+            best=float("inf") if log["best"] is None else log["best"],
+            best_step=log["best_step"],
+            best_weights={name: tensors[f"best.{name}"] for name in dense if f"best.{name}" in tensors},
+            best_ranks=log["best_ranks"],
+        )
 
 
 def content_hash(content: Any) -> str:
@@ -52,29 +125,3 @@ def content_hash(content: Any) -> str:
 
     take(content)
     return digest.hexdigest()
-
-
-def load_state(file: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Log and tensors, or None when there is no such file.
-
-    Raises:
-        CheckpointError: the file is broken, or was written with other settings.
-    """
-    if not file.exists():
-        return None
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{str(file)!r} is no whole state file: {error}; delete it to start anew") from error
-    if metadata.get("tensors") != content_hash(tensors):
-        raise CheckpointError(f"{str(file)!r} is damaged: its tensors are not those that were written; delete it to start anew")
-    wanted = json.dumps(settings, sort_keys=True)
-    if metadata.get("settings") != wanted:
-        raise CheckpointError(
-            f"{str(file)!r} was written with other settings ({metadata.get('settings')}), these are {wanted}; "
-            "delete it to start anew"
-        )
-    log: dict[str, Any] = json.loads(metadata["log"])
-    return log, tensors

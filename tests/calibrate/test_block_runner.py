@@ -54,8 +54,7 @@ def test_a_run_can_end_early():
     runner = BlockRunner(model, batches(1), names_of(model))
     called, given = [], []
     runner.blocks[0][1].mlp.register_forward_hook(lambda *_: called.append(1))
-    hook = lambda _m, arguments, _k: given.append(arguments[0])  # noqa: E731
-    runner.run_until(0, 0, runner.states[0], {"self_attn.o_proj": hook}, "self_attn.o_proj")
+    runner.run_until(0, 0, runner.states[0], {"self_attn.o_proj": given.append}, "self_attn.o_proj")
     assert len(given) == 1
     assert not called
     assert not runner.blocks[0][1].self_attn.o_proj._forward_pre_hooks

@@ -4,9 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from tensornet_compress.calibrate import InputMoment, collect_input_moments, model_inputs
+from tensornet_compress.calibrate import InputMoment, collect_statistics, model_inputs
 from tensornet_compress.errors import TensorNetError
 from tests.models import VOCABULARY, batches, tiny_llama
+
+
+def moments_of(model, data, names, advance=lambda: None):
+    collected = collect_statistics(model, data, names, ["input"], advance=advance)
+    return {name: statistics.input for name, statistics in collected.items()}
 
 
 class Toy(nn.Module):
@@ -36,7 +41,7 @@ def direct(vectors):
 def test_moments_equal_direct_computation():
     model = Toy().eval()
     ids = batches(3)
-    moments = collect_input_moments(model, ids, ["query", "last"])
+    moments = moments_of(model, ids, ["query", "last"])
     x = model.embed(torch.cat(ids)).reshape(-1, 6).detach()
     assert torch.allclose(moments["query"].mean, direct(x), rtol=1e-5)
     assert torch.allclose(moments["last"].mean, direct(model.key(x).detach()), rtol=1e-4, atol=1e-6)
@@ -47,13 +52,13 @@ def test_padding_is_left_out():
     model = Toy().eval()
     ids = batches(1, rows=3, length=5)[0]
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])
-    moments = collect_input_moments(model, [{"input_ids": ids, "attention_mask": mask}], ["query"])
+    moments = moments_of(model, [{"input_ids": ids, "attention_mask": mask}], ["query"])
     assert moments["query"].count == 10
     assert torch.allclose(moments["query"].mean, direct(model.embed(ids[mask.bool()]).detach()), rtol=1e-5)
 
 
 def test_layers_that_are_fed_one_tensor_share_one_moment():
-    moments = collect_input_moments(Toy().eval(), batches(2), ["query", "key", "last"])
+    moments = moments_of(Toy().eval(), batches(2), ["query", "key", "last"])
     assert moments["query"] is moments["key"]
     assert moments["last"] is not moments["query"]
     assert moments["query"].count == 2 * 2 * 16
@@ -61,11 +66,30 @@ def test_layers_that_are_fed_one_tensor_share_one_moment():
 
 def test_a_llama_shares_moments_within_blocks_only():
     names = [f"model.layers.{i}.self_attn.{p}" for i in (0, 1) for p in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    moments = collect_input_moments(tiny_llama(), batches(2), names)
+    moments = moments_of(tiny_llama(), batches(2), names)
     assert len({id(moment) for moment in moments.values()}) == 4
     assert moments[names[0]] is moments[names[1]] is moments[names[2]]
-    alone = collect_input_moments(tiny_llama(), batches(2), [names[6]])
+    alone = moments_of(tiny_llama(), batches(2), [names[6]])
     assert torch.allclose(alone[names[6]].mean, moments[names[4]].mean)
+
+
+class Sometimes(Toy):
+    """The second of two layers that share their input is left out for texts that begin with a small id."""
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.embed(input_ids)
+        return self.query(x).sum() + (self.key(x).sum() if int(input_ids[0, 0]) > 30 else 0)
+
+
+@pytest.mark.parametrize("starts", [(40, 3, 41), (3, 40, 4), (40, 41, 3)])
+def test_layers_share_a_moment_only_while_they_are_given_the_same(starts):
+    model, data = Sometimes().eval(), batches(3)
+    for ids, start in zip(data, starts):
+        ids[0, 0] = start
+    moments = moments_of(model, data, ["query", "key"])
+    for name, read in (("query", data), ("key", [ids for ids in data if int(ids[0, 0]) > 30])):
+        torch.testing.assert_close(moments[name].mean, direct(model.embed(torch.cat(read)).reshape(-1, 6).detach()))
+        assert moments[name].count == torch.cat(read).numel()
 
 
 class InPlace(nn.Module):
@@ -86,7 +110,7 @@ class InPlace(nn.Module):
 def test_a_tensor_changed_in_place_is_another_input(mode):
     model, ids = InPlace(), batches(2)
     with mode():
-        moments = collect_input_moments(model, ids, ["first", "second"])
+        moments = moments_of(model, ids, ["first", "second"])
         x = model.embed(torch.cat(ids)).flatten(0, 1)
         changed = x + model.first(x).tanh()
         torch.testing.assert_close(moments["first"].mean, direct(x), rtol=1e-5, atol=1e-7)
@@ -106,7 +130,7 @@ def test_mode_and_hooks_are_left_as_found(training):
     model = Toy().train(training)
     model.dropout.train(not training)
     before = modes(model)
-    collect_input_moments(model, batches(1), ["query"])
+    moments_of(model, batches(1), ["query"])
     assert modes(model) == before
     assert hooks(model) == 0
 
@@ -114,7 +138,7 @@ def test_mode_and_hooks_are_left_as_found(training):
 def test_mode_and_hooks_are_left_as_found_when_the_model_fails():
     model = Toy().train()
     with pytest.raises(IndexError):
-        collect_input_moments(model, [batches(1)[0], torch.full((1, 2), VOCABULARY)], ["query", "key"])
+        moments_of(model, [batches(1)[0], torch.full((1, 2), VOCABULARY)], ["query", "key"])
     assert hooks(model) == 0
     assert all(modes(model))
 
@@ -122,7 +146,7 @@ def test_mode_and_hooks_are_left_as_found_when_the_model_fails():
 def test_statistics_are_taken_without_dropout():
     model = Toy().train()
     ids = batches(1)
-    moments = collect_input_moments(model, ids, ["query"])
+    moments = moments_of(model, ids, ["query"])
     assert torch.allclose(moments["query"].mean, direct(model.embed(ids[0]).reshape(-1, 6).detach()), rtol=1e-5)
 
 
@@ -133,16 +157,17 @@ def test_inputs_given_by_keyword_are_seen():
 
     model = ByKeyword().eval()
     ids = batches(1)
-    moments = collect_input_moments(model, ids, ["query"])
+    moments = moments_of(model, ids, ["query"])
     assert torch.allclose(moments["query"].mean, direct(model.embed(ids[0]).reshape(-1, 6).detach()), rtol=1e-5)
 
 
 def test_no_batches_and_no_input_are_errors():
     with pytest.raises(TensorNetError, match="no batches"):
-        collect_input_moments(Toy(), [], ["query"])
-    assert "unused" not in collect_input_moments(Toy(), batches(1), ["query", "unused"])
-    with pytest.raises(TensorNetError, match="received no input"):
-        _ = InputMoment().mean
+        moments_of(Toy(), [], ["query"])
+    unused = moments_of(Toy(), batches(1), ["query", "unused"])["unused"]
+    for moment in (unused, InputMoment()):
+        with pytest.raises(TensorNetError, match="received no input"):
+            _ = moment.mean
 
 
 @pytest.mark.parametrize(
@@ -155,5 +180,5 @@ def test_what_is_no_batch_is_refused_with_what_was_given(batch):
 
 def test_steps_are_reported():
     steps = []
-    collect_input_moments(Toy(), batches(3), ["query"], lambda: steps.append(1))
+    moments_of(Toy(), batches(3), ["query"], lambda: steps.append(1))
     assert len(steps) == 3

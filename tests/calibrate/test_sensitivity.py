@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import tensornet_compress as tnc
-from tensornet_compress.calibrate import first_tokens, fisher_sensitivity, measure_sensitivity, output_divergence
+from tensornet_compress.calibrate import first_tokens, fisher_sensitivity, measure_sensitivity
 from tensornet_compress.errors import TensorNetError
 from tests.generators import random_tensor
 from tests.models import VOCABULARY, batches, residual, tiny_bert, tiny_gpt2, tiny_llama
@@ -110,14 +110,6 @@ def test_encoders_are_measured_by_the_angle_of_their_outputs():
     model = tiny_bert()
     probes = probes_of(model, ["encoder.layer.0.output.dense"], size=0.1)
     assert measure_sensitivity(model, batches(2), probes)["encoder.layer.0.output.dense"] > 0
-
-
-def test_divergence_by_hand():
-    p, q = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log_softmax(-1)
-    wanted = float(torch.nn.functional.kl_div(q, p.log_softmax(-1), log_target=True, reduction="batchmean"))
-    assert output_divergence(p, q, logits=True) == pytest.approx(wanted, rel=1e-5)
-    assert output_divergence(torch.eye(2), torch.eye(2).flip(0), logits=False) == pytest.approx(1.0)
-    assert output_divergence(torch.eye(2), 3 * torch.eye(2), logits=False) == pytest.approx(0.0, abs=1e-6)
 
 
 def padded(ids, lengths, width, side):

@@ -9,6 +9,7 @@ from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.evaluate.ledger import folder_ledger
 from tensornet_compress.files import MANIFEST, TENSORS, read_manifest
 from tensornet_compress.nn import NetworkModule, replace_module
+from tensornet_compress.nn.plan import LayerPlan
 from tensornet_compress.tensor import FibreOrder
 from tests.files.saved import compressed, tensor_file
 from tests.models import ConvNet, batches, tiny_bert, tiny_convnet, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -137,7 +138,7 @@ def test_fibre_orders_travel_as_packed_tensors(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(12, 40))
     layout = tnc.Layout.of(((40,), (3, 4)), fibre_orders=(FibreOrder(axis=0, permutation=tuple(torch.randperm(40).tolist())),))
     network = tnc.to_network(model[0].weight, tnc.Topology.train(3), layout, ranks=4)
-    plan = tnc.Plan(layers={"0": tnc.plan.LayerPlan(kind="linear", spec=network.spec, bias=True)})
+    plan = tnc.Plan(layers={"0": LayerPlan(kind="linear", spec=network.spec, bias=True)})
     tnc.apply_plan(model, plan, workers=1)
     tnc.save(model, tmp_path / "out")
     tensors = load_file(tmp_path / "out" / TENSORS)
@@ -154,7 +155,7 @@ def test_an_order_costs_the_file_about_what_it_is_charged(tmp_path):
         model = torch.nn.Sequential(torch.nn.Linear(4, 500))
         layout = tnc.Layout.of(((500,), (4,)), fibre_orders=orders)
         network = tnc.to_network(model[0].weight, tnc.Topology.train(2), layout, ranks=1)
-        plan = tnc.Plan(layers={"0": tnc.plan.LayerPlan(kind="linear", spec=network.spec, bias=True)})
+        plan = tnc.Plan(layers={"0": LayerPlan(kind="linear", spec=network.spec, bias=True)})
         tnc.save(tnc.apply_plan(model, plan, workers=1), tmp_path / str(len(orders)))
         sizes.append(sum(path.stat().st_size for path in (tmp_path / str(len(orders))).iterdir()))
     assert sizes[1] - sizes[0] <= layout.order_nbytes + 300

@@ -11,7 +11,7 @@ from tensornet_compress.errors import BudgetError, CheckpointError, TensorNetErr
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn import TNLinear
 from tensornet_compress.train import Problem, Schedule, curvature, isvt, proximal_step
-from tensornet_compress.train.threshold import Cost, meet_budget
+from tensornet_compress.train.proximal import Cost, meet_budget
 from tests.generators import correlated_moment, random_tensor
 from tests.models import batches, tiny_convnet, tiny_llama
 from tests.train.problems import Linear, correlated_inputs, least_squares, logistic

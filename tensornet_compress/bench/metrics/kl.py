@@ -3,12 +3,13 @@
 from torch import Tensor
 
 from tensornet_compress.bench.metrics.registry import TOKEN_METRICS, Scores, TokenMetric
+from tensornet_compress.calibrate import kl_divergence
 from tensornet_compress.report import Measure
 
 
 def tokens(scores: Scores) -> Tensor:
     """KL(exact || compressed) of every position, (tokens,)."""
-    return (scores.exact.exp() * (scores.exact - scores.got)).sum(-1)
+    return kl_divergence(scores.exact, scores.got)
 
 
 KL = TOKEN_METRICS.add(

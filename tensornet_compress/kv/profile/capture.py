@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tensornet_compress.calibrate import model_inputs
-from tensornet_compress.calibrate.modes import frozen
+from tensornet_compress.calibrate.hooks import frozen
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.rope import PositionRecorder, Rotary, is_encoder_decoder, rotary_module, rotary_style, text_config
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tensornet_compress.bisection import least_kept
@@ -18,7 +16,7 @@ from tensornet_compress.coding.entropy import Quantiser
 from tensornet_compress.coding.fixed_rate import Curve, allocate
 from tensornet_compress.coding.stored_basis import StoredBasis
 from tensornet_compress.errors import CheckpointError, TensorNetError
-from tensornet_compress.files.whole import whole_file
+from tensornet_compress.files.whole import read_tensors, whole_file, write_tensors
 from tensornet_compress.frozen import Frozen, Shared
 from tensornet_compress.kv.live.codec import LiveBasis, SideCode
 from tensornet_compress.kv.profile.tree import SideTree
@@ -143,8 +141,7 @@ class Profile(Shared):
 
     def save(self, folder: str | Path) -> None:
         """Write the folder; each file appears whole or not at all."""
-        with whole_file(Path(folder) / "profile.safetensors") as file:
-            save_file(self.tensors(), file)
+        write_tensors(Path(folder) / "profile.safetensors", self.tensors(), {})
         with whole_file(Path(folder) / "profile.json") as file:
             file.write_text(self.spec.to_json(indent=1))
 
@@ -158,8 +155,8 @@ class Profile(Shared):
         where = repr(str(folder))
         try:
             spec = ProfileSpec.from_json((Path(folder) / "profile.json").read_text())
-            stored = load_file(Path(folder) / "profile.safetensors")
-        except (OSError, SafetensorError, TensorNetError) as error:
+            stored, _ = read_tensors(Path(folder) / "profile.safetensors")
+        except (OSError, TensorNetError) as error:
             raise CheckpointError(f"no readable cache profile in {where}: {error}") from error
         if spec.version != VERSION:
             raise CheckpointError(f"the profile in {where} has version {spec.version}; this package reads {VERSION}")

@@ -23,7 +23,7 @@ from tensornet_compress.bench.peers.weights.rtn import format_for
 from tensornet_compress.bench.read_back import read_back
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase, WeightMethod
 from tensornet_compress.calibrate import Batch, BlockRunner
-from tensornet_compress.calibrate.block_runner import Hook
+from tensornet_compress.calibrate.blocks import Hook
 from tensornet_compress.coding import IntFormat, parse_format
 from tensornet_compress.decompose import realise
 from tensornet_compress.nn import NetworkModule, Target, find_targets, layer_weight, replace_module
@@ -142,8 +142,7 @@ def _moments(
     for batch, state in enumerate(states):
 
         def note(name: str, batch: int = batch) -> Hook:
-            def hook(_module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-                given = arguments[0] if arguments else next(iter(keywords.values()))
+            def hook(given: Tensor) -> None:
                 vectors = runner.kept(batch, given[:, settings.skip_first :] if settings.skip_first else given).float()
                 # Under autocast the product would be rounded to bfloat16, and no longer be positive definite.
                 with torch.autocast(vectors.device.type, enabled=False):

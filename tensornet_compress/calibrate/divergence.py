@@ -1,0 +1,79 @@
+"""How far a model's outputs lie from a reference: KL divergence of logits, one minus the cosine of other outputs.
+
+Padding must be taken out of outputs beforehand, as ``kept_output`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# Numbers of an output that are worked on at once: large vocabularies would need several times the memory of their logits.
+CHUNK_NUMBERS = 1 << 25
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats at each position, from log probabilities (..., vocabulary) to (...)."""
+    return _kl_terms(log_p, log_q).sum(-1)
+
+
+def token_divergence(reference: Tensor, output: Tensor, logits: bool) -> Tensor:
+    """Divergence of each token (tokens,) of ``output`` from ``reference``, both (tokens, n) in any floating dtype: of logits
+    KL(reference || output) in nats, else one minus the cosine."""
+    return torch.cat(_chunked(lambda p, q: _terms(p, q, logits, False).sum(-1), reference, output))
+
+
+def total_divergence(reference: Tensor, output: Tensor, logits: bool, normalised: bool = False) -> Tensor:
+    """``token_divergence`` summed over tokens, to be differentiated: memory beside the two outputs is bounded, also in the
+    backward pass.
+
+    Args:
+        normalised: the reference holds log probabilities, which are taken as they are (rounded to half precision they add up
+            to one only nearly).
+    """
+    first, *others = _chunked(lambda p, q: _terms(p, q, logits, normalised).sum(), reference, output)
+    return sum(others, start=first)
+
+
+def output_divergence(reference: Tensor, output: Tensor, logits: bool) -> float:
+    """Mean of ``token_divergence`` over tokens."""
+    return float(token_divergence(reference, output, logits).mean())
+
+
+def _kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return log_p.exp() * (log_p - log_q)
+
+
+def _terms(reference: Tensor, output: Tensor, logits: bool, normalised: bool) -> Tensor:
+    """Parts of the divergence (tokens, parts)."""
+    reference, output = reference.float(), output.float()
+    if not logits:
+        return 1 - F.cosine_similarity(reference, output, dim=-1)[:, None]
+    return _kl_terms(reference if normalised else reference.log_softmax(-1), output.log_softmax(-1))
+
+
+def _chunked(measure: Callable[[Tensor, Tensor], Tensor], reference: Tensor, output: Tensor) -> list[Tensor]:
+    """``measure`` of all tokens, some at a time; what it takes for a backward pass is computed again there."""
+    rows = max(1, CHUNK_NUMBERS // output.shape[-1])
+    if len(output) <= rows:
+        return [measure(reference, output)]
+    chunks = zip(reference.split(rows), output.split(rows))
+    return [checkpoint(measure, *chunk, use_reentrant=False) for chunk in chunks]
+
+
+def sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) -> Tensor:
+    """Minus the log-likelihood of labels drawn from the model itself, summed over tokens.
+
+    The second moment of its gradient is the Hessian of the divergence at no error (the true Fisher information); outputs that
+    are not logits get Gaussian labels.
+    """
+    output = output.float()
+    if is_logits:
+        labels = torch.multinomial(output.detach().softmax(-1), 1, generator=generator)[:, 0]
+        return F.cross_entropy(output, labels, reduction="sum")
+    noise = torch.randn(output.shape, generator=generator, device=output.device)
+    return (F.normalize(output, dim=-1) * noise).sum()

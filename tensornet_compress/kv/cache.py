@@ -30,6 +30,14 @@ class CompressedCache(Cache):
         bits: target payload bits per key/value element; sinks and window come on top.
         profile: from ``calibrate``; without one the bases are made from the sequence itself and count as its bytes.
         sinks, window: first and most recent tokens that stay exact. block: tokens sealed at a time.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    >>> cache = CompressedCache(model, bits=3.0, mode="storage")
+    >>> logits = model(torch.ones(1, 300, dtype=torch.int64), past_key_values=cache).logits
+    >>> cache.get_seq_length(), cache.report().sealed_tokens
+    (300, 128)
     """
 
     kinds: ClassVar[dict[str, type[CompressedCache]]] = {}
@@ -179,7 +187,7 @@ class CompressedCache(Cache):
         """Stored bits per key/value element of the compressed layers: codes, own bases, sinks and tail (no working set)."""
         return self.report().bits_per_element
 
-    def held(self) -> dict[str, int]:
+    def _held(self) -> dict[str, int]:
         """Bytes that the compressed layers hold, by their names in a ``CacheReport``."""
         states = [part for layer in self.compressed_layers if layer.is_initialized for part in (layer.keys, layer.values)]
         return {"tail_nbytes": sum(part.nbytes for part in states)}
@@ -191,7 +199,7 @@ class CompressedCache(Cache):
         shapes = [states.shape for layer in layers for states in (layer.keys, layer.values)]
         elements = tokens * sum(batch * heads * width for batch, heads, _, width in shapes)
         other = sum(part.nbytes for _, layer in self._other_layers() for part in _states_of(layer))
-        parts = dict.fromkeys(("sealed_tokens", "working_nbytes", "basis_nbytes"), 0) | self.held()
+        parts = dict.fromkeys(("sealed_tokens", "working_nbytes", "basis_nbytes"), 0) | self._held()
         parts["tail_nbytes"] += 0 if self.positions is None else self.positions.nbytes
         stored = sum(parts[f"{name}_nbytes"] for name in ("payload", "sink", "tail", "basis"))
         return CacheReport(
@@ -203,7 +211,7 @@ class CompressedCache(Cache):
             **parts,
         )
 
-    def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """For a file: tensors by name, and the fields of the ``CacheRecord`` that a kind fills in."""
         tensors: dict[str, Tensor] = {} if self.positions is None else {"positions": self.positions}
         lengths: dict[int, int | None] = {}
@@ -216,7 +224,7 @@ class CompressedCache(Cache):
             lengths[index] = getattr(layer, "cumulative_length", None)
         return tensors, {"other": lengths}
 
-    def restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
+    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
         """The inverse of ``stored``."""
         named = [(layer, f"tail{place}") for place, layer in enumerate(self.compressed_layers)]
         others: dict[int, Any] = {index: self.layers[index] for index in record.other}
@@ -236,7 +244,7 @@ class CompressedCache(Cache):
         """
         if not self.compressed_layers[0].is_initialized:
             raise TensorNetError("the cache is empty; there is nothing to save")
-        tensors, fields = self.stored()
+        tensors, fields = self._stored()
         fields |= {name: getattr(self, name) for name in ("mode", "bits", "sinks", "window", "block")}
         profile = None if self.profile is None else self.profile.fingerprint()
         return write_cache(path, CacheRecord(profile=profile, **fields), tensors)
@@ -258,7 +266,7 @@ class CompressedCache(Cache):
         device = next(model.parameters()).device
         tensors = {name: t.to(device) if name.startswith(_ON_DEVICE) else t for name, t in tensors.items()}
         try:
-            cache.restore(record, tensors)
+            cache._restore(record, tensors)
         except (KeyError, IndexError, RuntimeError) as error:
             raise CheckpointError(f"the cache in {str(path)!r} lacks or misshapes a tensor: {error}") from error
         return cache

@@ -31,6 +31,7 @@ def compressed(
     Raises:
         TensorNetError: the model has no ``generate``.
 
+    >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
     >>> model = LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=None))

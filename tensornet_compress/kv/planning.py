@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tensornet_compress.coding.entropy import ROUNDING, classify
 from tensornet_compress.errors import TensorNetError
@@ -82,15 +82,20 @@ class CacheCost:
 
 
 def costs(
-    model: nn.Module,
-    profile: Profile,
-    tokens: int,
-    rates: Sequence[float] = RATES,
-    *,
-    sinks: int = 4,
-    window: int = 64,
+    model: nn.Module, profile: Profile, tokens: int, rates: Sequence[float] = RATES, *, sinks: int = 4, window: int = 64
 ) -> list[CacheCost]:
     """Every kind of cache at every rate (payload bits per element), and the exact cache, for ``tokens`` cached tokens.
+
+    >>> import tensornet_compress.kv as kv
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> profile = kv.calibrate(model, [torch.randint(50, (1, 96)) for _ in range(5)], metric="euclidean")
+    >>> exact, storage, *live = kv.costs(model, profile, tokens=4096, rates=[2.0])
+    >>> exact.held_nbytes // storage.held_nbytes
+    12
+    >>> kv.front([exact, storage, *live])[0] is exact
+    True
 
     Raises:
         TensorNetError: no tokens to seal, or a rate out of range.
@@ -125,7 +130,13 @@ def costs(
 
 
 def front(candidates: Sequence[CacheCost]) -> list[CacheCost]:
-    """Those that no other beats in bytes (held and working), arithmetic (of a step, and of thawing) and error at once."""
+    """Those that no other beats in bytes (held and working), arithmetic (of a step, and of thawing) and error at once.
+
+    >>> from dataclasses import replace
+    >>> small = CacheCost("live", "contract", 2.0, 4096, 1000, 0, 50_000, 0, 0.1)
+    >>> front([small, replace(small, held_nbytes=2000), replace(small, held_nbytes=2000, error=0.01)])[0] is small
+    True
+    """
 
     def keys(cost: CacheCost) -> tuple[float, ...]:
         return (cost.held_nbytes, cost.working_nbytes, cost.step_multiply_adds, cost.thaw_multiply_adds, cost.error)
@@ -149,12 +160,11 @@ def _storage_error(profile: Profile, bits: float) -> float:
     level = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
     magnitude = -(1 - level).log()
     scale = torch.cat([profile.scale[side] for side in SIDES]).double()
-    total = sum(float(_squared_error(part[:, None] * magnitude, step).mean(1).sum()) for part in scale.split(_CHUNK))
+    total = 0.0
+    for part in scale.split(_CHUNK):
+        values = part[:, None] * magnitude
+        total += float((values - (values / step + ROUNDING).floor() * step).square().mean(1).sum())
     return total / profile.elements_per_token
-
-
-def _squared_error(values: Tensor, step: float) -> Tensor:
-    return (values - (values / step + ROUNDING).floor() * step).square()
 
 
 def _live_error(profile: Profile, bits: float) -> float:
@@ -173,18 +183,13 @@ def layer_bits(profile: Profile, bits: float, mode: Literal["live", "storage"]) 
     each coefficient's expected bits are given to the layers by the energy that it puts in them.
     """
     if mode == "live":
-        sides = [_live(profile, bits, place) for place in range(2)]
+        sides = [[code.layout.bits_per_token / len(code.bits) for code in own] for own in zip(*profile.live_codes(bits))]
     else:
-        sides = [_storage(profile, bits, "key"), _storage(profile, bits, "value")]
+        sides = [_storage_shares(profile, bits, side) for side in SIDES]
     return [(layer, float(key), float(value)) for layer, key, value in zip(profile.spec.layers, *sides)]
 
 
-def _live(profile: Profile, bits: float, place: int) -> list[float]:
-    codes = [pair[place] for pair in profile.live_codes(bits)]
-    return [code.layout.bits_per_token / len(code.bits) for code in codes]
-
-
-def _storage(profile: Profile, bits: float, side: Literal["key", "value"]) -> list[float]:
+def _storage_shares(profile: Profile, bits: float, side: str) -> list[float]:
     tree, scale, step = profile.trees[side], profile.scale[side], profile.step(bits)
     classes = classify(scale, step)
     spent = profile.quantiser.entropy[classes.table] + classes.shift
@@ -193,10 +198,7 @@ def _storage(profile: Profile, bits: float, side: Literal["key", "value"]) -> li
     for component, cost in zip(classes.active.split(_ROWS), spent.split(_ROWS)):
         unit = torch.zeros(len(component), tree.components)
         unit[torch.arange(len(component)), component] = 1.0
-        energy = _by_layer((tree.synthesise(unit) - tree.mean.float()).square(), counts).double()
+        squares = (tree.synthesise(unit) - tree.mean.float()).square()
+        energy = torch.stack([part.sum(1) for part in squares.split(counts, 1)], 1).double()
         total += (energy / energy.sum(1, keepdim=True).clamp_min(1e-30) * cost[:, None]).sum(0)
     return [float(part) / count for part, count in zip(total, counts)]
-
-
-def _by_layer(rows: Tensor, counts: list[int]) -> Tensor:
-    return torch.stack([part.sum(1) for part in rows.split(counts, 1)], 1)

@@ -8,7 +8,7 @@ how they are paired, differs between model families; it is measured.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -81,7 +81,7 @@ class PositionRecorder:
     def __init__(self, module: nn.Module):
         self.module = module
         self.seen: dict[str, Tensor] = {}
-        self.close: Callable[[], None] = module.register_forward_pre_hook(_listener(self.seen), with_kwargs=True).remove
+        self.close = module.register_forward_pre_hook(partial(_listen, self.seen), with_kwargs=True).remove
         weakref.finalize(self, self.close)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PositionRecorder:
@@ -117,13 +117,10 @@ class PositionRecorder:
         raise TensorNetError(f"the rotary module {type(self.module).__name__} has no inv_freq buffer; it cannot be undone")
 
 
-def _listener(seen: dict[str, Tensor]) -> Callable[..., None]:
-    def listen(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
-        if isinstance(positions, Tensor):
-            seen["positions"] = positions.detach()
-
-    return listen
+def _listen(seen: dict[str, Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+    if isinstance(positions, Tensor):
+        seen["positions"] = positions.detach()
 
 
 def text_config(model: nn.Module) -> Any:

@@ -113,21 +113,14 @@ class CodedStates(Tensor):
 
 
 def _contracted(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0, is_causal: bool = False, **more: Any
 ) -> Tensor | None:
     """``scaled_dot_product_attention`` with codes; ``None`` where only rebuilt keys and values give it."""
     if not (isinstance(key, CodedStates) and isinstance(value, CodedStates)) or query.dim() != 4 or dropout_p or is_causal:
         return None
     if key._whole is not None or value._whole is not None:
         return None
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = query.shape[-1] ** -0.5 if more.get("scale") is None else more["scale"]
     with torch.autocast(query.device.type, enabled=False):
         out = attend(query.float() * scale, key, value, attn_mask)
     return out.to(query.dtype)

@@ -68,10 +68,9 @@ class LiveCache(CompressedCache, mode="live"):
                     layer.sink_index = torch.tensor(self.first_real())[:, None] + torch.arange(self.sinks)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def held(self) -> dict[str, int]:
-        """See ``CompressedCache``."""
+    def _held(self) -> dict[str, int]:
         layers = self.compressed_layers
-        return super().held() | {
+        return super()._held() | {
             "sealed_tokens": layers[0].sealed,
             "payload_nbytes": sum(layer.payload_nbytes for layer in layers),
             "sink_nbytes": sum(layer.sink_nbytes for layer in layers),
@@ -79,9 +78,8 @@ class LiveCache(CompressedCache, mode="live"):
             "shared_nbytes": sum(code.resident_nbytes for layer in layers for code in layer.profiled),
         }
 
-    def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See ``CompressedCache``."""
-        tensors, fields = super().stored()
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, fields = super()._stored()
         tensors |= self._own_tensors()
         for place, layer in enumerate(self.compressed_layers):
             tensors |= {f"tail{place}.keys": layer.keys, f"tail{place}.values": layer.values}
@@ -92,9 +90,8 @@ class LiveCache(CompressedCache, mode="live"):
                 tensors[f"sink_index{place}"] = layer.sink_index
         return tensors, fields | {"sealed": [layer.sealed for layer in self.compressed_layers]}
 
-    def restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
-        """See ``CompressedCache``."""
-        super().restore(record, tensors)
+    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
+        super()._restore(record, tensors)
         for place, layer in enumerate(self.compressed_layers):
             if f"own{place}.key.codes" in tensors:
                 layer.learn([_own_source(tensors, f"own{place}.{side}") for side in SIDES])

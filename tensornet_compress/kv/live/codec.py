@@ -21,6 +21,7 @@ from tensornet_compress.frozen import Shared
 from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.metric.blocks import symmetric_roots, whiten
 
+_OPERANDS = ("_encoder", "_inverse_step", "_half", "_mean", "_operand", "_constant")
 _OWN_SAMPLE = 100_000
 _POSITIONS = torch.arange(0, 4096, 32)
 
@@ -131,7 +132,7 @@ class SideCode(Shared):
 
     def encode(self, states: Tensor) -> dict[int, Tensor]:
         """States (batch, heads, tokens, width) -> packed bytes by width."""
-        rows = states.transpose(1, 2).flatten(2).float()
+        rows = states.detach().transpose(1, 2).flatten(2).float()
         self.to(rows.device)
         scaled = ((rows - self._mean) @ self._encoder) * self._inverse_step
         if not torch.isfinite(scaled).all():
@@ -143,7 +144,7 @@ class SideCode(Shared):
         """Keep the operands where the states are."""
         if self._operand.device != device:
             self.layout = self.layout.to(device)
-            for name in ("_encoder", "_inverse_step", "_half", "_mean", "_operand", "_constant"):
+            for name in _OPERANDS:
                 setattr(self, name, getattr(self, name).to(device))
             for name in ("head_operand", "head_constant"):
                 self.__dict__.pop(name, None)
@@ -168,4 +169,4 @@ class SideCode(Shared):
     @property
     def resident_nbytes(self) -> int:
         """Bytes of the operands in memory; shared by every cache of a model."""
-        return sum(t.nbytes for t in (self._encoder, self._inverse_step, self._half, self._mean, self._operand, self._constant))
+        return sum(getattr(self, name).nbytes for name in _OPERANDS)

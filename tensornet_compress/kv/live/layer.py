@@ -68,7 +68,7 @@ class LiveLayer(DynamicLayer):
         states = self.keys, self.values
         if not self.codes:
             old = self.keys.shape[2] - self.window
-            self.learn([own_basis(part[:, :, :old].cpu()) for part in states])
+            self.learn([own_basis(part[:, :, :old].detach().cpu()) for part in states])
         places = [index[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]) for part in states]
         self.sides = tuple(
             CodedSide(code, Planes(()), 0, part.gather(2, place), index)

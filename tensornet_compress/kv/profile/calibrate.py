@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tensornet_compress.bisection import least_kept
+from tensornet_compress.calibrate import InputMoment
 from tensornet_compress.coding.entropy import Statistics
+from tensornet_compress.decompose.groups import consecutive_groups, search_groups
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.live.codec import LiveBasis, live_bases, live_curve
-from tensornet_compress.kv.profile.capture import Captured, Runner, Window, windows
-from tensornet_compress.kv.profile.moments import QueryMoments, SideMoments, SideSensitivity, side_rows
+from tensornet_compress.kv.profile.capture import Captured, Runner, windows
+from tensornet_compress.kv.profile.moments import RIDGE, QueryMoments, SideMoments, side_rows
 from tensornet_compress.kv.profile.profile import SIDES, Profile, ProfileSpec, SideSpec
-from tensornet_compress.kv.profile.tree import SideTree, build_tree, consecutive_groups, search_groups
+from tensornet_compress.kv.profile.tree import SideTree, build_tree
 from tensornet_compress.kv.rope import Rotary
-from tensornet_compress.metric.blocks import symmetric_roots, whiten
+from tensornet_compress.metric.blocks import ridged, symmetric_roots, whiten
 
 _STATISTICS_EVERY = 5
 _STATISTICS_RATES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -40,6 +42,13 @@ def calibrate(
 ) -> Profile:
     """Learn how to code a model's cache.
 
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> profile = calibrate(model, [torch.randint(50, (1, 96)) for _ in range(5)], sensitivity_windows=2, draws=1)
+    >>> profile.spec.layers, profile.spec.heads
+    ([0, 1], [4, 4])
+
     Args:
         model: a transformers causal language model; left as found.
         batches: int64 ids (batch, length), or mappings with ``input_ids`` and ``attention_mask``. Use clearly more tokens
@@ -58,16 +67,18 @@ def calibrate(
         TensorNetError: no batches, no full-attention layer, or layers whose heads differ in width.
     """
     generator = torch.Generator().manual_seed(seed)
-    streamed: _Streamed | None = None
+    felt, streamed = 0 if metric == "fisher" else sensitivity_windows, _Streamed(sinks)
     with Runner(model) as runner:
         for batch in windows(batches):
-            feels = metric == "fisher" and (streamed is None or streamed.seen < sensitivity_windows)
-            passes = _passes(runner, batch, feels, metric == "queries", sinks, window, draws, generator)
-            for captured, gradients in passes:
-                streamed = streamed or _Streamed(captured)
-                streamed.add(captured, gradients, sinks)
+            if felt >= sensitivity_windows:
+                for captured in runner.capture(batch, metric == "queries"):
+                    streamed.add(captured)
+                continue
+            for ids, mask in zip(batch.ids, batch.mask):
+                streamed.add(*_felt(runner, ids[mask.bool()][None], sinks, window, draws, generator))
+                felt += 1
         style, rotary = runner.style, runner.rotary()
-    if streamed is None:
+    if not streamed.seen:
         raise TensorNetError("calibration was given no batches; pass an iterable of int64 ids (batch, length)")
     if not streamed.kept:
         raise TensorNetError(
@@ -107,22 +118,26 @@ def calibrate(
 class _Streamed:
     """What calibration sums up over sequences; ``kept``: rows of those that statistics come from."""
 
-    def __init__(self, first: Captured):
+    def __init__(self, sinks: int):
+        self.sinks, self.seen, self.longest = sinks, 0, 0
+        self.kept: list[dict[str, Tensor]] = []
+
+    def _begin(self, first: Captured) -> None:
         self.layers, self.heads = first.layers, [len(k) for k in first.keys]
         self.widths = {side: _width(side, states) for side, states in zip(SIDES, (first.keys, first.values))}
         units = sum(self.heads)
         self.moments = {side: SideMoments(units * width) for side, width in self.widths.items()}
-        self.sensitivity = {side: SideSensitivity(units, width) for side, width in self.widths.items()}
+        self.sensitivity = {side: InputMoment() for side in SIDES}
         self.queries = QueryMoments(units, self.widths["key"])
-        self.kept: list[dict[str, Tensor]] = []
-        self.seen = self.longest = 0
 
-    def add(self, captured: Captured, gradients: Iterable[tuple[Tensor, Tensor]], sinks: int) -> None:
-        """One sequence, and the gradients of both sides for every label draw."""
+    def add(self, captured: Captured, gradients: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+        """One sequence, and the gradients (units, tokens, width) of both sides for every label draw."""
+        if not self.seen:
+            self._begin(captured)
         self.longest = max(self.longest, captured.keys[0].shape[1])
         if captured.queries:
             self.queries.add(captured.queries, captured.scaling, self.heads)
-        rows = side_rows(captured, sinks)
+        rows = side_rows(captured, self.sinks)
         # Scales and symbol statistics come from sequences the bases have not seen, or they would look too small.
         if self.seen % _STATISTICS_EVERY == _STATISTICS_EVERY - 1:
             self.kept.append({side: own.half() for side, own in rows.items()})
@@ -144,43 +159,30 @@ class _Streamed:
             pair = self.queries.metric(spread, self.widths["value"], self.heads, rotary, self.longest)
             blocks = dict(zip(SIDES, pair))
         else:
-            blocks = {side: self.sensitivity[side].metric() for side in SIDES}
+            blocks = {side: ridged(self.sensitivity[side].mean, RIDGE) for side in SIDES}
         for side in SIDES:
             _check_finite(f"{side} sensitivity", blocks[side])
         common = sum(float(b.diagonal(dim1=-2, dim2=-1).mean()) for b in blocks.values()) / len(blocks)
         return {side: block / common for side, block in blocks.items()}
 
 
-def _passes(
-    runner: Runner,
-    batch: Window,
-    feels: bool,
-    listens: bool,
-    sinks: int,
-    window: int,
-    draws: int,
-    generator: torch.Generator,
-) -> Iterator[tuple[Captured, Iterator[tuple[Tensor, Tensor]]]]:
-    """Per sequence of a batch: its states, and the gradients (units, tokens, width) of both sides for every label draw."""
-    if not feels:
-        for captured in runner.capture(batch, listens):
-            yield captured, iter(())
-        return
-    for ids, mask in zip(batch.ids, batch.mask):
-        sequence = ids[mask.bool()][None]
-        ahead = max(1, min(128, sequence.shape[1] // 8))
-        prefix = sequence[:, : sequence.shape[1] - ahead]
-        ones = torch.ones_like(prefix)
-        cache, positions = runner.prefill(prefix, ones)
-        captured = next(iter(runner.captured(cache, positions, ones)))
-        # A natural continuation and a verbatim copy of a far span: natural text alone hides what recall needs.
-        edge = min(window, prefix.shape[1] // 4)
-        latest = max(0, prefix.shape[1] - edge - ahead)
-        start = int(torch.randint(min(sinks, latest), latest + 1, (1,), generator=generator))
-        continuations = torch.cat([sequence[:, prefix.shape[1] :], prefix[:, start : start + ahead]])
-        counted = slice(sinks, prefix.shape[1] - edge)
-        found = runner.sensitivity(cache, positions, continuations, draws, generator)
-        yield captured, ((torch.cat(keys)[:, counted], torch.cat(values)[:, counted]) for keys, values in found)
+def _felt(
+    runner: Runner, sequence: Tensor, sinks: int, window: int, draws: int, generator: torch.Generator
+) -> tuple[Captured, Iterable[tuple[Tensor, Tensor]]]:
+    """What one sequence (1, tokens) caches, but for its end, and the gradients of what follows at the coded tokens."""
+    ahead = max(1, min(128, sequence.shape[1] // 8))
+    prefix = sequence[:, : sequence.shape[1] - ahead]
+    ones = torch.ones_like(prefix)
+    cache, positions = runner.prefill(prefix, ones)
+    captured = next(iter(runner.captured(cache, positions, ones)))
+    # A natural continuation and a verbatim copy of a far span: natural text alone hides what recall needs.
+    edge = min(window, prefix.shape[1] // 4)
+    latest = max(0, prefix.shape[1] - edge - ahead)
+    start = int(torch.randint(min(sinks, latest), latest + 1, (1,), generator=generator))
+    continuations = torch.cat([sequence[:, prefix.shape[1] :], prefix[:, start : start + ahead]])
+    counted = slice(sinks, prefix.shape[1] - edge)
+    pairs = runner.sensitivity(cache, positions, continuations, draws, generator)
+    return captured, ((torch.cat(keys)[:, counted], torch.cat(values)[:, counted]) for keys, values in pairs)
 
 
 def _width(side: str, states: list[Tensor]) -> int:
@@ -213,20 +215,18 @@ def _noise(weighted: Tensor) -> float:
 
 
 def _statistics(trees: dict[str, SideTree], kept: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    total = {side: torch.zeros(trees[side].components, dtype=torch.float64) for side in SIDES}
-    count = 0
+    """Scales of the coefficients of both sides, and symbol statistics (frequency, offset)."""
     coefficients = [{side: trees[side].analyse(rows[side].float()).half() for side in SIDES} for rows in kept]
-    for rows in coefficients:
-        count += len(rows["key"])
-        for side in SIDES:
-            total[side] += rows[side].double().abs().sum(0)
-    scale: dict[str, Tensor] = {side: (total[side] / max(count, 1)).float().clamp_min(1e-12) for side in SIDES}
-    everything = torch.cat([scale[side] for side in SIDES]).log2()
+    count = sum(len(rows["key"]) for rows in coefficients)
+    scale: dict[str, Tensor] = {}
+    for side in SIDES:
+        total = torch.stack([rows[side].double().abs().sum(0) for rows in coefficients]).sum(0)
+        scale[side] = (total / max(count, 1)).float().clamp_min(1e-12)
+    median = torch.cat([scale[side] for side in SIDES]).log2().median()
     statistics = Statistics()
     for rate in _STATISTICS_RATES:
-        step = float((everything.median() + 1.5 - rate).exp2())
+        step = float((median + 1.5 - rate).exp2())
         for rows in coefficients:
             for side in SIDES:
                 statistics.count(rows[side].float(), scale[side], step)
-    frequency, offset = statistics.finish()
-    return scale, frequency, offset
+    return scale, *statistics.finish()

@@ -43,38 +43,23 @@ class Captured:
     scaling: list[float] = field(default_factory=list)
 
 
-Heard = dict[int, tuple[Tensor, float]]
-"""Layer -> queries as they met the keys, (batch, query heads, tokens, width), and the scale of scores."""
+Heard = list[tuple[Tensor, float]]
+"""Layer by layer: queries as they met the keys, (batch, query heads, tokens, width), and the scale of scores."""
 
 
-class Listener(TorchFunctionMode):
-    """Inside, ``scaled_dot_product_attention`` leaves in ``heard`` what was asked of the layer that ``cache`` saw last."""
+class _Listener(TorchFunctionMode):
+    """Inside, every ``scaled_dot_product_attention`` leaves in ``heard`` what was asked."""
 
-    def __init__(self, cache: ListenedCache, heard: Heard):
+    def __init__(self, heard: Heard):
         super().__init__()
-        self.cache, self.heard = cache, heard
+        self.heard = heard
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is scaled_dot_product_attention and self.cache.latest is not None:
-            query = args[0] if args else kwargs["query"]
-            scale = kwargs.get("scale")
-            self.heard[self.cache.latest] = query.detach(), query.shape[-1] ** -0.5 if scale is None else float(scale)
-            self.cache.latest = None
+        if func is scaled_dot_product_attention:
+            query, scale = args[0] if args else kwargs["query"], kwargs.get("scale")
+            self.heard.append((query.detach(), query.shape[-1] ** -0.5 if scale is None else float(scale)))
         return func(*args, **kwargs)
-
-
-class ListenedCache(DynamicCache):
-    """An exact cache; ``latest``: the layer that was given keys and has not attended yet."""
-
-    latest: int | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """As ``DynamicCache``."""
-        self.latest = layer_idx
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 def windows(batches: Iterable[Any]) -> Iterator[Window]:
@@ -129,18 +114,12 @@ class Runner:
     @torch.no_grad()
     def prefill(self, ids: Tensor, mask: Tensor, heard: Heard | None = None) -> tuple[Any, Tensor]:
         """Run ids (batch, tokens); returns the filled cache and the positions (batch, tokens). ``heard`` takes the queries."""
-        cache = ListenedCache(config=text_config(self.model))
+        cache = DynamicCache(config=text_config(self.model))
         extra = {"logits_to_keep": 1} if self._short else {}
         positions = (mask.cumsum(1) - 1).clamp_min(0).to(self.device)
-        with nullcontext() if heard is None else Listener(cache, heard):
-            self.model(
-                input_ids=ids.to(self.device),
-                attention_mask=mask.to(self.device),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                **extra,
-            )
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device), "position_ids": positions}
+        with nullcontext() if heard is None else _Listener(heard):
+            self.model(**inputs, past_key_values=cache, use_cache=True, **extra)
         return cache, positions
 
     def rotary(self) -> Rotary | None:
@@ -172,14 +151,17 @@ class Runner:
         Raises:
             TensorNetError: queries are wanted of a model that does not show them.
         """
-        heard: Heard | None = {} if queries else None
+        heard: Heard | None = [] if queries else None
         cache, positions = self.prefill(window.ids, window.mask, heard)
-        for i in full_attention_layers(cache) if queries else ():
-            if not heard or i not in heard or heard[i][0].shape[-1] != cache.layers[i].keys.shape[-1]:
-                raise TensorNetError(
-                    f"attention layer {i} of this {type(self.model).__name__} shows no queries that meet its cached keys in "
-                    "scaled_dot_product_attention; choose metric='fisher', or try model.set_attn_implementation('sdpa')"
-                )
+        layers: list[Any] = list(cache.layers)
+        meet = heard is None or len(heard) == len(layers)
+        for layer, (query, _) in zip(layers, heard or ()):
+            meet = meet and query.shape[-1] == layer.keys.shape[-1]
+        if not meet:
+            raise TensorNetError(
+                f"the attention of this {type(self.model).__name__} shows no queries that meet its cached keys in "
+                "scaled_dot_product_attention; choose metric='fisher', or try model.set_attn_implementation('sdpa')"
+            )
         yield from self.captured(cache, positions, window.mask, heard)
 
     def sensitivity(

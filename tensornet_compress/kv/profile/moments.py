@@ -20,8 +20,9 @@ from tensornet_compress.kv.profile.tree import rows_of
 from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.metric.blocks import ridged
 
+RIDGE = 0.03
+"""Share of a unit's own mean curvature added to all directions of a metric."""
 _DISTANCES = 64
-_RIDGE = 0.03
 
 
 class SideMoments:
@@ -53,23 +54,6 @@ class SideMoments:
         return covariance.float()
 
 
-class SideSensitivity:
-    """Fisher blocks of one side, one (width, width) per unit."""
-
-    def __init__(self, units: int, width: int):
-        self.count = 0
-        self.blocks = torch.zeros(units, width, width, dtype=torch.float64)
-
-    def add(self, gradients: Tensor) -> None:
-        """Gradients fp32 (units, tokens, width) of one sequence."""
-        self.blocks += (gradients.mT @ gradients).double()
-        self.count += gradients.shape[1]
-
-    def metric(self) -> Tensor:
-        """Mean blocks, fp64 (units, width, width)."""
-        return ridged(self.blocks / max(self.count, 1), _RIDGE)
-
-
 class QueryMoments:
     """Second moments of queries without rotary positions, per unit (layer, KV head), summed over the heads that share it."""
 
@@ -96,7 +80,7 @@ class QueryMoments:
         self.count += queries[0].shape[1]
 
     def metric(
-        self, spread: Tensor, value_width: int, heads: list[int], rotary: Rotary | None, tokens: int, ridge: float = _RIDGE
+        self, spread: Tensor, value_width: int, heads: list[int], rotary: Rotary | None, tokens: int, ridge: float = RIDGE
     ) -> tuple[Tensor, Tensor]:
         """The metric of keys and that of values, fp64 (units, width, width) with the width of each.
 
@@ -104,7 +88,6 @@ class QueryMoments:
             spread: mean squared distance of a unit's values, each of ``value_width`` channels, from their mean, fp64 (units,).
             heads: KV heads of every layer.
             rotary: given, queries are averaged over their distance to the keys, below ``tokens``.
-            ridge: share of a unit's own mean curvature added to all directions.
         """
         seen = self.blocks / max(self.count, 1)
         if rotary is not None:

@@ -13,7 +13,7 @@ from tensornet_compress.kv.files import BlockRecord, CacheRecord
 from tensornet_compress.kv.profile.profile import Profile
 from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.kv.storage.codec import BlockCodec, JointCodec, Payload
-from tensornet_compress.kv.storage.layer import Block, Sequence, WorkingLayer, held_bytes, open_sequence, seal
+from tensornet_compress.kv.storage.layer import Block, Sequence, WorkingLayer, held_bytes
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec
 
 _LARGEST_BLOCK = 1024
@@ -42,7 +42,6 @@ class StorageCache(CompressedCache, mode="storage"):
         self.codec: BlockCodec = codec or (JointCodec(profile, bits) if profile is not None else FreeCodec(bits))
         self.sequences: list[Sequence] = []
         self.sealed_length = 0
-        self.frozen = False
         super().__init__(model, bits, profile, mode, sinks=sinks, window=window, block=block)
         if codec is not None:
             self.bits = None
@@ -72,11 +71,11 @@ class StorageCache(CompressedCache, mode="storage"):
         rotary = self.recorder.rotary(self.style) if self.recorder is not None and self.style else None
         layers, sealed = self.compressed_layers, []
         for row, sequence in enumerate(self.sequences):
-            keys = [layer.keys[row, :, start:end] for layer in layers]
-            values = [layer.values[row, :, start:end] for layer in layers]
+            keys = [layer.keys[row, :, start:end].detach() for layer in layers]
+            values = [layer.values[row, :, start:end].detach() for layer in layers]
             sequence = sequence.with_sinks(keys, values, start, self.sinks)
-            sequence = seal(self.codec, sequence, start, keys, values, known[row, :tokens].to(keys[0].device), rotary)
-            open_sequence(self.codec, sequence, list(zip(keys, values)), start)
+            sequence = sequence.seal(self.codec, start, keys, values, known[row, :tokens].to(keys[0].device), rotary)
+            sequence.write(self.codec, list(zip(keys, values)), start)
             sealed.append(sequence)
         self.sequences = sealed
         self.positions = known[:, tokens:].clone()
@@ -84,19 +83,16 @@ class StorageCache(CompressedCache, mode="storage"):
 
     def freeze(self) -> None:
         """Drop the decoded working set; what stays are sinks, sealed blocks and the recent tail."""
-        if not self.frozen:
-            for layer in self.compressed_layers:
-                layer.drop(self.sealed_length)
-            self.frozen = True
+        for layer in self.compressed_layers:
+            layer.drop(self.sealed_length)
 
     @torch.autocast("cpu", enabled=False)
     def thaw(self) -> None:
         """Decode every sealed block into the working set (also done by the next forward pass)."""
-        if self.frozen and self.sealed_length:
+        if self.compressed_layers[0].dropped:
             fresh = [layer.refill() for layer in self.compressed_layers]
             for row, sequence in enumerate(self.sequences):
-                open_sequence(self.codec, sequence, [(keys[row], values[row]) for keys, values in fresh])
-        self.frozen = False
+                sequence.write(self.codec, [(keys[row], values[row]) for keys, values in fresh])
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed blocks."""
@@ -116,14 +112,14 @@ class StorageCache(CompressedCache, mode="storage"):
     def reset(self) -> None:
         """Empty the cache."""
         super().reset()
-        self.sequences, self.sealed_length, self.frozen = [], 0, False
+        self.sequences, self.sealed_length = [], 0
 
-    def held(self) -> dict[str, int]:
-        """See ``CompressedCache``."""
+    def _held(self) -> dict[str, int]:
         payload, sinks = held_bytes(self.sequences)
-        plain = super().held()["tail_nbytes"]
-        inside = self.get_seq_length(self.indices[0]) - (self.sealed_length if self.frozen else 0)
-        working = 0 if self.frozen or not inside else plain // inside * self.sealed_length
+        plain = super()._held()["tail_nbytes"]
+        first = self.compressed_layers[0]
+        inside = first.get_seq_length() - first.dropped
+        working = plain // max(inside, 1) * (self.sealed_length - first.dropped)
         return {
             "sealed_tokens": self.sealed_length,
             "payload_nbytes": payload,
@@ -133,11 +129,10 @@ class StorageCache(CompressedCache, mode="storage"):
             "shared_nbytes": self.profile.nbytes if self.profile is not None else 0,
         }
 
-    def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """See ``CompressedCache``; payloads and rotations that blocks share are stored once."""
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if self.bits is None:
             raise TensorNetError("a cache with a codec of its own cannot be saved; use bits and profile")
-        tensors, fields = super().stored()
+        tensors, fields = super()._stored()
         payloads: dict[Payload, int] = {}
         rotaries: list[Rotary] = []
         blocks: list[list[BlockRecord]] = []
@@ -148,16 +143,9 @@ class StorageCache(CompressedCache, mode="storage"):
                 if isinstance(block.positions, Tensor):
                     tensors[f"positions{row}.{place}"] = block.positions
                 turn = None if block.rotary is None else _number(rotaries, block.rotary)
-                record = BlockRecord(
-                    start=block.start,
-                    length=block.length,
-                    skipped=block.skipped,
-                    position=position,
-                    payload=payloads.setdefault(block.payload, len(payloads)),
-                    tokens=block.payload.tokens,
-                    rotary=turn,
-                )
-                blocks[-1].append(record)
+                number = payloads.setdefault(block.payload, len(payloads))
+                own = {"start": block.start, "length": block.length, "skipped": block.skipped, "tokens": block.payload.tokens}
+                blocks[-1].append(BlockRecord(**own, position=position, payload=number, rotary=turn))
             for place, (keys, values) in enumerate(sequence.sinks):
                 tensors |= {f"sink{row}.{place}.keys": keys, f"sink{row}.{place}.values": values}
         for payload, number in payloads.items():
@@ -173,9 +161,8 @@ class StorageCache(CompressedCache, mode="storage"):
             "blocks": blocks,
         }
 
-    def restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
-        """See ``CompressedCache``; the cache is frozen."""
-        super().restore(record, tensors)
+    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
+        super()._restore(record, tensors)
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             owner, _, part = name.partition(".")
@@ -193,7 +180,6 @@ class StorageCache(CompressedCache, mode="storage"):
             sinks = tuple((tensors[f"{name}.keys"], tensors[f"{name}.values"]) for name in names if f"{name}.keys" in tensors)
             self.sequences.append(Sequence(first, sinks, tuple(blocks)))
         self.sealed_length = record.sealed[0]
-        self.frozen = self.sealed_length > 0
         for layer in self.compressed_layers:
             layer.dropped = self.sealed_length
 

@@ -51,7 +51,6 @@ class BlockCodec(Protocol):
 class IdentityCodec:
     """Keeps everything exact: a cache that compresses nothing, for tests and as a reference.
 
-    >>> from tensornet_compress.kv import IdentityCodec
     >>> codec, states = IdentityCodec(), [torch.randn(2, 5, 8)]
     >>> keys, values = codec.decode(codec.encode(states, states))
     >>> torch.equal(keys[0], states[0])

@@ -30,8 +30,8 @@ class WorkingLayer(DynamicLayer):
     def drop(self, sealed: int) -> None:
         """Keep only what follows the first ``sealed`` tokens."""
         if self.is_initialized:
-            self.keys, self.values = self.keys[:, :, sealed:].clone(), self.values[:, :, sealed:].clone()
-            self.dropped = sealed
+            start, self.dropped = sealed - self.dropped, sealed
+            self.keys, self.values = self.keys[:, :, start:].clone(), self.values[:, :, start:].clone()
 
     def refill(self) -> tuple[Tensor, Tensor]:
         """Make room for the dropped tokens; returns the keys and values to be written."""
@@ -100,64 +100,48 @@ class Sequence:
             ]
         return replace(self, sinks=tuple(taken))
 
+    def seal(
+        self, codec: BlockCodec, start: int, keys: list[Tensor], values: list[Tensor], positions: Tensor, rotary: Rotary | None
+    ) -> Sequence:
+        """With one more block.
 
-def seal(
-    codec: BlockCodec,
-    sequence: Sequence,
-    start: int,
-    keys: list[Tensor],
-    values: list[Tensor],
-    positions: Tensor,
-    rotary: Rotary | None,
-) -> Sequence:
-    """Append a block to a sequence.
+        Args:
+            start: index of the block's first token. keys, values: per layer (heads, tokens, channels), rotary positions on.
+            positions: int64 (tokens,).
+        """
+        tokens = keys[0].shape[1]
+        skipped = max(0, min(tokens, self.protected - start))
+        held, payload = positions[skipped:], Payload(0, {})
+        place: int | Tensor = 0
+        if skipped < tokens:
+            plain = [k[:, skipped:].float() for k in keys]
+            plain = plain if rotary is None else [rotary.unrotate(k, held) for k in plain]
+            payload = codec.encode(plain, [v[:, skipped:] for v in values])
+            place = int(held[0]) if (held.diff() == 1).all() else held.to("cpu", torch.int32)
+        block = Block(start, tokens, skipped, place, payload, rotary if skipped < tokens else None)
+        return replace(self, blocks=(*self.blocks, block))
 
-    Args:
-        start: index of the block's first token. keys, values: per layer (heads, tokens, channels), rotary positions on.
-        positions: int64 (tokens,).
-    """
-    tokens = keys[0].shape[1]
-    skipped = max(0, min(tokens, sequence.protected - start))
-    if skipped == tokens:
-        return replace(sequence, blocks=(*sequence.blocks, Block(start, tokens, skipped, 0, Payload(0, {}), None)))
-    held = positions[skipped:]
-    plain = [k[:, skipped:].float() for k in keys]
-    if rotary is not None:
-        plain = [rotary.unrotate(k, held) for k in plain]
-    payload = codec.encode(plain, [v[:, skipped:] for v in values])
-    counting = bool((held.diff() == 1).all())
-    block = Block(start, tokens, skipped, int(held[0]) if counting else held.to("cpu", torch.int32), payload, rotary)
-    return replace(sequence, blocks=(*sequence.blocks, block))
+    def write(self, codec: BlockCodec, into: list[tuple[Tensor, Tensor]], start: int = 0) -> None:
+        """Write decoded tokens from ``start`` on into per-layer (keys, values) of (heads, tokens, channels) that begin there.
 
-
-def open_sequence(codec: BlockCodec, sequence: Sequence, into: list[tuple[Tensor, Tensor]], start: int = 0) -> None:
-    """Write decoded tokens from ``start`` on into per-layer (keys, values) of (heads, tokens, channels) that begin at
-    ``start``.
-
-    Padding becomes zero: it is masked, and zero keeps it finite.
-    """
-    for block in sequence.blocks:
-        if block.start < start:
-            continue
-        held = block.length - block.skipped
-        begin = block.start - start
-        for keys, values in into:
-            keys[:, begin : begin + min(block.skipped, block.length)] = 0
-            values[:, begin : begin + min(block.skipped, block.length)] = 0
-        if held > 0:
-            place = slice(begin + block.skipped, begin + block.length)
-            where = block.positions
-            positions = where[:held] if isinstance(where, Tensor) else torch.arange(where, where + held)
-            for (keys, values), plain, value in zip(into, *codec.decode(block.payload)):
-                turned = plain[:, :held] if block.rotary is None else block.rotary.rotate(plain[:, :held], positions)
-                keys[:, place] = turned.to(keys.device, keys.dtype)
-                values[:, place] = value[:, :held].to(values.device, values.dtype)
-    for (keys, values), (sink_keys, sink_values) in zip(into, sequence.sinks):
-        low, high = max(sequence.first, start), min(sequence.protected, start + keys.shape[1])
-        if low < high:
-            own = slice(low - sequence.first, high - sequence.first)
-            keys[:, low - start : high - start] = sink_keys[:, own]
-            values[:, low - start : high - start] = sink_values[:, own]
+        Padding becomes zero: it is masked, and zero keeps it finite.
+        """
+        for block in (block for block in self.blocks if block.start >= start):
+            held, begin = block.length - block.skipped, block.start - start
+            for states in (states for pair in into for states in pair):
+                states[:, begin : begin + min(block.skipped, block.length)] = 0
+            if held > 0:
+                place = slice(begin + block.skipped, begin + block.length)
+                where = block.positions
+                positions = where[:held] if isinstance(where, Tensor) else torch.arange(where, where + held)
+                for (keys, values), plain, value in zip(into, *codec.decode(block.payload)):
+                    turned = plain[:, :held] if block.rotary is None else block.rotary.rotate(plain[:, :held], positions)
+                    keys[:, place] = turned.to(keys.device, keys.dtype)
+                    values[:, place] = value[:, :held].to(values.device, values.dtype)
+        for pair, exact in zip(into, self.sinks):
+            low, high = max(self.first, start), min(self.protected, start + pair[0].shape[1])
+            for states, sinks in zip(pair, exact) if low < high else ():
+                states[:, low - start : high - start] = sinks[:, low - self.first : high - self.first]
 
 
 def held_bytes(sequences: Iterable[Sequence]) -> tuple[int, int]:

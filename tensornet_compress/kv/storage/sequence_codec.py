@@ -59,16 +59,8 @@ class FreeCodec:
         for name, side in sides.items():
             kept = side.kept(step)
             coded, escaped = self.quantiser.encode(kept.coefficients, kept.scale.float(), step)
-            parts = {
-                "mean": side.mean,
-                "gain": side.gain,
-                "codes": kept.basis.codes,
-                "scale": kept.basis.scale,
-                "magnitude": kept.scale,
-                "coded": coded,
-                "escaped": escaped,
-                "ranks": kept.ranks,
-            }
+            parts = {"mean": side.mean, "gain": side.gain, "codes": kept.basis.codes, "scale": kept.basis.scale}
+            parts |= {"magnitude": kept.scale, "coded": coded, "escaped": escaped, "ranks": kept.ranks}
             tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
         return Payload.of(keys[0].shape[1], **tensors)
 

@@ -74,6 +74,27 @@ def test_other_operations_see_the_rebuilt_states() -> None:
         assert torch.equal(found, operation(whole))
 
 
+def test_gradients_of_queries_and_masks_are_those_of_rebuilt_states() -> None:
+    torch.manual_seed(2)
+    sides, tails = [coded(torch.randn(1, 2, 2112, 16), 4.0, [0]) for _ in range(2)], torch.randn(2, 1, 2, 5, 16)
+    found = []
+    for rebuild in (True, False):
+        query = torch.ones(1, 2, 1, 16, requires_grad=True)
+        bias = torch.zeros(1, 2, 1, 2117, requires_grad=True)
+        pair = [CodedStates(side, tail, 2) for side, tail in zip(sides, tails)]
+        scaled_dot_product_attention(query, *(part.whole() if rebuild else part for part in pair), bias).sum().backward()
+        found.append((query.grad, bias.grad))
+    for one, other in zip(*found):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other)
+
+
+def test_what_attention_refuses_stays_refused() -> None:
+    part = CodedStates(coded(torch.randn(1, 2, 128, 16), 4.0, [0]), torch.randn(1, 2, 5, 16), 1)
+    with pytest.raises(RuntimeError, match="must match"), pytest.warns(UserWarning, match="rebuilt"):
+        scaled_dot_product_attention(torch.randn(1, 6, 1, 16), part, part)
+
+
 def test_sinks_stay_exact_and_codes_come_back() -> None:
     torch.manual_seed(1)
     keys = torch.randn(2, 2, 128, 16)

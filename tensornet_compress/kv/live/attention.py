@@ -116,9 +116,13 @@ def _contracted(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0, is_causal: bool = False, **more: Any
 ) -> Tensor | None:
     """``scaled_dot_product_attention`` with codes; ``None`` where only rebuilt keys and values give it."""
-    if not (isinstance(key, CodedStates) and isinstance(value, CodedStates)) or query.dim() != 4 or dropout_p or is_causal:
+    if not (isinstance(key, CodedStates) and isinstance(value, CodedStates)) or not key._whole is value._whole is None:
         return None
-    if key._whole is not None or value._whole is not None:
+    if dropout_p or is_causal or query.dim() != 4 or query.shape[0] != key.shape[0]:
+        return None
+    if query.shape[1] != key.shape[1] != 1 and not more.get("enable_gqa"):
+        return None
+    if torch.is_grad_enabled() and (query.requires_grad or (attn_mask is not None and attn_mask.requires_grad)):
         return None
     scale = query.shape[-1] ** -0.5 if more.get("scale") is None else more["scale"]
     with torch.autocast(query.device.type, enabled=False):

@@ -30,13 +30,13 @@ def main() -> None:
     arguments = parser.parse_args()
     program = find_chromium()
     if program is None:
-        raise SystemExit("no Chromium on this machine; apt-get install chromium")
+        raise SystemExit("no Chromium on this machine; apt-get install chromium chromium-driver")
     arguments.prefix.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, browser(program) as page:
         report = write_report(read_result(arguments.result), Path(folder) / "report.html")
         for width, scheme in ((1280, arguments.desk), (390, arguments.phone)):
             page.open(report, width, scheme, arguments.height)
-            picture = Image.open(io.BytesIO(page.screenshot(full=False))).convert("RGB")
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
             target = arguments.prefix.with_name(f"{arguments.prefix.name}-{width}.png")
             picture.quantize(COLOURS, dither=Image.Dither.NONE).save(target, optimize=True)
             print(f"{target}: {target.stat().st_size:,} bytes")

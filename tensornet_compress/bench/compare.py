@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tensornet_compress.report import Result, Row
-from tensornet_compress.report.settings import differences
+from tensornet_compress.report.joined import differences
 
 
 @dataclass(frozen=True)

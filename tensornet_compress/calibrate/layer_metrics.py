@@ -10,6 +10,7 @@ from torch import nn
 
 from tensornet_compress.calibrate.by_blocks import block_passes, statistics_by_block
 from tensornet_compress.calibrate.collect import collect_statistics
+from tensornet_compress.calibrate.fisher_metrics import fisher_metrics
 from tensornet_compress.calibrate.hooks import has_input_vectors, weight_users
 from tensornet_compress.calibrate.statistics import InputMoment
 from tensornet_compress.errors import TensorNetError
@@ -28,8 +29,8 @@ def calibrated_metrics(
     """Metrics by target, for layers that have one: none for ``euclidean`` or without batches.
 
     Layers without input vectors of their own (embeddings) take the input metric of the head tied to them, and layers that no
-    gradient reaches (a pooler beside the output) their input metric, whatever ``kind``. ``options`` go to
-    ``collect_statistics``.
+    gradient reaches (a pooler beside the output) their input metric, whatever ``kind``; ``fisher`` has rules of its own, see
+    ``fisher_metrics``. ``options`` go to ``collect_statistics`` (or ``fisher_metrics``).
 
     Raises:
         TensorNetError: an unknown metric, or the elementwise one, which has no closed-form truncation.
@@ -62,6 +63,9 @@ def _metrics(
     model: nn.Module, batches: Sequence[Any], chosen: Sequence[Target], kind: str, by_block: bool, options: dict[str, Any]
 ) -> Iterator[tuple[str, KroneckerMetric]]:
     """Names and metrics as they become known."""
+    if kind == "fisher" and batches and not by_block:
+        yield from fisher_metrics(model, batches, chosen, **options)[0].items()
+        return
     wanted = metric_kind(kind)
     if wanted == "elementwise":
         raise TensorNetError("the elementwise metric has no closed-form truncation; choose kronecker or row-fisher")

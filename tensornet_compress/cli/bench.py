@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
+from rich.table import Table
 
-from tensornet_compress.cli.bench_tables import comparison_table, result_tables
-from tensornet_compress.cli.common import console, plain_errors
-from tensornet_compress.cli.progress import RichProgress
-from tensornet_compress.cli.report import invocation, leave_page
+from tensornet_compress.cli.common import RichProgress, console, invocation, plain_errors
+from tensornet_compress.cli.report import leave_page
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.report import Result
 
 if TYPE_CHECKING:
-    from tensornet_compress.bench.run import Bench
+    from tensornet_compress.bench.compare import Comparison
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks against peers at equal bytes; rows are written as they come.")
 
@@ -26,97 +28,91 @@ Model = Annotated[str, typer.Option(help="Model folder, hub id or bundled name."
 Text = Annotated[str, typer.Option(help="wikipedia, python-reference, or a text file.")]
 Bits = Annotated[str | None, typer.Option(help="Sizes, separated by commas: bits per weight or per element.")]
 Methods = Annotated[str | None, typer.Option(help="Methods, separated by commas; all by default.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="The result file, written row by row.")]
-HtmlFile = Annotated[Path | None, typer.Option("--html", help="Also write the report, one self-contained page.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Make only the rows that the result file lacks.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result file.")]
-Compare = Annotated[Path | None, typer.Option(help="An older result: print old and new values and their ratios.")]
-Plugin = Annotated[list[Path] | None, typer.Option(help="Python file that registers methods, texts or metrics (repeatable).")]
-Threads = Annotated[int | None, typer.Option(help="Threads of torch; its own choice by default.", min=1)]
-NoInstall = Annotated[bool, typer.Option("--no-install", help="Never install peers into the side folder; skip them.")]
+Benches = Mapping[str, Any]
+MODEL, TEXT = "smollm2-135m", "wikipedia"
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where results go and what they are held against."""
+    """The options of every benchmark: where results go and what they are held against."""
 
-    json: Path | None
-    html: Path | None
-    resume: bool
-    overwrite: bool
-    compare: Path | None
-    plugin: list[Path] | None
-    threads: int | None
-    no_install: bool
+    json: Annotated[Path | None, typer.Option("--json", help="The result file, written row by row.")] = None
+    html: Annotated[Path | None, typer.Option("--html", help="Also write the report, one self-contained page.")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Make only the rows that the result file lacks.")] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result file.")] = False
+    compare: Annotated[Path | None, typer.Option(help="An older result: print old and new values and their ratios.")] = None
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="Python file that registers methods, texts or metrics (repeatable).")
+    ] = None
+    threads: Annotated[int | None, typer.Option(help="Threads of torch; its own choice by default.", min=1)] = None
+    no_install: Annotated[bool, typer.Option("--no-install", help="Never install peers into the side folder; skip them.")] = (
+        False
+    )
 
 
-@app.command()
-@plain_errors
+def benchmark(name: str) -> Callable[[Callable[..., Benches]], Callable[..., None]]:
+    """Make a command of a function that gives the benchmarks to run; it takes the options of the function and of ``Output``."""
+
+    def register(make: Callable[..., Benches]) -> Callable[..., None]:
+        @wraps(make)
+        def command(**options: Any) -> None:
+            output = Output(**{field.name: options.pop(field.name) for field in fields(Output)})
+            execute(lambda: make(**options), output)
+
+        options = [*_parameters(make), *_parameters(Output)]
+        command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        command.__annotations__ = {option.name: option.annotation for option in options}
+        return app.command(name=name)(plain_errors(command))
+
+    return register
+
+
+def _parameters(of: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    return iter(inspect.signature(of, eval_str=True).parameters.values())
+
+
+def _settings(kind: Any, quick: bool, **given: Any) -> Any:
+    """Settings of a quick or a full run, with what was given in place of theirs."""
+    changed = {name: value for name, value in given.items() if value is not None}
+    return kind(**changed) if quick else kind.full(**changed)
+
+
+@benchmark("weights")
 def weights(
     quick: Quick = False,
-    model: Model = "smollm2-135m",
-    text: Text = "wikipedia",
+    model: Model = MODEL,
+    text: Text = TEXT,
     bits: Bits = None,
     methods: Methods = None,
     targets: Annotated[str | None, typer.Option(help="Patterns of layers, separated by commas; all by default.")] = None,
     blocks: Annotated[
         int | None, typer.Option(help="Compress only this many blocks in the middle; all by default.", min=1)
     ] = None,
-    json: JsonFile = None,
-    html: HtmlFile = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    compare: Compare = None,
-    plugin: Plugin = None,
-    threads: Threads = None,
-    no_install: NoInstall = False,
-) -> None:
+) -> Benches:
     """Quality of compressed weights on held-out text, ours and peers at equal bytes."""
+    from tensornet_compress.bench.weights import WeightBench, WeightSettings
 
-    def make() -> Mapping[str, Bench]:
-        from tensornet_compress.bench.weights import WeightBench, WeightSettings
-
-        changed: dict[str, Any] = {"model": model, "text": text, "methods": words(methods), "targets": words(targets)}
-        changed |= {"bits": numbers(bits)} if bits else {}
-        changed |= {"blocks": blocks} if blocks else {}
-        return {"weights": WeightBench(WeightSettings(**changed) if quick else WeightSettings.full(**changed))}
-
-    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+    which = {"model": model, "text": text, "methods": words(methods), "targets": words(targets)}
+    return {"weights": WeightBench(_settings(WeightSettings, quick, bits=numbers(bits), blocks=blocks, **which))}
 
 
-@app.command()
-@plain_errors
+@benchmark("kv")
 def kv(
     quick: Quick = False,
-    model: Model = "smollm2-135m",
-    text: Text = "wikipedia",
+    model: Model = MODEL,
+    text: Text = TEXT,
     bits: Bits = None,
     methods: Methods = None,
     profile: Annotated[Path | None, typer.Option(help="Folder of our profile; made there when it is missing.")] = None,
-    json: JsonFile = None,
-    html: HtmlFile = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    compare: Compare = None,
-    plugin: Plugin = None,
-    threads: Threads = None,
-    no_install: NoInstall = False,
-) -> None:
+) -> Benches:
     """What a model answers with compressed caches, ours and peers at equal bits."""
+    from tensornet_compress.bench.caches import CacheBench, CacheSettings
 
-    def make() -> Mapping[str, Bench]:
-        from tensornet_compress.bench.caches import CacheBench, CacheSettings
-
-        changed: dict[str, Any] = {"model": model, "text": text, "methods": words(methods)}
-        changed |= {"bits": numbers(bits)} if bits else {}
-        changed |= {"profile": str(profile)} if profile else {}
-        return {"kv": CacheBench(CacheSettings(**changed) if quick else CacheSettings.full(**changed))}
-
-    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+    which = {"model": model, "text": text, "methods": words(methods), "profile": str(profile) if profile else None}
+    return {"kv": CacheBench(_settings(CacheSettings, quick, bits=numbers(bits), **which))}
 
 
-@app.command()
-@plain_errors
+@benchmark("search")
 def search(
     quick: Quick = False,
     tensor: Annotated[
@@ -125,92 +121,52 @@ def search(
     errors: Annotated[str | None, typer.Option(help="Relative errors to keep, separated by commas.")] = None,
     methods: Methods = None,
     budget: Annotated[float | None, typer.Option(help="Seconds that our search may take for one row.")] = None,
-    json: JsonFile = None,
-    html: HtmlFile = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    compare: Compare = None,
-    plugin: Plugin = None,
-    threads: Threads = None,
-    no_install: NoInstall = False,
-) -> None:
+) -> Benches:
     """Bytes at equal error of a searched network, the usual formats and other tools."""
+    from tensornet_compress.bench.search import SearchBench, SearchSettings
 
-    def make() -> Mapping[str, Bench]:
-        from tensornet_compress.bench.search import SearchBench, SearchSettings
-
-        changed: dict[str, Any] = {"methods": words(methods), "tensors": tuple(tensor) if tensor else None}
-        changed |= {"errors": numbers(errors)} if errors else {}
-        changed |= {"budget": budget} if budget else {}
-        return {"search": SearchBench(SearchSettings(**changed) if quick else SearchSettings.full(**changed))}
-
-    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+    which = {"methods": words(methods), "tensors": tuple(tensor) if tensor else None, "budget": budget}
+    return {"search": SearchBench(_settings(SearchSettings, quick, errors=numbers(errors), **which))}
 
 
-@app.command()
-@plain_errors
+@benchmark("speed")
 def speed(
     quick: Quick = False,
-    model: Model = "smollm2-135m",
-    text: Text = "wikipedia",
-    tracks: Annotated[str | None, typer.Option(help="forward, decoding, compressing, searching; all by default.")] = None,
-    json: JsonFile = None,
-    html: HtmlFile = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    compare: Compare = None,
-    plugin: Plugin = None,
-    threads: Threads = None,
-    no_install: NoInstall = False,
-) -> None:
+    model: Model = MODEL,
+    text: Text = TEXT,
+    tracks: Annotated[
+        str | None, typer.Option(help="forward, decoding, coding, memory, compressing, searching; all by default.")
+    ] = None,
+) -> Benches:
     """Forward, decoding, compressing and searching as ratios to dense and to peers in one run."""
+    from tensornet_compress.bench.speed import SpeedBench, SpeedSettings
 
-    def make() -> Mapping[str, Bench]:
-        from tensornet_compress.bench.speed import SpeedBench, SpeedSettings
-
-        changed: dict[str, Any] = {"model": model, "text": text, "tracks": words(tracks)}
-        return {"speed": SpeedBench(SpeedSettings(**changed) if quick else SpeedSettings.full(**changed))}
-
-    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+    return {"speed": SpeedBench(_settings(SpeedSettings, quick, model=model, text=text, tracks=words(tracks)))}
 
 
-@app.command(name="all")
-@plain_errors
+@benchmark("all")
 def everything(
     quick: Quick = False,
-    model: Model = "smollm2-135m",
-    text: Text = "wikipedia",
+    model: Model = MODEL,
+    text: Text = TEXT,
     tensor: Annotated[list[str] | None, typer.Option(help="Tensors to search, see `bench search` (repeatable).")] = None,
-    json: JsonFile = None,
-    html: HtmlFile = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    compare: Compare = None,
-    plugin: Plugin = None,
-    threads: Threads = None,
-    no_install: NoInstall = False,
-) -> None:
+) -> Benches:
     """Weights, caches, search and speed, one after the other, into one result."""
+    from tensornet_compress.bench.caches import CacheBench, CacheSettings
+    from tensornet_compress.bench.search import SearchBench, SearchSettings
+    from tensornet_compress.bench.speed import SpeedBench, SpeedSettings
+    from tensornet_compress.bench.weights import WeightBench, WeightSettings
 
-    def make() -> Mapping[str, Bench]:
-        from tensornet_compress.bench.caches import CacheBench, CacheSettings
-        from tensornet_compress.bench.search import SearchBench, SearchSettings
-        from tensornet_compress.bench.speed import SpeedBench, SpeedSettings
-        from tensornet_compress.bench.weights import WeightBench, WeightSettings
-
-        both: dict[str, Any] = {"model": model, "text": text}
-        found: dict[str, Any] = {"tensors": tuple(tensor) if tensor else None}
-        return {
-            "weights": WeightBench(WeightSettings(**both) if quick else WeightSettings.full(**both)),
-            "kv": CacheBench(CacheSettings(**both) if quick else CacheSettings.full(**both)),
-            "search": SearchBench(SearchSettings(**found) if quick else SearchSettings.full(**found)),
-            "speed": SpeedBench(SpeedSettings(**both) if quick else SpeedSettings.full(**both)),
-        }
-
-    execute(make, Output(json, html, resume, overwrite, compare, plugin, threads, no_install))
+    which = {"model": model, "text": text}
+    return {
+        "weights": WeightBench(_settings(WeightSettings, quick, **which)),
+        "kv": CacheBench(_settings(CacheSettings, quick, **which)),
+        "search": SearchBench(_settings(SearchSettings, quick, tensors=tuple(tensor) if tensor else None)),
+        "speed": SpeedBench(_settings(SpeedSettings, quick, **which)),
+    }
 
 
-def execute(make: Callable[[], Mapping[str, Bench]], output: Output) -> None:
+def execute(make: Callable[[], Benches], output: Output) -> None:
     """Check what can be checked first, run, and print."""
     from tensornet_compress.bench.compare import compare
     from tensornet_compress.bench.run import load_plugins, run
@@ -230,11 +186,11 @@ def execute(make: Callable[[], Mapping[str, Bench]], output: Output) -> None:
     if output.overwrite and not output.resume and output.json is not None:
         output.json.unlink(missing_ok=True)
     progress = RichProgress()
-    result = run(benches, invocation(), output.json, output.resume, progress, lambda line: progress.say(line))
-    for table in result_tables(result):
-        console().print(table)
+    result = run(benches, invocation(), output.json, output.resume, progress, progress.say)
+    console().print(*result_tables(result))
     if old is not None:
-        console().print(comparison_table(compare(old, result)))
+        comparison = compare(old, result)
+        console().print(comparison_table(comparison), *(f"note: {note}" for note in comparison.notes), sep="\n")
     if output.html is not None:
         leave_page(result, output.html)
 
@@ -244,16 +200,46 @@ def words(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def numbers(text: str) -> tuple[float, ...]:
+def numbers(text: str | None) -> tuple[float, ...] | None:
     """``4.5,3`` -> (4.5, 3.0).
 
     Raises:
         TensorNetError: not positive numbers.
     """
     try:
-        found = tuple(float(word) for word in words(text) or ())
+        parsed = tuple(map(float, words(text) or ()))
     except ValueError:
-        found = ()
-    if not found or min(found) <= 0:
+        parsed = ()
+    if text is not None and not (parsed and min(parsed) > 0):
         raise TensorNetError(f"{text!r} is not a list of positive numbers; write 4.5,3")
-    return found
+    return parsed or None
+
+
+def result_tables(result: Result) -> Iterator[Table]:
+    """One table for each task; a skipped row shows its reason."""
+    for task in dict.fromkeys(row.task for row in result.rows):
+        rows = [row for row in result.rows if row.task == task]
+        measures = {name: m for name, m in result.measures.items() if any(name in row.values for row in rows)}
+        table = Table("subject", "method", "asked", title=task)
+        for measure in measures.values():
+            table.add_column(f"{measure.title} ({measure.unit})" if measure.unit else measure.title, justify="right")
+        for row in rows:
+            values = [_number(row.values[name]) if name in row.values else "-" for name in measures]
+            if row.skipped is not None:
+                values = [f"skipped: {row.skipped}", *[""] * (len(measures) - 1)]
+            asked = "" if row.budget is None else f"{row.budget:g}"
+            table.add_row(row.subject, f"[bold]{row.method}[/bold]" if row.ours else row.method, asked, *values)
+        yield table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Old, new and ratio of every value."""
+    table = Table("row", "value", "old", "new", "new / old", title="against the older result")
+    for change in comparison.changes:
+        mark = "" if change.better is None else " better" if change.better else " worse"
+        table.add_row(change.row, change.value, _number(change.old), _number(change.new), f"{change.ratio:.3f}{mark}")
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) and abs(value) >= 1000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""The ``kv`` command, and what ``generate --kv-bits`` and ``eval --kv-bits`` do."""
+"""The ``kv`` command, and the options of caches of ``generate`` and ``eval``."""
 
 from __future__ import annotations
 
@@ -8,36 +8,45 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import torch
 import typer
 from rich.table import Table
 from torch import Tensor
 
-from tensornet_compress.cli.common import console, figure, load_any, load_any_tokenizer, plain_errors, text_windows, write_json
-from tensornet_compress.cli.progress import RichProgress
-from tensornet_compress.cli.report import invocation, leave_report
+from tensornet_compress.cli.common import (
+    AnyModel,
+    Calibration,
+    JsonFile,
+    RichProgress,
+    console,
+    invocation,
+    load_any,
+    load_any_tokenizer,
+    plain_errors,
+    print_figures,
+    text_windows,
+    write_json,
+)
+from tensornet_compress.cli.report import leave_report
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.evaluate import evaluate_cache
 
 if TYPE_CHECKING:
-    from tensornet_compress.kv.cache import CompressedCache
     from tensornet_compress.kv.planning import CacheCost
     from tensornet_compress.kv.profile.profile import Profile
 
 CacheMetric = Literal["fisher", "queries", "euclidean"]
+KvMode = Annotated[str, typer.Option(help="live or storage: the kind of compressed cache.")]
+KvProfile = Annotated[Path | None, typer.Option(help="Profile folder of the `kv` command; MODEL/kv_profile if there is one.")]
 PROFILE_FOLDER = "kv_profile"
 _FRONT_TOKENS = 4096
 _LEAST_LENGTH = 256
 
 
-def register(app: typer.Typer) -> None:
-    """Add the ``kv`` command to an app."""
-    app.command(name="kv")(plain_errors(kv_command))
-
-
-def kv_command(
-    model: Annotated[str, typer.Argument(help="Model folder (compressed or not), hub id or embedded name.")],
+@plain_errors
+def kv(
+    model: AnyModel,
     bits: Annotated[float, typer.Option(help="Payload bits per key/value element to report on.")] = 2.0,
-    calibration: Annotated[Path | None, typer.Option(help="Text file; the bundled Wikipedia sample by default.")] = None,
+    calibration: Calibration = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the profile; MODEL/kv_profile by default.")] = None,
     samples: Annotated[int, typer.Option(help="Calibration windows.", min=5)] = 44,
     length: Annotated[int, typer.Option(help="Tokens per window.", min=_LEAST_LENGTH)] = 1152,
@@ -47,15 +56,15 @@ def kv_command(
     ] = "fisher",
     mode: Annotated[str, typer.Option(help="live or storage: the cache to report on.")] = "storage",
     overwrite: Annotated[bool, typer.Option(help="Replace a profile that is there.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Calibrate MODEL's KV cache, write the profile, and report quality and bytes of a cache at --bits."""
-    from tensornet_compress.inputs import calibration_windows, heldout_windows
     from tensornet_compress.kv.planning import costs, front
     from tensornet_compress.kv.profile.calibrate import calibrate
+    from tensornet_compress.report.from_kv import kv_result
 
     check_cache_options(bits, mode, None)
-    cache_metric(metric)
+    known_metric = cache_metric(metric)
     if out is None:
         if not Path(model).is_dir():
             raise TensorNetError(f"{model!r} is not a folder, so the profile has no place in it; give --out FOLDER")
@@ -64,19 +73,11 @@ def kv_command(
         raise TensorNetError(f"{str(out)!r} holds a profile; choose another --out, or pass --overwrite")
     tokenizer = load_any_tokenizer(model)
     loaded = load_any(model)
-    if calibration is None:
-        windows, tests = calibration_windows(tokenizer, length, samples), heldout_windows(tokenizer, length, 4)
-    else:
-        # The last windows of the caller's own text stay unseen, so that the report is honest.
-        everything = text_windows(tokenizer, calibration, length, samples + 2)
-        if len(everything) < 7:
-            raise TensorNetError(f"{str(calibration)!r} holds {len(everything)} windows of {length} tokens; 7 are needed")
-        windows, tests = everything[:-2], everything[-2:]
+    windows, tests = _windows(tokenizer, calibration, length, samples)
     progress = RichProgress()
     with progress.stage("calibrate", len(windows)) as advance:
-        profile = calibrate(
-            loaded, counted(windows, advance), metric=cache_metric(metric), sensitivity_windows=sensitivity_windows
-        )
+        counting = counted(windows, advance)
+        profile = calibrate(loaded, counting, metric=known_metric, sensitivity_windows=sensitivity_windows)
     profile.save(out)
     channels = max(tree.mean.numel() for tree in profile.trees.values())
     if profile.spec.calibration_tokens < channels:
@@ -87,27 +88,28 @@ def kv_command(
         )
     with progress.stage("evaluate", len(tests)) as advance:
         quality = evaluate_cache(loaded, tests, bits, mode, profile, advance)
-    result = {
-        "model": model,
-        "profile": str(out),
-        "profile_nbytes": profile.nbytes,
-        "profile_share_of_model": profile.nbytes / sum(p.nbytes for p in loaded.parameters()),
-        "mode": mode,
-        "bits": bits,
-    } | quality
+    share = profile.nbytes / sum(p.nbytes for p in loaded.parameters())
+    result = {"model": model, "profile": str(out), "profile_nbytes": profile.nbytes, "profile_share_of_model": share}
+    result |= {"mode": mode, "bits": bits} | quality
     kinds = front(costs(loaded, profile, _FRONT_TOKENS))
-    result["front"] = [asdict(cost) for cost in kinds]
-    table = Table("figure", "value")
-    for name, value in result.items():
-        if name != "front":
-            table.add_row(name, figure(name, value))
-    console().print(table)
+    print_figures(result)
     typer.echo("profile_nbytes: all that is stored, for both modes and every rate; a cache holds the part that it uses")
     console().print(_front_table(kinds))
-    write_json(json, result)
-    from tensornet_compress.report.from_kv import kv_result
-
+    write_json(json, result | {"front": [asdict(cost) for cost in kinds]})
     leave_report(kv_result(model, [quality | {"mode": mode, "bits": bits}], profile, kinds, invocation()), out)
+
+
+def _windows(tokenizer: Any, file: Path | None, length: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Windows to calibrate on and to evaluate on."""
+    from tensornet_compress.inputs import calibration_windows, heldout_windows
+
+    if file is None:
+        return calibration_windows(tokenizer, length, samples), heldout_windows(tokenizer, length, 4)
+    # The last windows of the caller's own text stay unseen, so that the report is honest.
+    windows = text_windows(tokenizer, file, length, samples + 2)
+    if len(windows) < 7:
+        raise TensorNetError(f"{str(file)!r} holds {len(windows)} windows of {length} tokens; 7 are needed")
+    return windows[:-2], windows[-2:]
 
 
 def cache_metric(name: str) -> CacheMetric:
@@ -116,26 +118,19 @@ def cache_metric(name: str) -> CacheMetric:
     Raises:
         TensorNetError: there is none of that name.
     """
-    for known in get_args(CacheMetric):
-        if name == known:
-            found: CacheMetric = known
-            return found
-    raise TensorNetError(f"unknown metric {name!r}; choose from {', '.join(get_args(CacheMetric))}")
+    known: CacheMetric | None = next((metric for metric in get_args(CacheMetric) if metric == name), None)
+    if known is None:
+        raise TensorNetError(f"unknown metric {name!r}; choose from {', '.join(get_args(CacheMetric))}")
+    return known
 
 
 def _front_table(kinds: Sequence[CacheCost]) -> Table:
     table = Table("cache", "bits", "held bytes", "working bytes", "multiply-adds a step", "to thaw", "expected error")
     table.title = f"Kinds of cache for {_FRONT_TOKENS} tokens, as predicted; no kind beats another in everything"
     for cost in kinds:
-        table.add_row(
-            f"{cost.mode}, {cost.attention}",
-            f"{cost.bits:g}",
-            f"{cost.held_nbytes:,}",
-            f"{cost.working_nbytes:,}",
-            f"{cost.step_multiply_adds:,}",
-            f"{cost.thaw_multiply_adds:,}",
-            f"{cost.error:.3g}",
-        )
+        counts = (cost.held_nbytes, cost.working_nbytes, cost.step_multiply_adds, cost.thaw_multiply_adds)
+        numbers = (f"{count:,}" for count in counts)
+        table.add_row(f"{cost.mode}, {cost.attention}", f"{cost.bits:g}", *numbers, f"{cost.error:.3g}")
     return table
 
 
@@ -174,52 +169,3 @@ def find_profile(model: str, folder: Path | None) -> Profile | None:
         return Profile.load(folder)
     beside = Path(model) / PROFILE_FOLDER
     return Profile.load(beside) if beside.is_dir() else None
-
-
-@torch.no_grad()
-def evaluate_cache(
-    model: Any, windows: Tensor, bits: float, mode: str, profile: Profile | None, advance: Callable[[], None] = lambda: None
-) -> dict[str, float]:
-    """What a compressed cache costs on windows (count, tokens): the first seven eighths are cached, the rest is read.
-
-    Returns mean KL to the exact cache and change of cross-entropy (nats a token), top-1 agreement, bits per element of the
-    payload and of everything held, and bytes.
-    """
-    from transformers import DynamicCache
-
-    from tensornet_compress.calibrate import kl_divergence
-    from tensornet_compress.kv.cache import CompressedCache
-
-    ahead = max(1, windows.shape[1] // 8)
-    total: dict[str, float] = {}
-    for ids in windows.split(1):
-        context, following = ids[:, :-ahead], ids[:, -ahead:]
-        cache: CompressedCache = CompressedCache(model, bits=bits, mode=mode, profile=profile)
-        scores = []
-        for past in (cache, DynamicCache(config=model.config)):
-            model(context, past_key_values=past, use_cache=True)
-            if past is cache:
-                report = cache.report()
-                if not report.sealed_tokens:
-                    raise TensorNetError(
-                        f"{context.shape[1]} cached tokens leave nothing to compress: blocks of {cache.block} are sealed "
-                        f"behind a window of {cache.window}; use longer windows (--length)"
-                    )
-            scores.append(model(following, past_key_values=past, use_cache=True).logits[0].float().log_softmax(-1))
-        got, exact = scores
-        target = following[0, 1:, None]
-        sealed = max(report.sealed_tokens, 1)
-        elements = report.exact_nbytes / report.tokens / next(model.parameters()).element_size()
-        row = {
-            "kl": float(kl_divergence(exact, got).mean()),
-            "dce": float((exact[:-1].gather(1, target) - got[:-1].gather(1, target)).mean()),
-            "top1_agreement": float((got.argmax(-1) == exact.argmax(-1)).float().mean()),
-            "payload_bits_per_element": 8 * report.payload_nbytes / (sealed * elements),
-            "bits_per_element": report.bits_per_element,
-            "nbytes": float(report.nbytes - report.working_nbytes),
-            "exact_nbytes": float(report.exact_nbytes),
-        }
-        for name, value in row.items():
-            total[name] = total.get(name, 0.0) + value / len(windows)
-        advance()
-    return total

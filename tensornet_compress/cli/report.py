@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +11,9 @@ from tensornet_compress.cli.common import plain_errors
 from tensornet_compress.errors import MissingExtraError, TensorNetError
 from tensornet_compress.report import Result, joined, read_result, without_peer_layers, write_result
 
-JSON_NAME, HTML_NAME = "report.json", "report.html"
 
-
-def register(app: typer.Typer) -> None:
-    """Add the ``report`` command to an app."""
-    app.command(name="report")(plain_errors(report_command))
-
-
-def report_command(
+@plain_errors
+def report(
     results: Annotated[list[Path], typer.Argument(help="Result files (JSON) of bench, weights, kv or search.")],
     html: Annotated[Path | None, typer.Option(help="Page to write; beside the JSON by default.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the results put together as one file.")] = None,
@@ -33,8 +25,8 @@ def report_command(
     """
     from tensornet_compress.report import write_report
 
-    read = [read_result(path) for path in results]
-    whole = without_peer_layers(joined(read)) if light else joined(read)
+    whole = joined([read_result(path) for path in results])
+    whole = without_peer_layers(whole) if light else whole
     target = html if html is not None else (json or results[0]).with_suffix(".html")
     for taken, option in ((target, "--html"), (json, "--json")):
         if taken in results:
@@ -46,8 +38,8 @@ def report_command(
 
 def leave_report(result: Result, folder: Path) -> None:
     """Write ``report.json`` and ``report.html`` to a folder; without the report's packages, only the JSON and a note."""
-    written = write_result(result, folder / JSON_NAME)
-    leave_page(result, folder / HTML_NAME, f"make the page later with: tensornet-compress report {written}")
+    written = write_result(result, folder / "report.json")
+    leave_page(result, folder / "report.html", f"; make the page later with: tensornet-compress report {written}")
 
 
 def leave_page(result: Result, path: Path, otherwise: str = "") -> None:
@@ -57,9 +49,4 @@ def leave_page(result: Result, path: Path, otherwise: str = "") -> None:
     try:
         typer.echo(f"report: {write_report(result, path)}")
     except MissingExtraError as error:
-        typer.echo(f"note: no page was written: {error}{'; ' if otherwise else ''}{otherwise}", err=True)
-
-
-def invocation() -> str:
-    """The command line that is running, to be told in a report."""
-    return shlex.join(["tensornet-compress", *sys.argv[1:]])
+        typer.echo(f"note: no page was written: {error}{otherwise}", err=True)

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tensornet_compress.cli.common import plain_errors, write_json
-from tensornet_compress.cli.progress import RichProgress
-from tensornet_compress.cli.report import invocation, leave_page
+from tensornet_compress.cli.common import JsonFile, RichProgress, invocation, plain_errors, write_json
+from tensornet_compress.cli.report import leave_page
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.whole import whole_file
 from tensornet_compress.inputs.tensors import read_tensor
@@ -18,12 +17,8 @@ from tensornet_compress.inputs.tensors import read_tensor
 _PICTURES = (".png", ".svg", ".pdf")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the ``search`` command to an app."""
-    app.command(name="search")(plain_errors(search_command))
-
-
-def search_command(
+@plain_errors
+def search(
     file: Annotated[str, typer.Argument(help="FILE.npy, an image, or FILE.safetensors:NAME.")],
     max_error: Annotated[float | None, typer.Option(help="Relative error to keep.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Stored bytes to keep.")] = None,
@@ -37,10 +32,11 @@ def search_command(
     seed: Annotated[int, typer.Option(help="Seed of the null control's shuffle.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write a report page of the search here (.html).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the picture of the search here (.png, .svg or .pdf).")] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Search the layout, topology, ranks and formats of fewest bytes for one tensor."""
-    from tensornet_compress.searching import FAMILIES, ORDERINGS, search
+    from tensornet_compress import searching
+    from tensornet_compress.report.from_search import search_result
 
     if plot is not None and plot.suffix not in _PICTURES:
         raise TensorNetError(f"--plot {str(plot)!r} must end in one of {', '.join(_PICTURES)}")
@@ -49,12 +45,12 @@ def search_command(
     if html is not None and html.suffix not in (".html", ".htm"):
         raise TensorNetError(f"--html {str(html)!r} must end in .html")
     tensor = read_tensor(file)
-    result = search(
+    result = searching.search(
         tensor,
         max_error=max_error,
         max_bytes=max_bytes,
-        orderings=tuple(ordering) if ordering else ORDERINGS,  # type: ignore[arg-type]
-        topologies=tuple(topology) if topology else FAMILIES,  # type: ignore[arg-type]
+        orderings=tuple(ordering) if ordering else searching.ORDERINGS,  # type: ignore[arg-type]
+        topologies=tuple(topology) if topology else searching.FAMILIES,  # type: ignore[arg-type]
         formats=format,
         time_budget=time_budget,
         null=null,
@@ -83,6 +79,4 @@ def search_command(
     }
     write_json(json, content)
     if html is not None:
-        from tensornet_compress.report.from_search import search_result
-
         leave_page(search_result(result, file, tensor.shape, invocation(), max_error, max_bytes), html)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tensornet_compress.coding.coded_matrix import ROOTS, STEPS_PER_OCTAVE, CodedMatrix, step_sizes
+from tensornet_compress.coding.coded_matrix import STEPS_PER_OCTAVE, CodedMatrix, step_sizes
 from tensornet_compress.frozen import Frozen
 
 _INT8 = 127
@@ -69,22 +69,34 @@ class CodedFormat(Frozen):
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Stored or resident parts -> core of ``shape`` in ``dtype``."""
-        if "_int8" not in parts:
-            parts = self.resident(parts, shape)
-        rows = torch.arange(parts["_int8"].shape[0], device=parts["_int8"].device)
-        return self._rows_of(parts, None, rows).to(dtype).view(shape)
+        return decode_codes(*self.operands(parts, shape)).to(dtype).view(shape)
 
     def decode_rows(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Slices ``rows`` (int64, (k,)) of the first axis, decoded: shape (k, *shape[1:])."""
+        codes, row, column, place, excess = self.operands(parts, shape)
+        if len(place):
+            # The excess lies sorted by row: of every wanted row the stretch that belongs to it.
+            border = torch.searchsorted(place // len(column), torch.stack([rows, rows + 1]))
+            count = border[1] - border[0]
+            owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
+            which = border[0][owner] + torch.arange(len(owner), device=rows.device) - (count.cumsum(0) - count)[owner]
+            place, excess = owner * len(column) + place[which] % len(column), excess[which]
+        wanted = decode_codes(codes.index_select(0, rows), row.index_select(0, rows), column, place, excess)
+        return wanted.to(dtype).view(len(rows), *shape[1:])
+
+    def operands(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What ``decode_codes`` and products take, of stored or resident parts."""
         if "_int8" not in parts:
             parts = self.resident(parts, shape)
-        return self._rows_of(parts, rows, rows).to(dtype).view(len(rows), *shape[1:])
+        steps = parts["_row"].view(torch.float32), parts["_column"].view(torch.float32)
+        return parts["_int8"], *steps, parts["_place"], parts["_excess"]
 
     def resident(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Stored parts -> what a module keeps in memory.
 
-        ``_int8`` (rows, columns); ``_row`` (rows,) and ``_column`` (columns,), int16 exponents of the steps; ``_place`` int64
-        (k,) of the codes beyond int8, sorted by row, and their ``_excess`` int32 (k,).
+        ``_int8`` (rows, columns); ``_row`` (rows,) and ``_column`` (columns,), the steps; ``_place`` int64 (k,) of the codes
+        beyond int8, sorted by row, and their ``_excess`` int32 (k,). Steps are fp32 numbers kept as the int32 of their bits, so
+        that a model cast to half precision keeps them; ``.view(torch.float32)`` gives them back.
         """
         coded = self.coded(parts, shape)
         near = coded.codes.clip(-_INT8, _INT8)
@@ -92,40 +104,26 @@ class CodedFormat(Frozen):
         device = parts["_coded"].device
         resident = {
             "_int8": near.astype(np.int8),
-            "_row": coded.row_step.astype(np.int16),
-            "_column": coded.column_step.astype(np.int16),
+            "_row": step_sizes(coded.row_step).astype(np.float32).view(np.int32),
+            "_column": step_sizes(coded.column_step).astype(np.float32).view(np.int32),
             "_place": place.astype(np.int64),
             "_excess": (coded.codes - near).ravel()[place].astype(np.int32),
         }
         return {name: torch.from_numpy(part).to(device) for name, part in resident.items()}
 
-    @staticmethod
-    def _rows_of(parts: Mapping[str, Tensor], picked: Tensor | None, rows: Tensor) -> Tensor:
-        codes, row, column = parts["_int8"], parts["_row"], _steps(parts["_column"])
-        if picked is not None:
-            codes, row = codes.index_select(0, picked), row.index_select(0, picked)
-        dense = codes.float() * column
-        if len(parts["_place"]):
-            columns = parts["_int8"].shape[1]
-            excess = parts["_excess"].float() * column[parts["_place"] % columns]
-            if picked is None:
-                dense.view(-1).index_add_(0, parts["_place"], excess)
-            else:
-                # The excess lies sorted by row: of every picked row the stretch that belongs to it.
-                border = torch.searchsorted(parts["_place"] // columns, torch.stack([rows, rows + 1]))
-                count = border[1] - border[0]
-                owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
-                inside = torch.arange(len(owner), device=rows.device) - (count.cumsum(0) - count)[owner]
-                which = border[0][owner] + inside
-                dense.view(-1).index_add_(0, owner * columns + parts["_place"][which] % columns, excess[which])
-        return dense * _steps(row)[:, None]
 
+def decode_codes(codes: Tensor, row: Tensor, column: Tensor, place: Tensor, excess: Tensor) -> Tensor:
+    """``row[r] * column[i] * (codes[r, i] + excess)``, fp32 (m, n).
 
-def _steps(exponents: Tensor) -> Tensor:
-    """Steps ``2^(exponents / 8)``, fp32: the very numbers of ``step_sizes``."""
-    wide = exponents.int()
-    roots = torch.tensor(ROOTS.astype(np.float32), device=exponents.device)
-    return torch.ldexp(roots[(wide & 7).long()], wide >> 3)
+    Args:
+        codes: int8 (m, n).
+        row, column: fp32 (m,) and (n,).
+        place, excess: int64 and int32 (k,): flat places of codes beyond int8, and what is to be added to them.
+    """
+    dense = codes.float() * column
+    if len(place):
+        dense.view(-1).index_add_(0, place, excess.float() * column[place % len(column)])
+    return dense * row[:, None]
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -53,8 +53,10 @@ def compress(
         calibration: batches of int64 ids (batch, length), or dicts with ``input_ids`` and ``attention_mask``. Without them the
             Euclidean metric is used and sensitivities cannot be measured.
         targets, ignore: patterns on module names, see ``nn.find_targets``. By default every linear and convolution layer
-            but the output head.
-        method: the family of networks; ``auto`` lets all families compete. Dense floating point always competes, dense integers
+            but the output head; with ``coded`` embeddings and heads too.
+        method: ``coded`` stores every layer as entropy-coded integers, with one quantisation step in the Fisher metric for all
+            of them: the least loss of all methods here, and the fastest. Otherwise the family of networks; ``auto`` lets all
+            families compete. Dense floating point always competes, dense integers
             only under ``dense`` and ``auto``.
         formats: number formats that cores may take (see ``parse_format``); by default all of them.
         allocator: ``sensitivity`` (measured divergence per unit of error, knapsack), ``energy`` (relative error, knapsack) or
@@ -83,6 +85,12 @@ def compress(
         raise TensorNetError(f"unknown allocator {allocator!r}; choose sensitivity, energy or uniform")
     batches = list(calibration) if calibration is not None else []
     if method == "coded":
+        ignored = {"formats": formats, "search": search, "by_block": by_block or None, "survey": survey}
+        given = [name for name, value in ignored.items() if value is not None]
+        if given or (allocator, metric) != ("sensitivity", "input"):
+            raise TensorNetError(
+                f"method 'coded' has one step in the Fisher metric for all layers; leave out {given or 'allocator and metric'}"
+            )
         return compress_coded(model, budget, batches, targets=targets, ignore=ignore, workers=workers, progress=progress)
     if allocator == "sensitivity" and not batches and survey is None:
         raise TensorNetError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from math import prod
 from pathlib import Path
 
@@ -41,16 +40,13 @@ class Ledger(Frozen):
 
     def totals(self) -> dict[str, int]:
         """Rows that add up to ``folder``."""
-        return {
+        parts = {
             "compressed layers": sum(row.nbytes for row in self.layers),
             "other tensors": sum(self.other_tensors.values()),
             "safetensors header": self.header,
             **{f"file {name}": size for name, size in self.files.items()},
-            "folder": sum(row.nbytes for row in self.layers)
-            + sum(self.other_tensors.values())
-            + self.header
-            + sum(self.files.values()),
         }
+        return parts | {"folder": sum(parts.values())}
 
     def by_kind(self) -> list[LedgerRow]:
         """Layers summed by the last part of their names."""
@@ -101,9 +97,9 @@ def folder_ledger(folder: str | Path) -> Ledger:
 
 def tensor_nbytes(path: Path) -> dict[str, int]:
     """Bytes of each tensor of a safetensors file, read from its header."""
-    with safe_open(str(path), framework="pt") as file:
-        names = set(file.keys())
-    with path.open("rb") as raw:
-        (length,) = struct.unpack("<Q", raw.read(8))
-        header = json.loads(raw.read(length))
-    return {name: header[name]["data_offsets"][1] - header[name]["data_offsets"][0] for name in sorted(names)}
+    with safe_open(str(path), framework="pt"):  # Refuses what is no such file.
+        pass
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    ends = {name: entry["data_offsets"] for name, entry in sorted(header.items()) if name != "__metadata__"}
+    return {name: end - start for name, (start, end) in ends.items()}

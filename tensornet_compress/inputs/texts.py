@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -20,33 +21,38 @@ _DROPPED = re.compile(
     r"<!--.*?-->|<ref[^>/]*/>|<ref.*?</ref>|<(math|gallery|code|pre|timeline)\b.*?</\1>|<[^>]+>|__[A-Z]+__", re.DOTALL
 )
 _MEDIA_LINK = re.compile(r"^(file|image|category|[a-z-]{2,12}):", re.IGNORECASE)
+_LEAST_CHARACTERS = 4000
 CALIBRATION_SHARE = 0.6
 
 
 @cache
-def wikipedia_articles(minimum_characters: int = 4000) -> tuple[str, ...]:
-    """Plain text of the sample's articles of at least ``minimum_characters``, in file order (package ``gensim``)."""
+def wikipedia_articles() -> tuple[str, ...]:
+    """Plain text of the sample's articles of at least 4,000 characters, in file order (package ``gensim``)."""
     path = package_folder("gensim", "gensim==4.4.0") / _WIKIPEDIA
     xml = bz2.decompress(path.read_bytes()).decode("utf-8")
     bodies = re.findall(r"<text xml:space=\"preserve\">(.*?)</text>", xml, flags=re.DOTALL)
     articles = (strip_wiki_markup(body) for body in bodies if not body.startswith("#REDIRECT"))
-    return tuple(article for article in articles if len(article) >= minimum_characters)
+    return tuple(article for article in articles if len(article) >= _LEAST_CHARACTERS)
 
 
 def strip_wiki_markup(source: str) -> str:
-    """Wiki source -> prose: templates, tables, references, media links and headings removed, link texts kept."""
+    """The prose of wiki source: without templates, tables, references, media links and headings; texts of links are kept."""
     text = source.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
     text = _DROPPED.sub("", text.replace("&nbsp;", " "))
-    previous = None
-    while previous != text:
-        previous, text = text, _INNERMOST_TEMPLATE.sub("", text)
-    previous = None
-    while previous != text:
-        previous, text = text, _INNERMOST_LINK.sub(_link_text, text)
+    text = _repeated(_INNERMOST_TEMPLATE, "", text)
+    text = _repeated(_INNERMOST_LINK, _link_text, text)
     text = re.sub(r"\[https?://\S+\s*([^\]]*)\]", r"\1", text)
     text = re.sub(r"'{2,}", "", text)
     lines = (line.strip() for line in text.split("\n"))
     return "\n".join(line for line in lines if len(line) > 60 and not line.startswith(("=", "*", "#", "|", "!", ";", ":")))
+
+
+def _repeated(pattern: re.Pattern[str], replacement: str | Callable[[re.Match[str]], str], text: str) -> str:
+    """``text`` with the innermost matches replaced until there are none."""
+    count = 1
+    while count:
+        text, count = pattern.subn(replacement, text)
+    return text
 
 
 def _link_text(match: re.Match[str]) -> str:
@@ -55,8 +61,8 @@ def _link_text(match: re.Match[str]) -> str:
 
 
 def token_windows(tokenizer: Any, articles: tuple[str, ...], length: int, count: int) -> Tensor:
-    """``count`` windows of ``length`` tokens, int64 (count, length), taken in turn from the articles (one each, then
-    the second window of each ...), so that few windows still cover many topics.
+    """``count`` windows of ``length`` tokens, int64 (count, length), taken from the articles in turn: the first window of each,
+    then the second of each, so that few windows still cover many topics.
 
     Raises:
         TensorNetError: the articles hold fewer windows than asked for.

@@ -13,23 +13,11 @@ import torch.nn.functional as F
 from numba import get_num_threads, njit, prange, set_num_threads
 from torch import Tensor
 
+from tensornet_compress.coding.coded_format import decode_codes
+
 MOST_ROWS = 16
 """More inputs at once than this are multiplied with the decoded matrix."""
 _LEAST_PER_THREAD = 1 << 16
-
-
-def decode_codes(codes: Tensor, row: Tensor, column: Tensor, place: Tensor, excess: Tensor) -> Tensor:
-    """The matrix, fp32 (m, n).
-
-    Args:
-        codes: int8 (m, n).
-        row, column: fp32 (m,) and (n,).
-        place, excess: int64 and int32 (k,): flat places of codes beyond int8, and what is to be added to them.
-    """
-    dense = codes.float() * column
-    if len(place):
-        dense.view(-1).index_add_(0, place, excess.float() * column[place % len(column)])
-    return dense * row[:, None]
 
 
 def decoded_linear(x: Tensor, codes: Tensor, row: Tensor, column: Tensor, place: Tensor, excess: Tensor) -> Tensor:

@@ -97,6 +97,12 @@ class CompressedCache(Cache):
         if self.paired and len(self.layers) == 1:
             raise TensorNetError("an encoder-decoder with one decoder layer could misuse it unseen; keep an exact cache")
 
+    def compress_layers(self, make: Callable[[int], DynamicLayer]) -> None:
+        """Put a layer of its kind, made from its place among these, where each full-attention layer is."""
+        for place, index in enumerate(self.indices):
+            self.layers[index] = make(place)
+        self.compressed_layers = [self.layers[index] for index in self.indices]
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet_compress.coding import FloatFormat, PivotFormat
+from tensornet_compress.coding import CodedFormat, FloatFormat, PivotFormat
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.kernels.coded_linear import coded_linear
 from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 
@@ -44,6 +45,8 @@ class TNLinear(NetworkModule):
         self._chains = [_is_matrix_chain(term) for term in spec.terms]
         self._plain = _is_plain(spec)
         self._pivoted = _is_pivoted(spec)
+        fmt = spec.terms[0].formats[0]
+        self._coded = fmt if isinstance(fmt, CodedFormat) and spec.is_dense and spec.terms[0].layout.is_native else None
         self._pivot_order: Tensor | None = None
         if self._pivoted:
             self._read_pivots()
@@ -83,6 +86,13 @@ class TNLinear(NetworkModule):
                 return F.linear(F.linear(x, right), parameters["core0"], bias)
         if self._pivoted and self._held is None:
             return self._from_pivots(x)
+        if self._coded is not None and self._held is None:
+            y = coded_linear(x, *self._coded.operands(self.core_parts(0, 0), self.spec.shape))
+            offset = self._parameters["bias"]
+            return y if offset is None else y + offset.to(y.dtype)
+        return self._from_cores(x)
+
+    def _from_cores(self, x: Tensor) -> Tensor:
         y: Tensor | None = None
         for number, cores in enumerate(self.cores(x.dtype)):
             part = self._contract(number, cores, x)

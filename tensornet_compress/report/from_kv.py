@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
 from tensornet_compress.report.made import made_here
 from tensornet_compress.report.schema import BitsOfLayer, Measure, Result, Row
@@ -12,39 +13,31 @@ if TYPE_CHECKING:
     from tensornet_compress.kv.planning import CacheCost
     from tensornet_compress.kv.profile.profile import Profile
 
+_CACHE = "Codes, exact first and last tokens, own bases."
+_BITS = "8 x the bytes of the cache / its keys and values."
+_CODED_BITS = "Of the coded tokens alone, without the exact ones."
+_PROFILE = "Stored once for the model and shared by all its caches; not in the cache's bytes."
+_KL = "How far the model's predictions move when it reads this cache in place of the exact one, on held-out text."
+_PREDICTED = "Expected squared error per element in the metric of the calibration."
+_KL_TITLE = "KL divergence from the exact cache"
+_NATS = "nats per token"
 MEASURES = {
-    "nbytes": Measure(title="Cache", unit="bytes", better="lower", explanation="Codes, exact first and last tokens, own "
-    "bases."),
-    "exact_nbytes": Measure(title="Exact cache", unit="bytes"),
-    "bits_per_element": Measure(
-        title="Bits per element", unit="bits", better="lower", explanation="8 x the bytes of the cache / its keys and values."
-    ),
+    "nbytes": Measure(title="Cache", unit="bytes", better="lower", role="size", explanation=_CACHE),
+    "exact_nbytes": Measure(title="Exact cache", unit="bytes", role="before"),
+    "bits_per_element": Measure(title="Bits per element", unit="bits", better="lower", role="size", explanation=_BITS),
     "payload_bits_per_element": Measure(
-        title="Bits per coded element", unit="bits", better="lower", explanation="Of the coded tokens alone, without the "
-        "exact ones."
+        title="Bits per coded element", unit="bits", better="lower", role="size", explanation=_CODED_BITS
     ),
-    "profile_nbytes": Measure(
-        title="Profile", unit="bytes", explanation="Stored once for the model and shared by all its caches; not in the "
-        "cache's bytes."
-    ),
-    "kl": Measure(
-        title="KL divergence from the exact cache",
-        unit="nats per token",
-        better="lower",
-        explanation="How far the model's predictions move when it reads this cache in place of the exact one, on held-out "
-        "text.",
-    ),
-    "dce": Measure(title="Change of cross-entropy", unit="nats per token", better="lower"),
-    "top1_agreement": Measure(title="Same best next token", better="higher"),
-    "held_nbytes": Measure(title="Held between steps", unit="bytes", better="lower"),
-    "working_nbytes": Measure(title="More while a step runs", unit="bytes", better="lower"),
-    "step_multiply_adds": Measure(title="Multiply-adds of one step", better="lower"),
-    "thaw_multiply_adds": Measure(title="Multiply-adds to thaw", better="lower"),
-    "predicted_error": Measure(
-        title="Predicted error", better="lower", explanation="Expected squared error per element in the metric of the "
-        "calibration."
-    ),
-}  # fmt: skip
+    "profile_nbytes": Measure(title="Profile", unit="bytes", role="size", explanation=_PROFILE),
+    "kl": Measure(title=_KL_TITLE, unit=_NATS, better="lower", role="quality", explanation=_KL),
+    "dce": Measure(title="Change of cross-entropy", unit=_NATS, better="lower", role="quality"),
+    "top1_agreement": Measure(title="Same best next token", better="higher", role="quality"),
+    "held_nbytes": Measure(title="Held between steps", unit="bytes", better="lower", role="size"),
+    "working_nbytes": Measure(title="More while a step runs", unit="bytes", better="lower", role="size"),
+    "step_multiply_adds": Measure(title="Multiply-adds of one step", better="lower", role="quality"),
+    "thaw_multiply_adds": Measure(title="Multiply-adds to thaw", better="lower", role="quality"),
+    "predicted_error": Measure(title="Predicted error", better="lower", role="quality", explanation=_PREDICTED),
+}
 
 
 def kv_result(
@@ -61,26 +54,24 @@ def kv_result(
         profile: what the caches were made with.
         predicted: kinds of cache to draw as predictions, from ``kv.front``.
     """
-    measured = [_measured(subject, row, profile) for row in rows]
-    exact = [_exact(subject, rows[0])] if rows else []
-    tokens = predicted[0].tokens if predicted else 0
-    guessed = [_predicted(f"{subject}, predicted for {tokens:,} tokens", cost) for cost in predicted]
+    made = [_exact(subject, rows[0])] if rows else []
+    made += [_measured(subject, row, profile) for row in rows]
+    made += [_predicted(subject, cost, predicted[0].tokens) for cost in predicted]
     settings = {
         "layers": len(profile.spec.layers),
         "metric": profile.spec.metric,
         "calibration tokens": profile.spec.calibration_tokens,
         "profile bytes": profile.nbytes,
     }
-    return made_here(f"KV cache of {subject}", command, MEASURES, [*exact, *measured, *guessed], settings)
+    return made_here(f"KV cache of {subject}", command, MEASURES, made, settings)
 
 
 def _measured(subject: str, row: Mapping[str, float | str], profile: Profile) -> Row:
     from tensornet_compress.kv.planning import layer_bits
 
-    mode: Literal["live", "storage"] = "live" if row["mode"] == "live" else "storage"
-    bits = float(row["bits"])
+    mode, bits = row["mode"], float(row["bits"])
     values = {name: float(value) for name, value in row.items() if name in MEASURES}
-    shares = layer_bits(profile, bits, mode)
+    shares = layer_bits(profile, bits, "live" if mode == "live" else "storage")
     return Row(
         task="kv",
         subject=subject,
@@ -101,22 +92,15 @@ def _exact(subject: str, row: Mapping[str, float | str]) -> Row:
     return Row(task="kv", subject=subject, method="exact cache", values=values, note="not compressed")
 
 
-def _predicted(subject: str, cost: CacheCost) -> Row:
-    values = {
-        "held_nbytes": float(cost.held_nbytes),
-        "working_nbytes": float(cost.working_nbytes),
-        "step_multiply_adds": float(cost.step_multiply_adds),
-        "thaw_multiply_adds": float(cost.thaw_multiply_adds),
-        "predicted_error": cost.error,
-    }
-    exact = cost.mode == "exact"
-    return Row(
+def _predicted(subject: str, cost: CacheCost, tokens: int) -> Row:
+    names = ("held_nbytes", "working_nbytes", "step_multiply_adds", "thaw_multiply_adds")
+    row = partial(
+        Row,
         task="kv",
-        subject=subject,
-        method="exact cache" if exact else f"{cost.mode}, {cost.attention}",
-        ours=not exact,
-        budget=None if exact else cost.bits,
-        budget_unit="" if exact else "bits per element",
-        values=values,
+        subject=f"{subject}, predicted for {tokens:,} tokens",
+        values={name: float(getattr(cost, name)) for name in names} | {"predicted_error": cost.error},
         note="predicted from the profile, not measured",
     )
+    if cost.mode == "exact":
+        return row(method="exact cache")
+    return row(method=f"{cost.mode}, {cost.attention}", ours=True, budget=cost.bits, budget_unit="bits per element")

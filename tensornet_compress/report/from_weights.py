@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
+from functools import partial
 from math import sqrt
 
 from pydantic import JsonValue
 
 from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.nn.plan import Plan
-from tensornet_compress.report.drawing_of import kinds_of
-from tensornet_compress.report.made import made_here
+from tensornet_compress.report.made import drawings_of, made_here
 from tensornet_compress.report.schema import LayerCell, Measure, Result, Row
 from tensornet_compress.tensor import NetworkSpec
 
+_WHOLE = "Stored bytes of all tensors of the model."
+_LAYERS = "Stored bytes of the layers that were to be compressed."
+_OUTPUT = (
+    "How far the model's output moved: nats per token for language models, one minus the cosine for encoders, on calibration "
+    "text (that no stage fits, where there are stages). 0 means the same output."
+)
 MEASURES = {
-    "nbytes": Measure(title="Whole model", unit="bytes", better="lower", explanation="Stored bytes of all tensors of the "
-    "model."),
-    "original_nbytes": Measure(title="Whole model before", unit="bytes"),
-    "targeted_nbytes": Measure(
-        title="Compressed layers", unit="bytes", better="lower", explanation="Stored bytes of the layers that were to be "
-        "compressed."
-    ),
-    "bits_per_weight": Measure(title="Bits per weight", unit="bits", better="lower"),
-    "divergence": Measure(
-        title="Divergence from the original",
-        better="lower",
-        explanation="How far the model's output moved: nats per token for language models, one minus the cosine for "
-        "encoders, on "
-        "calibration text (that no stage fits, where there are stages). 0 means the same output.",
-    ),
-    "seconds": Measure(title="Time", unit="s", better="lower"),
-}  # fmt: skip
+    "nbytes": Measure(title="Whole model", unit="bytes", better="lower", role="size", explanation=_WHOLE),
+    "original_nbytes": Measure(title="Whole model before", unit="bytes", role="before"),
+    "targeted_nbytes": Measure(title="Compressed layers", unit="bytes", better="lower", role="size", explanation=_LAYERS),
+    "bits_per_weight": Measure(title="Bits per weight", unit="bits", better="lower", role="size"),
+    "divergence": Measure(title="Divergence from the original", better="lower", role="quality", explanation=_OUTPUT),
+    "seconds": Measure(title="Time", unit="s", better="lower", role="time"),
+}
 OURS = "tensornet_compress"
-_COUNTED = re.compile(r" \d+$")
 
 
 def weights_result(report: CompressionReport, plan: Plan | None, subject: str, command: str = "") -> Result:
@@ -44,18 +39,39 @@ def weights_result(report: CompressionReport, plan: Plan | None, subject: str, c
         plan: the model's plan, for ranks, formats and drawings; without one the report's own words serve.
         command: what makes the same compression again.
     """
-    before = Row(
-        task="weights",
-        subject=subject,
-        method="original",
-        values={
-            "nbytes": report.original_nbytes,
-            "targeted_nbytes": report.targeted_original_nbytes,
-            "bits_per_weight": 8 * report.targeted_original_nbytes / report.targeted_weights,
-        },
-        note="the model as it was given",
-    )
-    rows = [before, _row(report, plan, subject), *_steps(report, subject)]
+    row = partial(Row, task="weights", subject=subject)
+    bits = 8 * report.targeted_original_nbytes / report.targeted_weights
+    before = {"nbytes": report.original_nbytes, "targeted_nbytes": report.targeted_original_nbytes, "bits_per_weight": bits}
+    specs = {} if plan is None else {name: layer.spec for name, layer in plan.layers.items()}
+    kept = [stage.divergence for stage in report.stages if stage.kept]
+    divergence = kept[-1] if kept else min(report.divergences, default=None)
+    after = {
+        "nbytes": report.nbytes,
+        "original_nbytes": report.original_nbytes,
+        "targeted_nbytes": report.targeted_nbytes,
+        "bits_per_weight": report.bits_per_weight,
+    }
+    rows = [
+        row(method="original", values=before, note="the model as it was given"),
+        row(
+            method=OURS,
+            ours=True,
+            budget=report.budget.bits_per_weight or report.bits_per_weight,
+            budget_unit="bits per weight",
+            values=after | ({} if divergence is None else {"divergence": divergence}),
+            note=f"Errors of layers are relative, in the metric {report.metric!r}.",
+            layers=tuple(_cell(layer, specs.get(layer.name)) for layer in report.layers),
+            ledger=_ledger(report),
+            drawings=drawings_of({layer.name: specs[layer.name] for layer in report.layers if layer.name in specs}),
+        ),
+    ]
+    # Stages with what each left of the divergence, or else the times of the steps.
+    for stage in report.stages:
+        note = "" if stage.kept else "not kept, since the divergence did not fall"
+        values = {"divergence": stage.divergence, "seconds": stage.seconds}
+        rows.append(row(method=f"stage: {stage.name}", ours=True, values=values, note=note))
+    for name, seconds in () if report.stages else _steps(report).items():
+        rows.append(row(method=f"step: {name}", ours=True, values={"seconds": seconds}))
     settings: dict[str, JsonValue] = {
         "budget": str(report.budget),
         "method": report.method,
@@ -65,32 +81,6 @@ def weights_result(report: CompressionReport, plan: Plan | None, subject: str, c
         "notes": list(report.notes),
     }
     return made_here(f"Weights of {subject}", command, MEASURES, rows, settings, sum(report.seconds.values()))
-
-
-def _row(report: CompressionReport, plan: Plan | None, subject: str) -> Row:
-    specs = {} if plan is None else {name: layer.spec for name, layer in plan.layers.items()}
-    values: dict[str, float] = {
-        "nbytes": report.nbytes,
-        "original_nbytes": report.original_nbytes,
-        "targeted_nbytes": report.targeted_nbytes,
-        "bits_per_weight": report.bits_per_weight,
-    }
-    kept = [stage.divergence for stage in report.stages if stage.kept]
-    if kept or report.divergences:
-        values["divergence"] = kept[-1] if kept else min(report.divergences)
-    return Row(
-        task="weights",
-        subject=subject,
-        method=OURS,
-        ours=True,
-        budget=report.budget.bits_per_weight or report.bits_per_weight,
-        budget_unit="bits per weight",
-        values=values,
-        note=f"Errors of layers are relative, in the metric {report.metric!r}.",
-        layers=tuple(_cell(layer, specs.get(layer.name)) for layer in report.layers),
-        ledger=_ledger(report),
-        drawings=kinds_of({layer.name: specs[layer.name] for layer in report.layers if layer.name in specs}),
-    )
 
 
 def _cell(layer: LayerReport, spec: NetworkSpec | None) -> LayerCell:
@@ -110,33 +100,17 @@ def _cell(layer: LayerReport, spec: NetworkSpec | None) -> LayerCell:
 
 def _ledger(report: CompressionReport) -> dict[str, int]:
     """Bytes of the compressed layers by the last part of their names, and of everything else."""
-    parts: dict[str, int] = {}
+    parts: Counter[str] = Counter()
     for layer in report.layers:
-        kind = layer.name.rsplit(".", 1)[-1]
-        parts[kind] = parts.get(kind, 0) + layer.nbytes
-    parts["everything not compressed"] = max(0, report.nbytes - sum(parts.values()))
-    return parts
+        parts[layer.name.rsplit(".", 1)[-1]] += layer.nbytes
+    return {**parts, "everything not compressed": max(0, report.nbytes - parts.total())}
 
 
-def _steps(report: CompressionReport, subject: str) -> list[Row]:
-    """Stages with what each left of the divergence, or else the times of the steps."""
-    if report.stages:
-        return [
-            Row(
-                task="weights",
-                subject=subject,
-                method=f"stage: {stage.name}",
-                ours=True,
-                values={"divergence": stage.divergence, "seconds": stage.seconds},
-                note="" if stage.kept else "not kept, since the divergence did not fall",
-            )
-            for stage in report.stages
-        ]
+def _steps(report: CompressionReport) -> dict[str, float]:
+    """Seconds of each kind of step; repeated steps are numbered in the report."""
     steps: dict[str, float] = {}
     for name, seconds in report.seconds.items():
-        kind = _COUNTED.sub("", name)
+        kind, _, number = name.rpartition(" ")
+        kind = kind if kind and number.isdecimal() else name
         steps[kind] = steps.get(kind, 0.0) + seconds
-    return [
-        Row(task="weights", subject=subject, method=f"step: {name}", ours=True, values={"seconds": seconds})
-        for name, seconds in steps.items()
-    ]
+    return steps

@@ -1,12 +1,17 @@
-"""Results of several runs as one: other methods or sizes of the same benchmark, made one after the other or side by side."""
+"""Results held against each other and put together: other methods or sizes of the same benchmark are one result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic import JsonValue
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.report.schema import Measure, Result, Row
-from tensornet_compress.report.settings import widened
+
+GROWING = ("methods", "bits")
+"""Lists that say which rows there are, not how they were made: results that differ in them alone go together."""
 
 
 def joined(results: Sequence[Result]) -> Result:
@@ -60,14 +65,43 @@ def _new_measures(known: dict[str, Measure], other: Result) -> dict[str, Measure
 
 
 def _measured(one: Row | None, other: Row) -> Row:
+    """The row that counts; times may differ, as the original model's do in runs of different methods."""
     if one is None or one.skipped is not None:
         return other
-    if other.skipped is None and not _alike(one, other):
+    values = [{name: value for name, value in row.values.items() if name != "seconds"} for row in (one, other)]
+    if other.skipped is None and values[0] != values[1]:
         raise TensorNetError(f"two of the results measured {other.method} on {other.subject} at {other.budget}; leave one out")
     return one
 
 
-def _alike(one: Row, other: Row) -> bool:
-    """Whether two rows have the same values but for their times, as the original model's have in runs of different methods."""
-    values = [{name: value for name, value in row.values.items() if name != "seconds"} for row in (one, other)]
-    return values[0] == values[1]
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that differ, each as ``name: old -> new``."""
+    changed = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            changed.append(f"{prefix}{name}: {_short(before)} -> {_short(after)}")
+    return changed
+
+
+def widened(old: dict[str, JsonValue], new: dict[str, JsonValue]) -> tuple[dict[str, JsonValue], list[str]]:
+    """The settings of both runs, with the union of the lists in ``GROWING``; and what else differs, see ``differences``."""
+    both: dict[str, JsonValue] = dict(new)
+    for name in {*old, *new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lists = {key: (before.get(key), after.get(key)) for key in GROWING}
+            unions: dict[str, JsonValue] = {
+                key: [*one, *(item for item in other if item not in one)]
+                for key, (one, other) in lists.items()
+                if isinstance(one, list) and isinstance(other, list)
+            }
+            both[name], old, new = after | unions, old | {name: before | unions}, new | {name: after | unions}
+    return both, differences(old, new)
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

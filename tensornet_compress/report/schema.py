@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_serializer, field_validator, model_validator
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.whole import whole_file
 from tensornet_compress.frozen import Frozen
 
 Task = Literal["weights", "kv", "search", "speed"]
+Role = Literal["size", "before", "quality", "time", "other"]
+_TIME_UNIT = re.compile(
+    r"(s|ms|us|µs|min|h|seconds?|minutes?|milliseconds?)( ?/.*| per .*)?|.*(/|per ?)\s*(s|sec|second)", re.IGNORECASE
+)
+_TIME_NAME = re.compile(r"(^|_)(seconds|ms|speed|speedup|time|latency|throughput|tokens_s|s)($|_)")
+_SIZE_UNIT = re.compile(r"bytes?|b|bits?([ /].*)?", re.IGNORECASE)
+_BEFORE = ("original_nbytes", "exact_nbytes", "dense_nbytes")
 
 
 class Machine(Frozen):
@@ -28,12 +36,27 @@ class Machine(Frozen):
 
 
 class Measure(Frozen):
-    """What a value means: ``unit`` as printed after it, ``better`` the direction that is better (``None``: neither)."""
+    """What a value means: ``unit`` as printed after it, ``better`` the direction that is better (``None``: neither).
+
+    ``role``: what the value is for: a stored *size*, the size *before* compression, a *quality* by which methods are compared,
+    a *time*, or something *other*. A measure that does not say it has the role of ``usual_role`` once it is part of a result.
+    """
 
     title: str
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
     explanation: str = ""
+    role: Role | None = None
+
+
+def usual_role(name: str, measure: Measure) -> Role:
+    """The role that the name, unit and direction of a measure suggest; files say the role only where it is another one."""
+    unit = measure.unit.strip()
+    if _TIME_UNIT.fullmatch(unit) or _TIME_NAME.search(name):
+        return "time"
+    if name == "ratio" or "nbytes" in name or _SIZE_UNIT.fullmatch(unit):
+        return "before" if name in _BEFORE else "size"
+    return "other" if measure.better is None or "gain" in name else "quality"
 
 
 class LayerCell(Frozen):
@@ -137,6 +160,16 @@ class Result(Frozen):
     seconds: float | None = None
     complete: bool = True
 
+    @field_validator("measures")
+    @classmethod
+    def _with_roles(cls, measures: dict[str, Measure]) -> dict[str, Measure]:
+        return {name: m if m.role else m.model_copy(update={"role": usual_role(name, m)}) for name, m in measures.items()}
+
+    @field_serializer("measures")
+    def _without_usual_roles(self, measures: dict[str, Measure]) -> dict[str, dict[str, Any]]:
+        usual = {name for name, measure in measures.items() if measure.role in (None, usual_role(name, measure))}
+        return {name: m.model_dump(exclude={"role"} if name in usual else None) for name, m in measures.items()}
+
     @model_validator(mode="after")
     def _rows_fit(self) -> Self:
         seen = set()
@@ -152,8 +185,7 @@ class Result(Frozen):
     def with_row(self, row: Row) -> Result:
         """The result with ``row`` added, in the place of a row of the same key if there is one."""
         kept = [other for other in self.rows if other.key != row.key]
-        content: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate(content | {"rows": (*kept, row)})
+        return type(self).model_validate(dict(self) | {"rows": (*kept, row)})
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 import tensornet_compress as tnc
 from tensornet_compress.cli.main import app
-from tensornet_compress.cli.size import parse_size
+from tensornet_compress.cli.weights import parse_size
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.report import read_result
 from tests.models import random_text

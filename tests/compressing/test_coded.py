@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,28 @@ def test_encoders_too() -> None:
     assert report.targeted_nbytes <= report.allowed_nbytes
 
 
+def test_its_plan_makes_the_same_bytes_again() -> None:
+    model, again = tiny_llama(), tiny_llama()
+    tnc.compress(model, tnc.Budget(bits_per_weight=4.0), batches(), method="coded", workers=1)
+    tnc.apply_plan(again, model.tensornet_plan, batches(), workers=1)
+    wanted, made = model.state_dict(), again.state_dict()
+    assert all(torch.equal(wanted[name], made[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("option", [{"formats": ["bf16"]}, {"search": 1.0}, {"by_block": True}, {"metric": "kronecker"}])
+def test_options_without_a_meaning_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(tnc.TensorNetError, match="leave out"):
+        tnc.compress(tiny_llama(), tnc.Budget(bits_per_weight=4.0), batches(), method="coded", **option)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_model_keeps_its_steps(dtype: torch.dtype) -> None:
+    model = tiny_llama()
+    tnc.compress(model, tnc.Budget(bits_per_weight=6.0), batches(), method="coded", workers=1)
+    wanted = logits(model)
+    assert (logits(model.to(dtype)).float() - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
 def test_it_needs_calibration() -> None:
     with pytest.raises(tnc.TensorNetError, match="calibration"):
-        tnc.compress(tiny_llama(), tnc.Budget(bits_per_weight=4.0), method="coded", allocator="energy")
+        tnc.compress(tiny_llama(), tnc.Budget(bits_per_weight=4.0), method="coded")

@@ -31,7 +31,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     monkeypatch.setattr(command, "load_any", lambda _folder: tiny("llama-gqa"))
     monkeypatch.setattr(command, "load_any_tokenizer", lambda _folder: Words())
     made = typer.Typer()
-    command.register(made)
+    made.command(name="kv")(command.kv)
     made.command(name="other")(lambda: None)
     return made
 

@@ -17,7 +17,7 @@ from tests.report.synthetic import SECTIONS, everything
 
 Scheme = Literal["light", "dark"]
 PROGRAM = find_chromium()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine; apt-get install chromium")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine; apt-get install chromium chromium-driver")
 VIEWS: list[tuple[int, Scheme]] = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 HIDDEN = """
 [...document.querySelectorAll('section')].filter(s => s.getBoundingClientRect().height < 20).map(s => s.id)
@@ -78,8 +78,8 @@ def test_the_page_is_whole_and_fits(page: Page, report: Path, width: int, scheme
     assert page.ask(CUT_TEXT) == []
     assert page.ask(BROKEN_COLOURS) == []
     assert page.ask(CONTRAST) == []
-    assert page.complaints == []
-    assert page.requests == [report.resolve().as_uri()]
+    assert page.complaints() == []
+    assert page.requests() == [report.resolve().as_uri()]
 
 
 def test_the_colour_scheme_is_followed(page: Page, report: Path) -> None:
@@ -109,6 +109,6 @@ def test_a_browser_that_complains_is_noticed(page: Page, tmp_path: Path) -> None
     bad = tmp_path / "bad.html"
     bad.write_text("<script>console.error('no')</script><img src='missing.png'><p style='width: 2000px'>wide</p>")
     page.open(bad, 390, "light")
-    assert page.complaints
-    assert len(page.requests) == 2
+    assert page.complaints()
+    assert len(page.requests()) == 2
     assert page.ask("document.documentElement.scrollWidth") > 390

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tensornet_compress.report import Measure
-from tensornet_compress.report.numbers import amount, number, plain, setting, short, significant, with_unit
+from tensornet_compress.report.page.numbers import amount, number, plain, setting, short, significant, with_unit
 
 
 @pytest.mark.parametrize(

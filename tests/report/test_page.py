@@ -144,4 +144,4 @@ def test_many_methods_and_subjects_stay_readable() -> None:
         )
         rows.append(Row.model_validate(base | {"method": "peer", "values": {"nbytes": 105}}))
     page = Reader(render(result(*rows)))
-    assert "Of 12 comparisons ours wins 3, a peer wins 4 and 5 are even" in page.text
+    assert "ours wins at 3 of 12 limits, a peer at 4, neither at 5" in page.text

@@ -8,6 +8,7 @@ import pytest
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.report import Drawing, Machine, Measure, Result, Row, read_result, write_result
+from tensornet_compress.report.schema import usual_role
 
 
 def result() -> Result:
@@ -43,6 +44,42 @@ def test_a_skipped_row_has_a_reason_and_no_values() -> None:
 def test_values_must_be_explained() -> None:
     with pytest.raises(ValueError, match="does not explain"):
         result().with_row(row(values={"unheard": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "better", "role"),
+    [
+        ("nbytes", "bytes", "lower", "size"),
+        ("bits", "bits", "lower", "size"),
+        ("x", "bits per weight", "lower", "size"),
+        ("original_nbytes", "bytes", None, "before"),
+        ("seconds", "s", "lower", "time"),
+        ("decode", "tokens/s", "higher", "time"),
+        ("x", "ms per token", "lower", "time"),
+        ("encode", "MB/s", "higher", "time"),
+        ("decode_speed", "×", "higher", "time"),
+        ("kl", "nats per token", "lower", "quality"),
+        ("loss", "nats/token", "lower", "quality"),
+        ("top1", "", "higher", "quality"),
+        ("ratio", "", "lower", "size"),
+        ("gain", "", "higher", "other"),
+    ],
+)
+def test_roles_of_measures(name: str, unit: str, better: str | None, role: str) -> None:
+    measure = Measure.model_validate({"title": "t", "unit": unit, "better": better})
+    assert usual_role(name, measure) == role
+
+
+def test_roles_are_filled_in_and_written_only_where_they_are_not_the_usual_ones() -> None:
+    assert result().measures["kl"].role == "quality"
+    assert "role" not in result().to_json()
+    measures = {
+        "kl": Measure(title="KL", better="lower", role="other"),
+        "seconds": Measure(title="seconds", unit="s", role="time"),
+    }
+    told = result().model_copy(update={"measures": measures})
+    assert told.to_json().count('"role"') == 1
+    assert Result.from_json(told.to_json()).measures == measures
 
 
 def test_a_drawing_joins_cores_that_exist() -> None:

@@ -1,1 +1,0 @@
-"""The charts of a report: matplotlib draws them, the page's style sheet colours them."""

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from digits import ARCHITECTURES, IGNORED, Digits, loss, trained
 from experiments import ENCODER, LANGUAGE, experiment, seeded
-from tensornet_compress.train.reduction import rank_spec
 from torch import Tensor, nn
 
 import tensornet_compress as tnc
@@ -39,6 +38,7 @@ from tensornet_compress.nn import find_targets, layer_weight, replace_module
 from tensornet_compress.report import Measure, Row
 from tensornet_compress.tensor import TensorNetwork
 from tensornet_compress.train import Schedule, heal, isvt, next_token_loss
+from tensornet_compress.train.reduction import rank_spec
 
 SEEDS, KEEPS, RATE, FP32 = range(3), (0.9, 0.8, 0.6, 0.4), 2e-3, parse_format("fp32")
 METRICS = ("euclidean", "row-fisher", "input", "kronecker", "elementwise")

@@ -35,9 +35,8 @@ def caches() -> tuple[Caches, Tensor]:
 @torch.no_grad()
 def greedy(made: Caches, kind: str, bits: float | None) -> Tensor:
     ids = made.ids[None, :PROMPT]
-    with made.attending(kind):
-        options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-        generated: Tensor = made.model.generate(ids, past_key_values=made.make(kind, bits), **options)
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    generated: Tensor = made.model.generate(ids, past_key_values=made.make(kind, bits), **options)
     return generated[0, PROMPT:]
 
 
@@ -45,9 +44,8 @@ def greedy(made: Caches, kind: str, bits: float | None) -> Tensor:
 def forced(made: Caches, kind: str, bits: float, text: Tensor) -> Tensor:
     """Choices along a given text, so that one early departure does not hide what follows."""
     held = made.make(kind, bits)
-    with made.attending(kind):
-        made.model(made.ids[None, :PROMPT], past_key_values=held, logits_to_keep=1)
-        parts = [made.model(part[None], past_key_values=held).logits[0].argmax(-1) for part in text[:-1].split(CHUNK)]
+    made.model(made.ids[None, :PROMPT], past_key_values=held, logits_to_keep=1)
+    parts = [made.model(part[None], past_key_values=held).logits[0].argmax(-1) for part in text[:-1].split(CHUNK)]
     return torch.cat(parts)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from experiments import LANGUAGE, TIME, experiment
-from tensornet_compress.train.reduction import rank_spec
 
 import tensornet_compress as tnc
 from tensornet_compress.bench.harness import Job
@@ -27,6 +26,7 @@ from tensornet_compress.nn import find_targets, layer_weight, replace_module
 from tensornet_compress.nn.plan import Plan, layer_plan
 from tensornet_compress.report import Measure
 from tensornet_compress.train import BlockRefinement, Propagation, Schedule, heal, isvt, propagate
+from tensornet_compress.train.reduction import rank_spec
 
 BITS, WINDOWS, LENGTH = 9.6, 4, 512
 MEASURES = {

@@ -15,8 +15,7 @@ from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase
 from tensornet_compress.coding.planes import UNIT
 from tensornet_compress.compressing import Budget, compress, survey_model
-from tensornet_compress.kv.payload import BlockCodec
-from tensornet_compress.kv.storage.codec import JointCodec
+from tensornet_compress.kv.storage.codec import BlockCodec, JointCodec
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec
 from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.report import Spectrum

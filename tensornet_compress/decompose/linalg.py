@@ -161,6 +161,15 @@ def _gram_float64(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return U.to(matrix), S.to(matrix), V.T.to(matrix)
 
 
+def principal_axes(covariance: Tensor) -> Tensor:
+    """Eigenvectors of a symmetric (n, n) matrix as rows, by falling eigenvalue; in float64 where float32 does not converge."""
+    try:
+        vectors = torch.linalg.eigh(covariance)[1]
+    except torch.linalg.LinAlgError:
+        vectors = torch.linalg.eigh(covariance.double())[1].to(covariance.dtype)
+    return vectors.flip(1).T.contiguous()
+
+
 def singular_values(matrix: Tensor) -> Tensor:
     """All singular values, descending, float64, from the float64 Gram matrix of the smaller side.
 

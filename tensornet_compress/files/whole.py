@@ -63,7 +63,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> int:
     """Write a safetensors file, whole or not at all; returns its bytes."""
     with whole_file(path) as file:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, dict(header))
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, dict(header) or None)
     return Path(path).stat().st_size
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensornet_compress.decompose import linalg, singular_values, svd
-from tensornet_compress.decompose.linalg import fix_signs, require_finite, truncated
+from tensornet_compress.decompose.linalg import fix_signs, principal_axes, require_finite, truncated
 from tensornet_compress.errors import TensorNetError
 from tests.generators import SEEDS, random_tensor
 
@@ -195,3 +195,10 @@ def test_signs_are_a_function_of_the_product(shape, seed, flips):
     assert torch.allclose(first[0], second[0])
     assert torch.allclose(first[1], second[1])
     assert torch.allclose((first[0] * S) @ first[1], (U * S) @ Vh)
+
+
+def test_principal_axes_fall_and_diagonalise() -> None:
+    factor = random_tensor((6, 6), 3, torch.float64)
+    rows = principal_axes(factor @ factor.T)
+    found = rows @ (factor @ factor.T) @ rows.T
+    torch.testing.assert_close(found, torch.diag(torch.linalg.eigvalsh(factor @ factor.T).flip(0)))

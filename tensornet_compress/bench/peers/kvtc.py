@@ -11,9 +11,9 @@ from torch import Tensor
 from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheCase, CacheCoder, States
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.side import Unavailable
-from tensornet_compress.kv.live.codec import Curve
-from tensornet_compress.kv.profile.moments import layers_of, rows_of
+from tensornet_compress.coding.fixed_rate import Curve
 from tensornet_compress.kv.profile.profile import SIDES
+from tensornet_compress.kv.profile.tree import layers_of, rows_of
 
 Basis = tuple[Tensor, Tensor]
 """Of a span of channels: the vectors as columns, and the deviation of each coefficient."""

@@ -17,7 +17,7 @@ from tensornet_compress.bench.peers.rounded_caches import round_groups
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.side import require_fit
 from tensornet_compress.coding import parse_format
-from tensornet_compress.kv.profile.moments import layers_of, rows_of
+from tensornet_compress.kv.profile.tree import layers_of, rows_of
 
 INT4 = 4 + 32 / 64
 """Bits of a number in groups of 64 with a scale and a zero point."""

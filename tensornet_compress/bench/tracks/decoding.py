@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from statistics import median
@@ -21,7 +20,6 @@ from tensornet_compress.bench.processes import apart, resident
 from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock, race
 from tensornet_compress.bench.texts import Part, find_text
-from tensornet_compress.kv.live.attention import contracting
 from tensornet_compress.kv.live.cache import LiveCache
 from tensornet_compress.kv.storage.codec import JointCodec
 
@@ -89,10 +87,6 @@ class Caches:
         rate = bits or (2.0 if name == "ours-2-bits" else BITS)
         return LiveCache(self.model, rate, self.profile, attention="rebuild" if name == "ours-rebuild" else "auto")
 
-    def attending(self, name: str) -> Any:
-        """The context in which the model attends to a kind of cache."""
-        return contracting(self.model) if name in CONTRACTED else nullcontext()
-
 
 def fill(cache: Any, states: States, start: int = 0, count: int | None = None) -> Any:
     """Hand a cache the first tokens of states (all of them by default), as a forward pass at position ``start`` would."""
@@ -133,8 +127,7 @@ def _decode(settings: SpeedSettings, names: tuple[str, ...]) -> Raced:
 def _prefill(caches: Caches, name: str) -> float:
     """Seconds of one forward pass over the context."""
     cache, began = caches.make(name), perf_counter()
-    with caches.attending(name):
-        caches.model(caches.ids[None, : caches.context], past_key_values=cache, logits_to_keep=1)
+    caches.model(caches.ids[None, : caches.context], past_key_values=cache, logits_to_keep=1)
     return perf_counter() - began
 
 
@@ -155,11 +148,10 @@ def _steps(caches: Caches, name: str) -> list[float]:
     """Seconds of each single-token step but the first."""
     cache, read = fill(caches.make(name), caches.states), clock()
     seconds = []
-    with caches.attending(name):
-        for token in caches.ids[caches.context : caches.context + caches.settings.steps + 1]:
-            began = read()
-            caches.model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)
-            seconds.append(read() - began)
+    for token in caches.ids[caches.context : caches.context + caches.settings.steps + 1]:
+        began = read()
+        caches.model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)
+        seconds.append(read() - began)
     return seconds[1:]
 
 
@@ -209,9 +201,8 @@ def _grown(settings: SpeedSettings, folder: str, name: str) -> tuple[float, floa
     cache = caches.make(name)
     for start in range(0, settings.context, chunk):
         fill(cache, caches.states, start, min(chunk, settings.context - start))
-    with caches.attending(name):
-        for token in caches.ids[chunk : chunk + 2]:
-            caches.model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)
+    for token in caches.ids[chunk : chunk + 2]:
+        caches.model(token.view(1, 1), past_key_values=cache, logits_to_keep=1)
     if name == "ours-storage":
         cache.freeze()
     grown = resident() - before

@@ -1,7 +1,7 @@
-"""Which (layer, head) units share a node of the tree: a search by mutual information.
+"""Which units of channels share a basis: a search by mutual information.
 
-Units are correlated Gaussian vectors seen through noise of variance ``noise`` (what the quantiser adds anyway), so the bits
-that a joint basis saves over separate ones are the mutual information of its members (the tree criterion of 2209.03196).
+Units are correlated Gaussian vectors seen through noise of variance ``noise`` (what a quantiser adds anyway), so the bits that
+a joint basis saves over separate ones are the mutual information of its members (the tree criterion of 2209.03196).
 """
 
 from __future__ import annotations

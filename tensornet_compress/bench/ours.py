@@ -54,6 +54,15 @@ def compressed(method: Any, refine: bool, case: WeightCase, bits: float) -> Comp
     )
 
 
+def coded(case: WeightCase, bits: float) -> Compressed:
+    """Entropy-coded integers, one step for all layers."""
+    budget = Budget(bits_per_weight=bits)
+    report = compress(case.model, budget, case.batches, targets=case.patterns, method="coded", workers=1)
+    families = {layer.name: layer.family for layer in report.layers}
+    return case.read_back(families, note="; ".join(report.notes), settings={"metric": report.metric})
+
+
+WEIGHT_METHODS.add(Method("ours-coded", coded, "entropy-coded integers, one step for all layers", ours=True))
 for _name, _method, _refine, _explanation in (
     ("ours", "auto", True, "every family competes, bytes go where the KL falls"),
     ("ours-dense", "dense", True, "one core a layer: our integers and allocation"),

@@ -172,7 +172,7 @@ def _parts(module: NetworkModule) -> dict[str, int]:
     """Stored bytes of a layer by part."""
     network = module.network()
     codes, numbers = ("codes", "dense numbers") if network.spec.is_dense else ("factor codes", "factors")
-    named = {"scale": "scales", "zero": "zero points", "q": codes}
+    named = {"scale": "scales", "zero": "zero points", "q": codes, "coded": codes}
     parts: Counter[str] = Counter()
     for name, tensor in network.stored.items():
         parts[named.get(name.rpartition("_")[2], numbers)] += tensor.nbytes

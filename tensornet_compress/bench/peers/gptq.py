@@ -11,7 +11,8 @@ ours store the same parts at the same cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from torch import Tensor
 from tensornet_compress.bench.peers.integers import format_for
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase
+from tensornet_compress.bisection import least_kept
 from tensornet_compress.calibrate import BlockRunner
-from tensornet_compress.coding import IntFormat, parse_format
+from tensornet_compress.coding import CodedFormat, IntFormat, NumberFormat, parse_format
 from tensornet_compress.decompose import realise
+from tensornet_compress.decompose.one_step import Canceller
 from tensornet_compress.nn import NetworkModule, layer_weight, replace_module
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
@@ -60,8 +63,8 @@ def gptq_codes(weight: Tensor, hessian: Tensor, fmt: IntFormat) -> dict[str, Ten
     return fmt.assemble(codes.to(torch.uint8), scale, zero)
 
 
-def quantise_blocks(case: WeightCase, fmt: IntFormat) -> None:
-    """GPTQ on every target in the blocks of the case's model, in place."""
+def quantise_blocks(case: WeightCase, rounded: Callable[[Tensor, Tensor], TensorNetwork]) -> None:
+    """Round every target in the blocks of the case's model, in place: ``rounded(weight, second moment of its inputs)``."""
     runner = BlockRunner(case.model, case.batches, [target.name for target in case.targets])
     states = list(runner.states)
     with torch.no_grad():
@@ -71,9 +74,7 @@ def quantise_blocks(case: WeightCase, fmt: IntFormat) -> None:
                 moment = _second_moment(runner, number, states, group[0])
                 for name in group:
                     weight = layer_weight(block.get_submodule(name)).contiguous()
-                    spec = NetworkSpec.dense(tuple(weight.shape), fmt, str(weight.dtype).removeprefix("torch."))
-                    parts = {f"core0{part}": value for part, value in gptq_codes(weight, moment, fmt).items()}
-                    replace_module(case.model, f"{prefix}.{name}", TensorNetwork(spec, parts))
+                    replace_module(case.model, f"{prefix}.{name}", rounded(weight, moment))
             states = [runner.run(number, batch, state) for batch, state in enumerate(states)]
 
 
@@ -94,13 +95,45 @@ def _second_moment(runner: BlockRunner, number: int, states: Sequence[Tensor], n
     return moment
 
 
+def _network(weight: Tensor, fmt: NumberFormat, parts: Mapping[str, Tensor]) -> TensorNetwork:
+    spec = NetworkSpec.dense(tuple(weight.shape), fmt, str(weight.dtype).removeprefix("torch."))
+    return TensorNetwork(spec, {f"core0{part}": value for part, value in parts.items()})
+
+
+def entropy_coded(weight: Tensor, moment: Tensor, bits: float) -> TensorNetwork:
+    """GPTQ's codes on an even grid, one step for the whole layer, written by our entropy coder: at most ``bits`` per weight."""
+    canceller = Canceller.of(moment, weight.shape[1], DAMPING)
+    canceller = replace(canceller, deviations=torch.ones_like(canceller.deviations))
+
+    def parts(step: float) -> dict[str, Tensor]:
+        return CodedFormat(step=step).assemble(canceller.codes(weight.float(), None, step, slope=0.0))
+
+    def fits(step: float) -> bool:
+        return 8 * parts(step)["_coded"].numel() <= bits * weight.numel()
+
+    spread = float(weight.float().std())
+    step = least_kept(fits, spread * 2.0**-12, spread * 2.0**5, steps=14)
+    made = parts(step)
+    return _network(weight, CodedFormat(step=step).of(made), made)
+
+
+def compress_entropy_coded(case: WeightCase, bits: float) -> Compressed:
+    """GPTQ with an entropy coder in the place of packed integers, every layer at the same bits per weight."""
+    quantise_blocks(case, lambda weight, moment: entropy_coded(weight, moment, bits))
+    left = [t.name for t in case.targets if not isinstance(case.model.get_submodule(t.name), NetworkModule)]
+    for outside in left:
+        weight = layer_weight(case.model.get_submodule(outside)).contiguous()
+        replace_module(case.model, outside, entropy_coded(weight, torch.eye(weight.shape[1]), bits))
+    return case.read_back("integers", settings={"damping": DAMPING})
+
+
 def compress(case: WeightCase, bits: float) -> Compressed:
     """GPTQ on a case's layers, on the fullest grid that the bits allow. Raises ``Unavailable`` where none is that coarse."""
     shortest = min(case.matrix(target).shape[1] for target in case.targets)
     name = format_for(bits, shortest)
     fmt = parse_format(name)
     assert isinstance(fmt, IntFormat)
-    quantise_blocks(case, fmt)
+    quantise_blocks(case, lambda weight, moment: _network(weight, fmt, gptq_codes(weight, moment, fmt)))
     # Layers that no block holds, as an encoder's pooler: the reference leaves them alone, here they take the same bytes.
     left = [t.name for t in case.targets if not isinstance(case.model.get_submodule(t.name), NetworkModule)]
     for outside in left:
@@ -112,4 +145,7 @@ def compress(case: WeightCase, bits: float) -> Compressed:
 
 WEIGHT_METHODS.add(
     Method("gptq", compress, "GPTQ as its reference runs it: act order, static groups, sequential blocks, clipping by mse")
+)
+WEIGHT_METHODS.add(
+    Method("gptq-entropy", compress_entropy_coded, "GPTQ's codes on one even grid a layer, entropy-coded: the fair control")
 )

@@ -59,6 +59,22 @@ def test_imports_go_only_down_the_table() -> None:
     assert nx.is_directed_acyclic_graph(imports())
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files: nx.DiGraph = nx.DiGraph()
+    names = {".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__init__")
+        if name == PACKAGE.name:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{PACKAGE.name}."):
+                found = [f"{node.module}.{alias.name}" for alias in node.names]
+                files.add_edges_from((name, other if other in names else node.module) for other in found)
+    files.remove_edges_from(list(nx.selfloop_edges(files)))
+    circles = [sorted(part) for part in nx.strongly_connected_components(files) if len(part) > 1]
+    assert not circles
+
+
 def test_files_named_on_the_page_exist() -> None:
     for name in re.findall(r"`([\w/]+\.py)`", PAGE):
         assert (PACKAGE / name).is_file() or (ROOT / name).is_file(), name

@@ -14,12 +14,9 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-MODEL, PROMPT = "smollm2-135m", "The capital of France is"
-PASSAGE = (
-    "The tower was built of iron by an engineer whose firm had until then made railway bridges. It was meant to stand for "
-    "twenty years, as the entrance to a fair, and to be taken down again. Painters and writers of the city signed a letter "
-    "against it; when it was found that messages could be sent from its top"
-)
+from tensornet_compress.inputs import wikipedia_articles
+
+MODEL, PROMPT, PASSAGE, SHOWN = "smollm2-135m", "The capital of France is", 1600, 140
 
 
 def main() -> int:
@@ -28,6 +25,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()
     out, began = str(options.out), perf_counter()
+    passage = " ".join(wikipedia_articles()[-1][:PASSAGE].split()[:-1])  # of an article that calibration never saw
     commands = (
         ["weights", MODEL, out, "--bits-per-weight", f"{options.bits:g}", "--overwrite"],
         ["inspect", out],
@@ -35,10 +33,10 @@ def main() -> int:
         ["kv", out, "--bits", "2", "--samples", "20", "--sensitivity-windows", "8", "--overwrite"],
         ["eval", out, "--kv-bits", "3", "--windows", "3", "--length", "1152"],
         ["generate", out, "--prompt", PROMPT, "--max-new-tokens", "24"],
-        ["generate", out, "--prompt", PASSAGE, "--max-new-tokens", "40", "--kv-bits", "3"],
+        ["generate", out, "--prompt", passage, "--max-new-tokens", "40", "--kv-bits", "3"],
     )
     for command in commands:
-        print(f"\n$ tensornet-compress {shlex.join(command)}", flush=True)
+        print(f"\n$ tensornet-compress {shlex.join(command)}"[:SHOWN], flush=True)
         done = subprocess.run([sys.executable, "-m", "tensornet_compress.cli", *command], check=False)
         if done.returncode:
             return done.returncode

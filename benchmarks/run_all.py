@@ -3,11 +3,12 @@ it was stopped, or with ``--overwrite`` makes all rows again, which results of o
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))  # results name no folder of the machine
 ENCODER = "all-minilm-l6-v2"
 VARIANTS = ("--plugin", str(HERE / "variants.py"), "--methods")
 BENCHES = {

@@ -29,11 +29,13 @@ def calibrated_metrics(
     """Metrics by target, for layers that have one: none for ``euclidean`` or without batches.
 
     Layers without input vectors of their own (embeddings) take the input metric of the head tied to them, and layers that no
-    gradient reaches (a pooler beside the output) their input metric, whatever ``kind``; ``fisher`` has rules of its own, see
-    ``fisher_metrics``. ``options`` go to ``collect_statistics`` (or ``fisher_metrics``).
+    gradient reaches (a pooler beside the output) their input metric, whatever ``kind``; layers that are never called (experts
+    that no token chose) have none. ``fisher`` has rules of its own, see ``fisher_metrics``. ``options`` go to
+    ``collect_statistics`` (or ``fisher_metrics``).
 
     Raises:
-        TensorNetError: an unknown metric, or the elementwise one, which has no closed-form truncation.
+        TensorNetError: an unknown metric, the elementwise one, which has no closed-form truncation, or batches that reach no
+            target.
     """
     return dict(_metrics(model, batches, chosen, kind, False, {"advance": advance} | options))
 
@@ -76,11 +78,18 @@ def _metrics(
     one_pass = wanted == "input" and not by_block
     own = [name for name in usable if one_pass or has_input_vectors(model.get_submodule(name))]
     others = [name for name in usable if name not in own]
-    if own:
-        yield from _collected(model, batches, own, wanted, by_block, options | {"tied": tied})
-    if others:
-        silent = {"advance": lambda: None} if own else {}
-        yield from _collected(model, batches, others, "input", by_block, options | silent | {"tied": tied})
+    silent = {"advance": lambda: None} if own else {}
+    passes: list[tuple[list[str], MetricKind, dict[str, Any]]] = [(own, wanted, {}), (others, "input", silent)]
+    reached = not usable
+    for names, used, changes in passes:
+        if names:
+            for item in _collected(model, batches, names, used, by_block, options | changes | {"tied": tied}):
+                reached = True
+                yield item
+    if not reached:
+        raise TensorNetError(
+            f"{usable[0]!r} received no input during calibration, nor did any other target; give others"
+        )
 
 
 def _collected(
@@ -93,8 +102,8 @@ def _collected(
         shared: dict[InputMoment, KroneckerMetric] = {}
         for name in list(part):
             statistics = part.pop(name)
-            if not statistics.tokens:
-                raise TensorNetError(f"{name!r} received no input during calibration; give batches that reach it, or ignore it")
+            if not statistics.called:
+                continue
             used = kind if statistics.reached or kind not in GRADIENT_KINDS else "input"
             metric = shared.get(statistics.input) if used == "input" else None
             if metric is None:

@@ -200,6 +200,11 @@ class GradientStatistics:
         return ElementwiseMetric(entries, rate=0.5 * level * per_token)
 
     @property
+    def called(self) -> bool:
+        """Whether the layer was given any input vector at a position that counts."""
+        return self._vectors > 0
+
+    @property
     def reached(self) -> bool:
         """Whether any gradient but zeros came back to the layer, at a position that counts."""
         factor = self.gradient.sum

@@ -150,11 +150,11 @@ class Allocation:
         return dense
 
     def _learn(self, measured: _Measured) -> None:
-        """Move what errors count half way, on a logarithmic scale, to what was measured; layers without an error follow the
-        others' mean."""
+        """Move what errors count half way, on a logarithmic scale, to what was measured; layers without an error, or
+        that were not called, follow the others' mean."""
         steps: list[float | None] = []
         for weight, layer, done in zip(self.weights, self.survey.layers, measured.realised):
-            if done.error <= _NO_ERROR * layer.energy or weight <= 0:
+            if done.error <= _NO_ERROR * layer.energy or weight <= 0 or not measured.derivative[layer.name]:
                 steps.append(None)
                 continue
             seen = measured.derivative[layer.name] / (2 * done.error)

@@ -131,8 +131,9 @@ def compress(
             done.error / max(layer.energy, 1e-300),
             family=pick.family,
             sensitivity=survey.sensitivity.get(target.name),
+            note=survey.note(job),
         )
-        for target, layer, pick, done in zip(chosen, survey.layers, picks, realised)
+        for target, job, layer, pick, done in zip(chosen, survey.jobs, survey.layers, picks, realised)
     ]
     networks = {target.name: done.network for target, done in zip(chosen, realised)}
     origin = {"calibration": survey.calibration, "metric": survey.metric, "sweeps": survey.jobs[0].sweeps}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.errors import BudgetError
-from tensornet_compress.nn import Target, layer_weight
+from tensornet_compress.nn import Target, identity, layer_weight
 
 
 @dataclass
@@ -53,10 +54,10 @@ class Sizes:
 
 def model_nbytes(model: nn.Module) -> int:
     """Bytes of all saved tensors of a model, shared ones counted once."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[Any, ...]] = set()
     total = 0
     for tensor in model.state_dict().values():
-        key = (tensor.data_ptr(), tensor.numel())
+        key = identity(tensor)
         if key not in seen:
             seen.add(key)
             total += tensor.numel() * tensor.element_size()

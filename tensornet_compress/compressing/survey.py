@@ -47,6 +47,12 @@ class ModelSurvey:
     # Where the jobs' metrics lie when they were calibrated by block; emptied with this object.
     scratch: TemporaryDirectory[str] | None = None
 
+    def note(self, job: LayerJob) -> str:
+        """What a reader should know of how the errors of a layer were weighed."""
+        if job.metric is not None or self.calibration is None or self.metric == "euclidean":
+            return ""
+        return "calibration gave this layer no input: its errors are Euclidean, and count like those of a middling layer"
+
     def damage_weight(self, layer: Survey, measured: bool) -> float:
         """What a unit of squared metric error of a layer counts: measured at the output, or relative to its own norm."""
         return self.sensitivity[layer.name] if measured else 1.0 / max(layer.energy, 1e-300)
@@ -119,8 +125,17 @@ def survey_model(
     measured: dict[str, float] = {}
     if sensitivity is not None and batches:
         measured = _sensitivities(model, chosen, layers, batches, sensitivity, clock)
+        measured |= _middling(jobs, layers, measured)
     fingerprint = calibration_fingerprint(batches) if batches else None
     return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds, searches, metric, scratch)
+
+
+def _middling(jobs: Sequence[LayerJob], layers: Sequence[Survey], measured: Mapping[str, float]) -> dict[str, float]:
+    """Sensitivities of layers that calibration never called: relative errors of theirs count as much as those of the median
+    layer."""
+    known = sorted(measured[layer.name] * layer.energy for layer in layers if measured[layer.name] > 0)
+    unseen = [layer for job, layer in zip(jobs, layers) if job.metric is None and not measured[layer.name]]
+    return {layer.name: known[len(known) // 2] / max(layer.energy, 1e-300) for layer in unseen if known}
 
 
 def uniform_share(sizes: Sizes) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
 from tensornet_compress.files.manifest import TENSORS, Manifest, read_manifest, with_permutations
 from tensornet_compress.files.whole import open_tensors
-from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear
+from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear, module_kind
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.tensor import check_stored, expected_tensors
@@ -189,7 +189,7 @@ def _network_module(layer: LayerPlan, name: str, tensors: Mapping[str, Tensor]) 
 def _tied_module(original: nn.Module, layer: LayerPlan, bias: Tensor | None, owner: NetworkModule) -> NetworkModule:
     if isinstance(original, nn.Embedding):
         return TNEmbedding(layer.spec, owner.stored(), original.padding_idx).share_network(owner)
-    return TNLinear(layer.spec, owner.stored(), bias, conv1d=layer.kind == "conv1d").share_network(owner)
+    return TNLinear(layer.spec, owner.stored(), bias, conv1d=module_kind(original) == "conv1d").share_network(owner)
 
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

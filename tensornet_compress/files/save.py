@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tensornet_compress.errors import CheckpointError
 from tensornet_compress.files.manifest import MANIFEST, TENSORS, Manifest, without_permutations
 from tensornet_compress.files.whole import whole_folder, write_tensors
-from tensornet_compress.nn import NetworkModule
+from tensornet_compress.nn import NetworkModule, identity
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
 from tensornet_compress.version import __version__
 
@@ -71,11 +71,11 @@ def save(
 
 def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors to store, each once and on the CPU, and name -> name of the one it is shared with."""
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
+        key = identity(tensor)
         if tensor.numel() and key in first:
             shared[name] = first[key]
             continue

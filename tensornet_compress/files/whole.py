@@ -61,9 +61,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> int:
-    """Write a safetensors file, whole or not at all; returns its bytes."""
+    """Write a safetensors file, whole or not at all; returns its bytes. Tensors may share memory, and are stored apart."""
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        part = tensor.detach().cpu().contiguous()
+        plain[name] = part.clone() if part.untyped_storage().data_ptr() in storages else part
+        storages.add(plain[name].untyped_storage().data_ptr())
     with whole_file(path) as file:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file, dict(header) or None)
+        save_file(plain, file, dict(header) or None)
     return Path(path).stat().st_size
 
 

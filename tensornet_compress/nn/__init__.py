@@ -8,7 +8,7 @@ from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
 from tensornet_compress.nn.module import NetworkModule, decoded
 from tensornet_compress.nn.replace import KeptModules, build_replacement, install, materialize, replace_module
-from tensornet_compress.nn.targets import Skipped, Target, find_targets, layer_weight, module_kind, turned
+from tensornet_compress.nn.targets import Skipped, Target, find_targets, identity, layer_weight, module_kind, turned
 
 __all__ = [
     "KeptModules",
@@ -21,6 +21,7 @@ __all__ = [
     "build_replacement",
     "decoded",
     "find_targets",
+    "identity",
     "install",
     "layer_weight",
     "materialize",

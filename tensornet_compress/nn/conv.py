@@ -12,6 +12,8 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
 
+GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+
 
 class TNConv2d(NetworkModule):
     """A 2-d convolution; a network cut as (out)|(in, height, width) runs as a narrow convolution and a 1x1 one, any other
@@ -23,17 +25,22 @@ class TNConv2d(NetworkModule):
         geometry: dict[str, Any],
         stored: dict[str, Tensor] | None = None,
         bias: Tensor | None = None,
-        device: torch.device | str | None = None,
     ):
-        """``geometry``: stride, padding, dilation, groups and padding_mode as in ``nn.Conv2d``."""
+        """``geometry``: stride, padding, dilation, groups and padding_mode as in ``nn.Conv2d``; what that module tells of
+        itself can be read off this one too."""
         if len(spec.shape) != 4:
             raise TensorNetError(
                 f"TNConv2d needs a kernel of shape (out, in/groups, height, width), the network has {spec.shape}"
             )
-        if geometry.get("padding_mode") != "zeros":
-            raise TensorNetError(f"padding_mode {geometry.get('padding_mode')!r} is not supported; use 'zeros'")
-        super().__init__(spec, stored, device)
-        self.geometry = geometry
+        if set(geometry) != set(GEOMETRY):
+            raise TensorNetError(f"TNConv2d needs {', '.join(GEOMETRY)}, was given {sorted(geometry)}")
+        if geometry["padding_mode"] != "zeros":
+            raise TensorNetError(f"padding_mode {geometry['padding_mode']!r} is not supported; use 'zeros'")
+        super().__init__(spec, stored)
+        for name, value in geometry.items():
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        self.out_channels, self.in_channels = spec.shape[0], spec.shape[1] * geometry["groups"]
+        self.kernel_size, self.transposed, self.output_padding = (spec.shape[2], spec.shape[3]), False, (0, 0)
         self.bias = None if bias is None else nn.Parameter(bias)
 
     @classmethod
@@ -53,7 +60,7 @@ class TNConv2d(NetworkModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, height, width) -> (batch, out, height', width')."""
-        geometry = {name: value for name, value in self.geometry.items() if name != "padding_mode"}
+        geometry = {name: getattr(self, name) for name in GEOMETRY if name != "padding_mode"}
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if all(_splits_out(term) for term in self.spec.terms) and geometry["groups"] == 1:
             parts = []
@@ -66,9 +73,8 @@ class TNConv2d(NetworkModule):
 
     def materialize(self) -> nn.Conv2d:
         """The dense ``nn.Conv2d`` in the original dtype."""
-        out, per_group, height, width = self.spec.shape
-        groups = int(self.geometry["groups"])
-        conv = nn.Conv2d(per_group * groups, out, (height, width), bias=self.bias is not None, device="meta", **self.geometry)
+        options: dict[str, Any] = {name: getattr(self, name) for name in GEOMETRY} | {"bias": self.bias is not None}
+        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, device="meta", **options)
         conv.weight = nn.Parameter(self.weight.detach())
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias.detach().clone())
@@ -77,14 +83,8 @@ class TNConv2d(NetworkModule):
 
 def conv_geometry(conv: nn.Conv2d) -> dict[str, Any]:
     """What ``TNConv2d`` needs to know of a convolution beside its kernel; JSON-ready."""
-    padding: Any = conv.padding if isinstance(conv.padding, str) else list(conv.padding)
-    return {
-        "stride": list(conv.stride),
-        "padding": padding,
-        "dilation": list(conv.dilation),
-        "groups": conv.groups,
-        "padding_mode": conv.padding_mode,
-    }
+    values = {name: getattr(conv, name) for name in GEOMETRY}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _splits_out(term: TermSpec) -> bool:

@@ -20,13 +20,13 @@ class TNEmbedding(NetworkModule):
         spec: NetworkSpec,
         stored: dict[str, Tensor] | None = None,
         padding_idx: int | None = None,
-        device: torch.device | str | None = None,
     ):
         if len(spec.shape) != 2:
             raise TensorNetError(f"TNEmbedding needs a table of shape (count, width), the network has {spec.shape}")
-        super().__init__(spec, stored, device)
+        super().__init__(spec, stored)
         self.num_embeddings, self.embedding_dim = spec.shape
-        self.padding_idx = padding_idx
+        self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
         self._programs = [[(bucket, self._plan(term, bucket)) for bucket in BATCH_BUCKETS] for term in spec.terms]
 
     @classmethod

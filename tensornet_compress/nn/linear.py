@@ -12,6 +12,7 @@ from tensornet_compress.coding import CodedFormat, FloatFormat, PivotFormat
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kernels.coded_linear import coded_linear
 from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.nn.targets import layer_weight, module_kind, turned
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 
 BATCH_BUCKETS = (1, 16, 128, 1024)
@@ -29,7 +30,6 @@ class TNLinear(NetworkModule):
         spec: NetworkSpec,
         stored: dict[str, Tensor] | None = None,
         bias: Tensor | None = None,
-        device: torch.device | str | None = None,
         conv1d: bool = False,
         max_intermediate: int | None = None,
     ):
@@ -37,9 +37,11 @@ class TNLinear(NetworkModule):
         weight and twice the larger of input and output."""
         if len(spec.shape) != 2:
             raise TensorNetError(f"TNLinear needs a weight of shape (out, in), the network has {spec.shape}")
-        super().__init__(spec, stored, device)
+        super().__init__(spec, stored)
         self.out_features, self.in_features = spec.shape
         self.conv1d = conv1d
+        if conv1d:
+            self.nf, self.nx = spec.shape
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self._max_intermediate = max_intermediate
         self._chains = [_is_matrix_chain(term) for term in spec.terms]
@@ -68,14 +70,14 @@ class TNLinear(NetworkModule):
     @classmethod
     def from_linear(cls, linear: Any, network: TensorNetwork) -> TNLinear:
         """Replace an ``nn.Linear`` or ``Conv1D`` by a network for its (out, in) weight; bias and device are kept."""
-        weight, bias = linear.weight, getattr(linear, "bias", None)
-        conv1d = type(linear).__name__ == "Conv1D"
-        shape = tuple(weight.shape[::-1]) if conv1d else tuple(weight.shape)
-        if network.spec.shape != shape:
-            raise TensorNetError(f"a layer with weight (out, in) = {shape} cannot take a network of shape {network.spec.shape}")
+        weight, bias = layer_weight(linear), getattr(linear, "bias", None)
+        if network.spec.shape != tuple(weight.shape):
+            raise TensorNetError(
+                f"a layer with weight (out, in) = {tuple(weight.shape)} cannot take a network of shape {network.spec.shape}"
+            )
+        conv1d = module_kind(linear) == "conv1d"
         layer = cls.from_network(network, None if bias is None else bias.detach().clone(), conv1d)
-        layer.train(linear.training)
-        return layer.to(weight.device)
+        return layer.train(linear.training).to(weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -164,9 +166,14 @@ class TNLinear(NetworkModule):
             "dense_multiply_adds": batch * self.in_features * self.out_features,
         }
 
+    @property
+    def weight(self) -> Tensor:
+        """The contracted weight as the replaced module kept it; computed at each access."""
+        return turned(super().weight, "conv1d" if self.conv1d else "linear")
+
     def materialize(self) -> nn.Module:
         """The dense layer of the original class (``nn.Linear`` or ``Conv1D``), in the original dtype."""
-        weight = self.weight.detach()
+        weight = self.weight.detach().contiguous()
         layer: Any
         if self.conv1d:
             from transformers.pytorch_utils import Conv1D
@@ -174,7 +181,6 @@ class TNLinear(NetworkModule):
             # On the meta device its constructor draws no random numbers.
             with torch.device("meta"):
                 layer = Conv1D(self.out_features, self.in_features)
-            weight = weight.T.contiguous()
         else:
             layer = nn.Linear(self.in_features, self.out_features, self._parameters["bias"] is not None, device="meta")
         layer.weight = nn.Parameter(weight)

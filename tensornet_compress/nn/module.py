@@ -22,12 +22,12 @@ class NetworkModule(nn.Module):
     decoded for a while, which trades memory for speed.
     """
 
-    def __init__(self, spec: NetworkSpec, stored: dict[str, Tensor] | None = None, device: torch.device | str | None = None):
+    def __init__(self, spec: NetworkSpec, stored: dict[str, Tensor] | None = None):
         super().__init__()
         self.spec = spec
         self._held: dict[torch.dtype, list[list[Tensor]]] | None = None
         for name, (shape, dtype) in expected_parts(spec).items():
-            tensor = stored[name] if stored is not None else torch.empty(shape, dtype=dtype, device=device)
+            tensor = stored[name] if stored is not None else torch.empty(shape, dtype=dtype)
             if tensor.is_floating_point():
                 self.register_parameter(name, nn.Parameter(tensor))
             else:

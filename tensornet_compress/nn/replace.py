@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
 from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
-from tensornet_compress.nn.targets import module_kind
+from tensornet_compress.nn.targets import identity, module_kind
 from tensornet_compress.tensor import TensorNetwork
 
 
@@ -79,18 +80,14 @@ class KeptModules:
 
 def materialize(model: nn.Module) -> nn.Module:
     """Every network module replaced by its dense original class, in place; tied modules stay tied. Returns the model."""
-    dense_of: dict[int, nn.Module] = {}
-    for name, module in list(model.named_modules()):
+    dense_of: dict[nn.Module, nn.Module] = {}
+    sharing: dict[tuple[Any, ...], nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, (TNLinear, TNConv2d, TNEmbedding)):
             continue
-        dense = module.materialize()
-        first_part = _identity(module)
-        if first_part in dense_of:
-            dense.weight = dense_of[first_part].weight
-        dense_of.setdefault(first_part, dense)
-        set_submodule(model, name, dense)
+        if module not in dense_of:
+            dense_of[module] = dense = module.materialize()
+            first = sharing.setdefault((*identity(next(iter(module.stored().values()))), module_kind(dense) == "conv1d"), dense)
+            dense.weight = first.weight
+        set_submodule(model, name, dense_of[module])
     return model
-
-
-def _identity(module: NetworkModule) -> int:
-    return next(iter(module.stored().values())).data_ptr()

@@ -1,17 +1,23 @@
-"""Which modules of a model are compressed: patterns, strict matching, and a reason for every layer left alone."""
+"""Which modules of a model are compressed: patterns, strict matching, and a reason for every matrix left alone."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TargetError
+from tensornet_compress.nn.module import NetworkModule
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_KINDS: tuple[tuple[type[nn.Module], str], ...] = ((nn.Linear, "linear"), (nn.Conv2d, "conv2d"), (nn.Embedding, "embedding"))
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer that stays as it is, and why."""
+    """A module that stays as it is, and why."""
 
     name: str
     kind: str
@@ -33,16 +39,31 @@ class Skipped:
 
 
 def module_kind(module: nn.Module) -> str | None:
-    """``linear``, ``conv1d``, ``conv2d``, ``embedding``, or None when the module cannot hold a network."""
-    if type(module) is nn.Linear:
-        return "linear"
+    """``linear``, ``conv1d``, ``conv2d``, ``embedding``, or None when the module cannot hold a network.
+
+    A subclass is of the kind of its base when it computes the same.
+    """
+    for base, kind in _KINDS:
+        if isinstance(module, base):
+            return kind if type(module).forward is base.forward or _is_linear(module) else None
     if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
         return "conv1d"
-    if type(module) is nn.Conv2d:
-        return "conv2d"
-    if type(module) is nn.Embedding:
-        return "embedding"
     return None
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a subclass of ``nn.Linear`` with a forward of its own gives what ``nn.Linear`` would, tried on one input."""
+    if not isinstance(module, nn.Linear) or module.weight.dtype not in _FLOATS or module.weight.is_meta:
+        return False
+    x = torch.arange(2.0 * module.in_features, device=module.weight.device).cos().view(2, -1).to(module.weight.dtype)
+    try:
+        given = type(module).forward(module, x)
+    except Exception:  # whatever a stranger's forward wants beside its input
+        return False
+    tolerance = 1e-4 if module.weight.dtype.itemsize >= 4 else 2e-2
+    wanted = F.linear(x, module.weight, module.bias)
+    return isinstance(given, Tensor) and given.shape == wanted.shape and torch.allclose(given, wanted, tolerance, tolerance)
 
 
 def turned(weight: Tensor, kind: str | None) -> Tensor:
@@ -58,6 +79,14 @@ def layer_weight(module: nn.Module) -> Tensor:
     return turned(weight.detach(), module_kind(module))
 
 
+def identity(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common exactly if they are the same numbers in the same memory, seen the same way."""
+    if tensor.layout is not torch.strided:
+        return (id(tensor),)
+    address = tensor.data_ptr() or tensor.untyped_storage()._cdata
+    return (address, tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
 def find_targets(
     model: nn.Module, targets: Sequence[str] | None = None, ignore: Sequence[str] = (), tables: bool = False
 ) -> tuple[list[Target], list[Skipped]]:
@@ -65,63 +94,155 @@ def find_targets(
 
     Without ``targets`` these are all linear, Conv1D and Conv2d layers but the output head and whatever is tied to an
     embedding; with ``tables`` these too. A pattern is a glob on the full name or on a suffix of it (``*.q_proj``,
-    ``lm_head``), or ``re:`` and a regular expression. Modules that share one weight are one target.
+    ``lm_head``), or ``re:`` and a regular expression. Modules that share one weight are one target. Every other module that
+    owns a matrix or a larger tensor is among those left alone; vectors (norms, biases) are never compressed and not listed.
 
     Raises:
         TargetError: a pattern that matches no compressible module, with the nearest names; or nothing is left to compress.
     """
-    modules = model.named_modules(remove_duplicate=False)
-    kinds = {name: kind for name, module in modules if (kind := module_kind(module)) is not None}
-    for pattern in (*(targets or ()), *ignore):
-        _require_match(pattern, kinds)
-    heads = _output_heads(model)
-    tied = _tied_groups(model, kinds)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    kinds = {name: kind for name, module in modules.items() if (kind := module_kind(module)) is not None}
+    others = {name: reason for name, module in modules.items() if name not in kinds and (reason := _unsupported(name, module))}
+    for pattern in targets or ():
+        _require_match(pattern, kinds, others)
+    for pattern in ignore:
+        _require_match(pattern, [*kinds, *others], {})
     if tables and targets is None:
         targets = ("*",)
+    choice = _Choice(model, kinds, targets, ignore)
     chosen: list[Target] = []
     skipped: list[Skipped] = []
-    for name, kind in kinds.items():
-        reason = _reason_to_skip(model, name, kind, targets, ignore, heads)
-        if reason is None and name in tied and tied[name][0] != name:
-            first = tied[name][0]
-            if _reason_to_skip(model, first, kinds[first], targets, ignore, heads) is None:
+    for name, module in modules.items():
+        if name in others:
+            skipped.append(Skipped(name, type(module).__name__, others[name]))
+        if name not in kinds:
+            continue
+        reason = choice.reason_to_skip(name)
+        first, *tied = choice.groups.get(name, [name])
+        if reason is None and first != name:
+            if choice.reason_to_skip(first) is None:
                 continue
             reason = f"shares its weight with {first!r}, which is not a target; name both"
         if reason is None:
-            chosen.append(Target(name, kind, tuple(other for other in tied.get(name, ())[1:])))
+            chosen.append(Target(name, kinds[name], tuple(tied)))
         else:
-            skipped.append(Skipped(name, kind, reason))
+            skipped.append(Skipped(name, kinds[name], reason))
     if not chosen:
-        raise TargetError(f"nothing to compress: {len(kinds)} layers, all skipped (first: {skipped[:1]})")
+        raise TargetError(f"nothing to compress: {len(skipped)} layers, all skipped (first: {skipped[:1]})")
     return chosen, skipped
 
 
-def _reason_to_skip(
-    model: nn.Module, name: str, kind: str, targets: Sequence[str] | None, ignore: Sequence[str], heads: set[str]
-) -> str | None:
-    if any(_matches(pattern, name) for pattern in ignore):
-        return "matched by ignore"
-    if targets is not None and not any(_matches(pattern, name) for pattern in targets):
-        return "not matched by targets"
-    if targets is None and kind == "embedding":
-        return "embeddings are compressed only when named in targets"
-    if targets is None and name in heads:
-        return "the output head is compressed only when named in targets"
-    module = model.get_submodule(name)
+class _Choice:
+    """What the caller wants compressed, and the reasons against it."""
+
+    def __init__(self, model: nn.Module, kinds: dict[str, str], targets: Sequence[str] | None, ignore: Sequence[str]):
+        self.model, self.kinds, self.targets, self.ignore = model, kinds, targets, ignore
+        getter = getattr(model, "get_output_embeddings", None)
+        head = getter() if callable(getter) else None
+        self.heads = {name for name, module in model.named_modules() if head is not None and module is head}
+        owners: dict[tuple[Any, ...], list[str]] = {}
+        for name in kinds:
+            module = model.get_submodule(name)
+            # A computed weight lies at an address that may be used again.
+            key = identity(layer_weight(module)) if "weight" in module._parameters else (name,)
+            owners.setdefault(key, []).append(name)
+        # Name -> all names that share its weight, the first in model order first.
+        self.groups = {name: names for names in owners.values() for name in names}
+        self.strangers = list(_matrices_elsewhere(model, kinds))
+
+    def reason_to_skip(self, name: str) -> str | None:
+        """Why a module stays as it is, ties to other targets left out of account.
+
+        Raises:
+            TargetError: it would be compressed, but its weight is not finite.
+        """
+        if any(_matches(pattern, name) for pattern in self.ignore):
+            return "matched by ignore"
+        if self.targets is not None and not any(_matches(pattern, name) for pattern in self.targets):
+            return "not matched by targets"
+        if self.targets is None and self.kinds[name] == "embedding":
+            return "embeddings are compressed only when named in targets"
+        if self.targets is None and name in self.heads:
+            return "the output head is compressed only when named in targets"
+        module = self.model.get_submodule(name)
+        reason = _unusable(self.model, name, module) or self._held_elsewhere(layer_weight(module))
+        if reason is None and not torch.isfinite(layer_weight(module)).all():
+            raise TargetError(f"the weight of {name!r} holds NaN or infinite entries; repair the model, or ignore that module")
+        return reason
+
+    def _held_elsewhere(self, weight: Tensor) -> str | None:
+        """Memory that a module without a network goes on holding would not become smaller."""
+        for place, owner, tensor in self.strangers:
+            if _overlap(weight, tensor):
+                return f"shares its weight with {place!r} of a {owner}, which cannot hold a network"
+        return None
+
+
+def _unusable(model: nn.Module, name: str, module: nn.Module) -> str | None:
+    """Why a module of a compressible kind cannot be compressed."""
     weight = layer_weight(module)
+    if "weight" not in module._parameters:
+        return (
+            "its weight is computed from other parameters (weight_norm or another parametrisation); make it a parameter first, "
+            "by torch.nn.utils.remove_weight_norm or torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads its weight without calling it"
     if weight.is_meta:
         return "its weight is on the meta device; load it first"
+    if weight.layout is not torch.strided:
+        return f"its weight is {weight.layout}; make it dense first"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
+    if weight.dtype not in _FLOATS:
+        return f"its weight is {weight.dtype}; convert it to bfloat16, float16, float32 or float64 first"
     if weight.numel() == 0:
         return "its weight is empty"
     if getattr(module, "max_norm", None) is not None:
         return "max_norm rewrites the table at run time"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode {module.padding_mode!r} is not supported"
-    if not torch.isfinite(weight).all():
-        raise TargetError(f"the weight of {name!r} holds NaN or infinite entries; repair the model, or ignore that module")
     return None
+
+
+def _unsupported(name: str, module: nn.Module) -> str | None:
+    """Why a module that is of no compressible kind is left alone; None if it owns no matrix."""
+    held = {key: tensor for key, tensor in module._parameters.items() if tensor is not None and tensor.ndim >= 2}
+    if not held or "parametrizations" in name.split("."):
+        return None
+    named = f"{', '.join(held)} ({sum(tensor.numel() * tensor.element_size() for tensor in held.values()):,} bytes)"
+    if isinstance(module, NetworkModule):
+        return f"{named}: it is a network already"
+    base = next((base for base, _ in _KINDS if isinstance(module, base)), None)
+    if base is not None:
+        return f"{named}: {type(module).__name__} computes something else than nn.{base.__name__}"
+    return f"{named}: a {type(module).__name__} cannot hold a network; Linear, Conv1D, Conv2d and Embedding can"
+
+
+def _matrices_elsewhere(model: nn.Module, kinds: dict[str, str]) -> Iterator[tuple[str, str, Tensor]]:
+    """Name, class of the owner, and tensor of every matrix that is not the weight of a compressible module."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in module._parameters.items():
+            if tensor is not None and tensor.ndim >= 2 and not (name in kinds and key == "weight"):
+                yield f"{name}.{key}".lstrip("."), type(module).__name__, tensor
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have memory in common."""
+    if one.layout is not torch.strided or other.layout is not torch.strided or not (one.numel() and other.numel()):
+        return False
+    if one.untyped_storage()._cdata != other.untyped_storage()._cdata and one.data_ptr() != other.data_ptr():
+        return False
+    if one.is_meta or other.is_meta:
+        return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    (a, b), (c, d) = _span(one), _span(other)
+    return a < d and c < b
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First byte, and the one behind the last."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())) + 1
+    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -130,30 +251,17 @@ def _matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
-def _require_match(pattern: str, kinds: dict[str, str]) -> None:
+def _require_match(pattern: str, names: Sequence[str] | dict[str, str], unsupported: dict[str, str]) -> None:
     if pattern.startswith("re:"):
         try:
             re.compile(pattern[3:])
         except re.error as error:
             raise TargetError(f"pattern {pattern!r} is not a regular expression: {error}") from error
-    if any(_matches(pattern, name) for name in kinds):
+    if any(_matches(pattern, name) for name in names):
         return
-    endings = {name.rsplit(".", 1)[-1] for name in kinds}
-    near = difflib.get_close_matches(pattern, sorted(endings | set(kinds)), n=4, cutoff=0.3)
+    for name, reason in unsupported.items():
+        if _matches(pattern, name):
+            raise TargetError(f"pattern {pattern!r} matches no compressible module; {name!r} is left alone: {reason}")
+    endings = {name.rsplit(".", 1)[-1] for name in names}
+    near = difflib.get_close_matches(pattern, sorted(endings | set(names)), n=4, cutoff=0.3)
     raise TargetError(f"pattern {pattern!r} matches no compressible module; nearest names: {near or sorted(endings)[:8]}")
-
-
-def _output_heads(model: nn.Module) -> set[str]:
-    getter = getattr(model, "get_output_embeddings", None)
-    head = getter() if callable(getter) else None
-    return {name for name, module in model.named_modules() if head is not None and module is head}
-
-
-def _tied_groups(model: nn.Module, kinds: dict[str, str]) -> dict[str, tuple[str, ...]]:
-    """Name -> all names that share its weight (first in model order first), for weights with more than one owner."""
-    owners: dict[tuple[object, ...], list[str]] = {}
-    for name in kinds:
-        weight = layer_weight(model.get_submodule(name))
-        key = (id(model.get_submodule(name)),) if weight.is_meta else (weight.data_ptr(), tuple(weight.shape))
-        owners.setdefault(key, []).append(name)
-    return {name: tuple(names) for names in owners.values() if len(names) > 1 for name in names}

@@ -53,8 +53,6 @@ class IsvtState:
         """Write the state; ``settings`` are what it fits."""
         tensors = {f"current.{name}": weight for name, weight in self.weights.items()}
         tensors |= {f"best.{name}": weight for name, weight in self.best_weights.items()}
-        # A file cannot hold one tensor twice.
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         log = {
             "steps": [step.model_dump() for step in self.steps],
             "history": self.history,

@@ -136,7 +136,7 @@ def test_users_in_other_blocks_are_seen_by_block_too(kind, tmp_path):
             assert one is None if other is None else torch.allclose(one, other, rtol=1e-6)
 
 
-def test_a_target_that_receives_no_input_is_refused_by_name():
+def test_batches_that_reach_no_target_are_refused():
     class Idle(Tied):
         def forward(self, input_ids):
             return self.embed(input_ids)
@@ -144,3 +144,43 @@ def test_a_target_that_receives_no_input_is_refused_by_name():
     model = Idle()
     with pytest.raises(tnc.TensorNetError, match=r"'blocks\.0\.0' received no input"):
         calibrated_metrics(model, batches(1), tnc.nn.find_targets(model)[0], "input")
+
+
+class Routed(nn.Module):
+    """Three experts of which the second sees no token, or is not called at all."""
+
+    def __init__(self, called):
+        super().__init__()
+        torch.manual_seed(0)
+        self.called, self.embed, self.head = called, nn.Embedding(VOCABULARY, 8), nn.Linear(8, VOCABULARY)
+        self.experts = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids).flatten(0, 1)
+        for number, expert in enumerate(self.experts):
+            chosen = (input_ids.flatten() > 200 if number == 1 else input_ids.flatten() % 2 == number // 2).nonzero()[:, 0]
+            if number != 1 or self.called:
+                x = x.index_add(0, chosen, expert(x[chosen]))
+        return self.head(x.view(*input_ids.shape, 8))
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("kind", ["diagonal", "input", "row-fisher", "kronecker"])
+def test_an_expert_that_no_token_chose_has_no_metric(kind, called, tmp_path):
+    model, data = Routed(called), batches(2)
+    chosen, _ = tnc.nn.find_targets(model)
+    metrics = calibrated_metrics(model, data, chosen, kind)
+    assert set(metrics) == set(stored_metrics(model, data, chosen, kind, tmp_path)) == {"experts.0", "experts.2", "head"}
+    assert all(torch.isfinite(part).all() for m in metrics.values() for part in (m.rows, m.columns) if part is not None)
+
+
+@pytest.mark.parametrize("options", [{}, {"sensitivity": "probe"}, {"metric": "kronecker"}, {"by_block": True}])
+def test_an_expert_that_no_token_chose_is_compressed_like_a_middling_layer(options):
+    model = Routed(called=True)
+    report = tnc.compress(model, tnc.Budget(bits_per_weight=9), batches(4), method="dense", workers=1, **options)
+    layers = {layer.name: layer for layer in report.layers}
+    assert "no input" in layers["experts.1"].note
+    assert not layers["experts.0"].note
+    assert layers["experts.1"].sensitivity > 0
+    assert layers["experts.1"].nbytes >= 0.5 * layers["experts.0"].nbytes
+    assert layers["experts.1"].error < 0.2

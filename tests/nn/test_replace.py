@@ -71,3 +71,54 @@ def test_convolutions_are_replaced():
 def test_other_modules_cannot_hold_a_network():
     with pytest.raises(TargetError, match="LayerNorm"):
         build_replacement(nn.LayerNorm(3), tnc.to_network(torch.ones(3, 3), ranks=1))
+
+
+def test_what_a_module_tells_of_itself_is_told_by_its_replacement():
+    conv1d = tiny_gpt2().transformer.h[0].mlp.c_fc
+    told = {
+        nn.Linear(5, 4): ("in_features", "out_features"),
+        nn.Embedding(5, 4, padding_idx=2): (
+            "num_embeddings",
+            "embedding_dim",
+            "padding_idx",
+            "max_norm",
+            "norm_type",
+            "sparse",
+        ),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2): (
+            *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+            *("transposed", "output_padding"),
+        ),
+        conv1d: ("nf", "nx"),
+    }
+    for module, names in told.items():
+        replaced = build_replacement(module, exact(module))
+        assert {name: getattr(replaced, name) for name in names} == {name: getattr(module, name) for name in names}
+        assert replaced.weight.shape == module.weight.shape
+        assert torch.allclose(replaced.weight, module.weight, atol=1e-5)
+        assert (getattr(replaced, "bias", None) is None) == (getattr(module, "bias", None) is None)
+
+
+def test_a_model_that_reads_the_stride_of_its_convolution():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, stride=2)
+
+        def forward(self, x):
+            return self.conv(x)[..., : x.shape[-1] // self.conv.stride[0]]
+
+    model, x = Reader(), torch.randn(1, 3, 9, 9)
+    wanted = model(x)
+    replace_module(model, "conv", exact(model.conv))
+    assert torch.allclose(model(x), wanted, atol=1e-4)
+
+
+def test_one_network_under_two_names_materialises_to_one_layer():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model.append(model[0])
+    replace_module(model, "0", exact(model[0]), ("2",))
+    assert model[0] is model[2]
+    tnc.materialize(model)
+    assert type(model[2]) is nn.Linear
+    assert model[0] is model[2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,12 +11,16 @@ from hypothesis import strategies as st
 from tensornet_compress.coding.fixed_rate import ALLOWED, Curve, allocate
 
 
+@cache
+def gaussian() -> Curve:
+    return Curve.measure(torch.randn(20_000, generator=torch.Generator().manual_seed(0)))
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0.1, 8.0), st.integers(1, 60), st.integers(0, 99))
 def test_allocation_never_exceeds_and_fills(bits: float, count: int, seed: int) -> None:
     deviation = torch.rand(count, generator=torch.Generator().manual_seed(seed)) * 4 + 1e-3
-    curve = Curve.measure(torch.randn(4000, generator=torch.Generator().manual_seed(0)))
-    chosen = allocate(deviation, curve, bits)
+    chosen = allocate(deviation, gaussian(), bits)
     assert set(chosen.tolist()) <= set(ALLOWED)
     assert float(chosen.sum()) <= bits * count
     if count > 20:
@@ -22,6 +28,5 @@ def test_allocation_never_exceeds_and_fills(bits: float, count: int, seed: int) 
 
 
 def test_more_deviation_never_gets_fewer_bits() -> None:
-    curve = Curve.measure(torch.randn(20_000, generator=torch.Generator().manual_seed(0)))
-    chosen = allocate(torch.logspace(2, -2, 64), curve, 2.0)
+    chosen = allocate(torch.logspace(2, -2, 64), gaussian(), 2.0)
     assert (chosen.diff() <= 0).float().mean() > 0.95

@@ -1,6 +1,6 @@
 """``make demo``: compress the bundled model, calibrate its cache, check both on held-out text, and generate.
 
-    python benchmarks/demo.py [--bits 4.5] [--out out/demo]
+    python benchmarks/demo.py [--bits 3.5] [--out out/demo]
 
 These are plain commands of ``tensornet-compress``, printed as they are run; each leaves its page and data in the folder.
 """
@@ -21,13 +21,13 @@ MODEL, PROMPT, PASSAGE, SHOWN = "smollm2-135m", "The capital of France is", 1600
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bits", type=float, default=4.5)
+    parser.add_argument("--bits", type=float, default=3.5)
     parser.add_argument("--out", type=Path, default=Path("out/demo"))
     options = parser.parse_args()
     out, began = str(options.out), perf_counter()
     passage = " ".join(wikipedia_articles()[-1][:PASSAGE].split()[:-1])  # of an article that calibration never saw
     commands = (
-        ["weights", MODEL, out, "--bits-per-weight", f"{options.bits:g}", "--overwrite"],
+        ["weights", MODEL, out, "--method", "coded", "--bits-per-weight", f"{options.bits:g}", "--samples", "8", "--overwrite"],
         ["inspect", out],
         ["eval", out, "--reference", MODEL, "--windows", "8", "--json", str(options.out.parent / "demo.json")],
         ["kv", out, "--bits", "2", "--samples", "20", "--sensitivity-windows", "8", "--overwrite"],

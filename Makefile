@@ -33,7 +33,7 @@ bench: setup
 # What is made from the code and its results: the page of commands, the tables, the notebooks' outputs.
 docs: setup
 	$(BIN)/python docs/make_cli.py
-	$(BIN)/python benchmarks/readme_tables.py --write
+	$(BIN)/python benchmarks/tables.py --write
 	$(BIN)/python notebooks/execute.py
 
 # Peers that only benchmarks need stay outside the environment.

@@ -1,80 +1,66 @@
-"""Long greedy generation: where a compressed cache first departs from the exact one, and how much agrees.
-
-python benchmarks/kv_generation.py [--profile FOLDER] [--prompt 512] [--new 512] [--documents 1]
-"""
+"""Long greedy generation: where a compressed cache first departs from the exact one, and how much agrees along its text."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import cache, partial
 from typing import Any
 
-import kv_common as common
 import torch
+from experiments import LANGUAGE, experiment
 from torch import Tensor
-from transformers import DynamicCache, QuantizedCache
 
-import tensornet_compress.kv as kv
-from tensornet_compress.kv.live.attention import contracting
+from tensornet_compress.bench.caches import CacheBench, CacheSettings
+from tensornet_compress.bench.harness import Job
+from tensornet_compress.bench.speed_case import SpeedSettings
+from tensornet_compress.bench.tracks.decoding import EXACT, Caches
+from tensornet_compress.report import Measure
+
+PROMPT, NEW, CHUNK, RATES = 512, 512, 16, (4.0, 2.0)
+KINDS = {"ours-storage": "ours-storage", "ours-live": "ours", "quantized-quanto": "quantized-quanto"}
+MEASURES = {
+    "first_divergence": Measure(title="first token that differs", unit="tokens", better="higher"),
+    "agreement": Measure(title="equal choices along the exact text", better="higher"),
+}
+
+
+@cache
+def caches() -> tuple[Caches, Tensor]:
+    """A calibrated profile with a held-out prompt, and what the model says with the exact cache."""
+    made = Caches(SpeedSettings.full(model=LANGUAGE), PROMPT)
+    made.profile = CacheBench(CacheSettings.full(model=LANGUAGE)).case.profile
+    return made, greedy(made, EXACT, None)
 
 
 @torch.no_grad()
-def greedy(model: Any, ids: Tensor, cache: Any, new: int) -> Tensor:
-    """``new`` greedy tokens after ids (1, tokens)."""
-    made = model.generate(ids, past_key_values=cache, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
-    return made[0, ids.shape[1] :]
+def greedy(made: Caches, kind: str, bits: float | None) -> Tensor:
+    ids = made.ids[None, :PROMPT]
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    generated: Tensor = made.model.generate(ids, past_key_values=made.make(kind, bits), **options)
+    return generated[0, PROMPT:]
 
 
 @torch.no_grad()
-def forced(model: Any, ids: Tensor, continuation: Tensor, cache: Any, chunk: int = 16) -> Tensor:
-    """Greedy choices (tokens,) along a given continuation, so that one early departure does not hide what follows."""
-    model(ids, past_key_values=cache, logits_to_keep=1)
-    picks = []
-    for part in continuation[:-1].split(chunk):
-        picks.append(model(part[None], past_key_values=cache).logits[0].argmax(-1))
-    return torch.cat(picks)
+def forced(made: Caches, kind: str, bits: float, text: Tensor) -> Tensor:
+    """Choices along a given text, so that one early departure does not hide what follows."""
+    held = made.make(kind, bits)
+    made.model(made.ids[None, :PROMPT], past_key_values=held, logits_to_keep=1)
+    parts = [made.model(part[None], past_key_values=held).logits[0].argmax(-1) for part in text[:-1].split(CHUNK)]
+    return torch.cat(parts)
 
 
-def main() -> None:
-    """Measure and write ``results/kv_generation.json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default=common.PROFILE, help="folder of a profile; made there when missing")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--new", type=int, default=512)
-    parser.add_argument("--documents", type=int, default=1)
-    parser.add_argument("--no-stock", action="store_true")
-    options = parser.parse_args()
-    model, tokenizer = common.model_and_tokenizer()
-    profile = common.profile(model, tokenizer, options.profile)
-    makers: dict[str, tuple[Callable[[], Any], bool]] = {
-        "ours, storage 2 b": (lambda: kv.CompressedCache(model, 2.0, profile, mode="storage"), False),
-        "ours, storage 4 b": (lambda: kv.CompressedCache(model, 4.0, profile, mode="storage"), False),
-        "ours, live 4 b": (lambda: kv.CompressedCache(model, 4.0, profile), True),
-        "ours, live 2 b": (lambda: kv.CompressedCache(model, 2.0, profile), True),
-    }
-    if not options.no_stock:
-        makers["QuantizedCache quanto int4"] = (lambda: QuantizedCache("quanto", model.config, nbits=4), False)
-        makers["QuantizedCache quanto int2"] = (lambda: QuantizedCache("quanto", model.config, nbits=2), False)
-    rows = []
-    for document, ids in enumerate(common.heldout_ids(tokenizer, options.prompt, options.documents)):
-        exact = greedy(model, ids[None], DynamicCache(config=model.config), options.new)
-        for name, (make, contract) in makers.items():
-            with contracting(model) if contract else contextlib.nullcontext():
-                got = greedy(model, ids[None], make(), options.new)
-                along = forced(model, ids[None], exact, make())
-            differ = torch.nonzero(got != exact).flatten()
-            row = {
-                "document": document,
-                "cache": name,
-                "first_divergence": int(differ[0]) if len(differ) else options.new,
-                "agreement": float((got == exact).float().mean()),
-                "agreement_along_exact": float((along == exact[1:]).float().mean()),
-            }
-            rows.append(row)
-            print(row, flush=True)
-            common.write("kv_generation", {"prompt": options.prompt, "new": options.new, "rows": rows})
+def row(kind: str, bits: float) -> dict[str, Any]:
+    made, exact = caches()
+    differ = torch.nonzero(greedy(made, kind, bits) != exact).flatten()
+    agreement = float((forced(made, kind, bits, exact) == exact[1:]).float().mean())
+    return {"values": {"first_divergence": int(differ[0]) if len(differ) else NEW, "agreement": agreement}}
+
+
+def jobs() -> Iterator[Job]:
+    for name, kind in KINDS.items():
+        for bits in RATES:
+            yield Job("kv", LANGUAGE, name, partial(row, kind, bits), bits, "bits/element", name.startswith("ours"))
 
 
 if __name__ == "__main__":
-    main()
+    experiment(jobs(), MEASURES, {"prompt": PROMPT, "new": NEW})

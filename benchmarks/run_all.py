@@ -1,7 +1,5 @@
-"""``make bench``: every benchmark, one after the other; each writes its own JSON under ``benchmarks/results``.
-
-Last come the full tables of ``tensornet-compress bench`` against peers, which go on where they were stopped.
-"""
+"""``make bench``: every benchmark, one after the other; each writes its own JSON under ``benchmarks/results`` and goes on where
+it was stopped, or with ``--overwrite`` makes all rows again, which results of other settings need."""
 
 from __future__ import annotations
 
@@ -9,39 +7,50 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPTS = (
-    "module_speed", "weights_cost", "weights_ranks", "encoder_table", "weights_table",
-    "kv_quality", "kv_memory", "kv_speed --no-stock", "kv_generation --no-stock", "kv_token_order",
-    "search_trees", "search_orders", "search_entries", "search_free_orders", "search_real", "search_cost",
-    "geometry_units", "geometry_claims", "geometry_claims_real", "geometry_encoder", "geometry_gptq", "geometry_bits",
-    "geometry_ranks", "geometry_networks", "geometry_cost",
-)  # fmt: skip
+HERE = Path(__file__).parent
+ENCODER = "all-minilm-l6-v2"
+VARIANTS = ("--plugin", str(HERE / "variants.py"), "--methods")
 BENCHES = {
     "bench_weights_smollm2": ("weights",),
-    "bench_weights_minilm": ("weights", "--model", "all-minilm-l6-v2"),
+    "bench_weights_minilm": ("weights", "--model", ENCODER),
     "bench_kv_smollm2": ("kv",),
+    "bench_kv_reference": ("kv", "--text", "python-reference"),
     "bench_search": ("search",),
     "bench_speed": ("speed",),
-}
+    "stages_minilm": (
+        "weights", "--model", ENCODER, "--bits", "4.5,3.5,3,2.5",
+        *VARIANTS, "ours-dense,ours-propagated-plain,ours-propagated,ours-refined,ours-healed",
+    ),
+    "stages_smollm2": (
+        "weights", "--bits", "12.8,9.6",
+        *VARIANTS, "svd-llm,ours-energy,ours-bf16,ours-bf16-refined,ours-bf16-healed,ours-pivots,ours-pivots-refined",
+    ),
+    "kv_metrics": (
+        "kv", "--bits", "2,1.25", *VARIANTS,
+        "ours-storage,ours-storage-queries,ours-storage-euclidean,ours-live,ours-live-queries,ours-live-euclidean",
+    ),
+}  # fmt: skip
+EXPERIMENTS = (
+    "kv_generation", "search_trees", "search_orders", "search_entries", "search_cost", "free_orders", "claims", "networks",
+    "stage_cost",
+)  # fmt: skip
 
 
-def command(script: str) -> list[str]:
-    """What runs a script with its options."""
-    name, *options = script.split()
-    return [sys.executable, str(Path(__file__).parent / f"{name}.py"), *options]
+def commands() -> dict[str, list[str]]:
+    """What makes each result."""
+    bench = [sys.executable, "-m", "tensornet_compress.cli", "bench"]
+    made = {
+        name: [*bench, *options, "--json", str(HERE / "results" / f"{name}.json"), *(sys.argv[1:] or ["--resume"])]
+        for name, options in BENCHES.items()
+    }
+    return made | {name: [sys.executable, str(HERE / f"{name}.py"), *sys.argv[1:]] for name in EXPERIMENTS}
 
 
 def main() -> int:
     failed = []
-    for name in SCRIPTS:
+    for name, command in commands().items():
         print(f"== {name}", flush=True)
-        if subprocess.run(command(name), check=False).returncode:
-            failed.append(name)
-    for name, options in BENCHES.items():
-        print(f"== {name}", flush=True)
-        result = Path(__file__).parent / "results" / f"{name}.json"
-        bench = [sys.executable, "-m", "tensornet_compress.cli", "bench", *options, "--json", str(result), "--resume"]
-        if subprocess.run(bench, check=False).returncode:
+        if subprocess.run(command, check=False).returncode:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

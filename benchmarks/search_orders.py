@@ -1,74 +1,56 @@
 """Index orders: planted ones recovered, smooth data unscrambled, and no order accepted where there is none.
 
-    python benchmarks/search_orders.py [--sizes 128 256 512 1024] [--parts smooth null kronecker] [--data field ...]
+Kronecker sums of 8 products with 10 or 30 % of rows and columns out of place: ``recovered`` counts the seeds in which every
+fibre is back. Smooth data: fields, images and autoregressive tables with the fibres of all axes shuffled (fields in 32
+times and two dimensions too), bytes at 1 % error against those in order, and the least bytes that any code takes on average to
+tell the orders. Null: i.i.d. Gaussian entries and shuffled weights; ``accepted`` counts the searches that used an order.
 
-Kronecker: sums of 8 Kronecker products with 10 or 30 % of rows and columns out of place; recovered means that every fibre is
-back. Smooth: fields, images and autoregressive tables with all rows and columns shuffled (and all times, of fields in 32 times
-and two dimensions), bytes at 1 % error against those of the unscrambled table, with and without the price of the orders, and
-the least bytes that any code takes on average to tell them (``order_bound.py``). Null: i.i.d. Gaussian entries and shuffled
-weights; accepted means that an order was used. Parts and data that are not run keep what the JSON has.
+The bound: a decoded table within an error of two shuffled ones makes these at most twice that error apart, so that one code
+word can stand for no more orders than lie that near to each other, and the average code takes at least ``log2 n!`` bits less
+the logarithm of their number. That number is at most ``exp(t D) perm(exp(-t d))`` for distances ``d`` between fibres, a squared
+error ``D`` and every ``t > 0``, and the permanent at most the product of the scalings that make all rows of the matrix sum to
+1. Of several axes each is bounded while the orders of those before it are known and those of the others are not: entries are
+sorted along these, which brings no two tables further apart.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import permutations
+from math import lgamma, log
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from common import MODEL, RESULTS, write_result
-from order_bound import least_order_nbytes
+from experiments import TIME, experiment
 from torch import Tensor
 
 import tensornet_compress as tnc
-from tensornet_compress.bench.fields import heat_field, wave_field
+from tensornet_compress.bench.harness import ERROR, STORED, Job
+from tensornet_compress.bench.search import MEASURES as SEARCHED
+from tensornet_compress.bench.tensors import TENSORS, heat_field, wave_field
+from tensornet_compress.report import Measure
 
-LOW = 8
-ERROR = 0.01
-TERMS = 8
+SIZES, SHARES, SEEDS = (128, 256, 512, 1024), (0.1, 0.3), 10
+SMOOTH_SIZES, NULL_SEEDS, SECONDS = (128, 256, 512), 20, 60.0
+LOW, LARGEST, TERMS = 8, 0.01, 8
 BOX, VISCOSITY, TURBULENT_STEPS = 128, 2e-3, 1000
-
-
-def planted(size: int, share: float, seed: int) -> tuple[Tensor, list[Tensor]]:
-    """A scrambled Kronecker sum and the orders that scrambled its rows and columns."""
-    generator = torch.Generator().manual_seed(seed)
-    high = size // LOW
-    plain = sum(
-        torch.kron(torch.randn(high, high, generator=generator), torch.randn(LOW, LOW, generator=generator))
-        for _ in range(TERMS)
-    )
-    orders = []
-    for _ in range(2):
-        order, some = torch.arange(size), torch.randperm(size, generator=generator)[: int(share * size)]
-        order[some] = order[some[torch.randperm(len(some), generator=generator)]]
-        orders.append(order)
-    return torch.as_tensor(plain)[orders[0]][:, orders[1]], orders
-
-
-def kronecker(seeds: int, sizes: list[int], known: list[dict[str, Any]], done: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Rows of sizes that are not asked for stay as they are ``known``."""
-    rows = [row for row in known if row["size"] not in sizes]
-    for size in sizes:
-        for share in (0.1, 0.3):
-            exact, seconds, nbytes = 0, [], 0
-            for seed in range(seeds):
-                tensor, orders = planted(size, share, seed)
-                began = perf_counter()
-                result = tnc.search(
-                    tensor, max_error=1e-4, topologies=("dense", "svd", "cut"), formats=("fp32",), null=False, time_budget=600
-                )
-                seconds.append(perf_counter() - began)
-                found = {o.axis: torch.tensor(o.permutation) for o in result.best.spec.terms[0].layout.fibre_orders}
-                native = torch.arange(size)
-                exact += all(torch.equal(orders[a][found.get(a, native)], native) for a in (0, 1))
-                nbytes = result.best.nbytes
-            row = {"size": size, "share": share, "seeds": seeds, "recovered": exact, "nbytes": nbytes}
-            rows.append(row | {"dense_nbytes": 4 * size * size, "median_seconds": float(np.median(seconds))})
-            print(rows[-1], flush=True)
-            done(rows)
+MEASURES = {
+    "searches": Measure(title="searches"),
+    "recovered": Measure(title="orders recovered exactly", better="higher"),
+    "accepted": Measure(title="orders accepted", better="lower"),
+    "nbytes": STORED,
+    "order_nbytes": Measure(title="of them orders", unit="bytes"),
+    "unordered_nbytes": Measure(title="without ordering", unit="bytes"),
+    "least_order_nbytes": Measure(title="least for orders", unit="bytes"),
+    "error": ERROR,
+    "gain": SEARCHED["gain"],
+    "null_gain": SEARCHED["null_gain"],
+    "time": TIME,
+}
 
 
 def field(size: int) -> Tensor:
@@ -142,97 +124,128 @@ SMOOTH: dict[str, Callable[[int], Tensor]] = {
 }
 
 
-def smooth(
-    sizes: list[int], names: list[str], budget: float, known: list[dict[str, Any]], done: Callable[[list[dict[str, Any]]], None]
-) -> None:
-    """Rows of sizes and data that are not asked for stay as they are ``known``."""
-    rows = [row for row in known if row["size"] not in sizes or row["data"] not in names]
-    places = {name: place for place, name in enumerate(SMOOTH)}
-    for size in sizes:
-        for name, make in ((name, SMOOTH[name]) for name in names):
-            try:
-                plain = make(size).contiguous()
-            except ImportError as error:
-                rows.append({"data": name, "size": size, "skipped": str(error)})
-                continue
-            generator = torch.Generator().manual_seed(1)
-            scrambled = plain
-            for axis, length in enumerate(plain.shape):
-                scrambled = scrambled.index_select(axis, torch.randperm(length, generator=generator))
-            plain_result = tnc.search(plain, max_error=ERROR, time_budget=budget, null=False)
-            result = tnc.search(scrambled.contiguous(), max_error=ERROR, time_budget=2 * budget)
-            priced = result.best.spec.terms[0].layout.order_nbytes
-            row = {
-                "data": name,
-                "size": size,
-                "shape": list(plain.shape),
-                "plain_nbytes": plain_result.best.nbytes,
-                "scrambled_nbytes": result.best.nbytes,
-                "order_nbytes": priced,
-                "least_order_nbytes": float(least_order_nbytes(plain, ERROR)),
-                "ratio": result.best.nbytes / plain_result.best.nbytes,
-                "ratio_without_price": (result.best.nbytes - priced) / plain_result.best.nbytes,
-                "without_ordering_nbytes": result.unordered.nbytes,
-                "gain": result.gain,
-                "null_gain": None if result.null is None else result.null.gain,
-                "family": result.choice.family,
-                "error": result.error,
-            }
-            rows.append(row)
-            print(row, flush=True)
-            done(sorted(rows, key=lambda one: (one["size"], places[one["data"]])))
+def recovery(size: int, share: float) -> dict[str, Any]:
+    """Scrambled Kronecker sums, searched."""
+    recovered, seconds, native = 0, [], torch.arange(size)
+    for seed in range(SEEDS):
+        tensor, orders = scrambled_sum(size, share, seed)
+        began = perf_counter()
+        best = tnc.search(
+            tensor, max_error=1e-4, topologies=("dense", "svd", "cut"), formats=("fp32",), null=False, time_budget=600
+        ).best
+        seconds.append(perf_counter() - began)
+        fibres = {o.axis: torch.tensor(o.permutation) for o in best.spec.terms[0].layout.fibre_orders}
+        recovered += all(torch.equal(orders[axis][fibres.get(axis, native)], native) for axis in (0, 1))
+    return {"values": {"recovered": recovered, "searches": SEEDS, "nbytes": best.nbytes, "time": median(seconds)}}
 
 
-def nothing(seeds: int) -> list[dict[str, Any]]:
-    """Where no order should be accepted."""
-    from tensornet_compress.inputs import load_causal_lm
-
-    weight = load_causal_lm(MODEL).model.layers[10].self_attn.k_proj.weight.detach().float()
-    rows = []
-    limits: list[dict[str, Any]] = [{"max_error": 0.1}, {"max_bytes": 40_000}]
-    for limit in limits:
-        for kind in ("gaussian", "shuffled weight"):
-            accepted = 0
-            for seed in range(seeds):
-                generator = torch.Generator().manual_seed(seed)
-                if kind == "gaussian":
-                    tensor = torch.randn(192, 320, generator=generator)
-                else:
-                    order = torch.randperm(weight.numel(), generator=generator)
-                    tensor = weight.reshape(-1)[order].reshape(weight.shape)[:, :320].contiguous()
-                accepted += tnc.search(tensor, time_budget=20, seed=seed + 1000, **limit).choice.ordered
-            rows.append({"data": kind, "limit": limit, "seeds": seeds, "accepted": accepted})
-            print(rows[-1], flush=True)
-    return rows
+def scrambled_sum(size: int, share: float, seed: int) -> tuple[Tensor, list[Tensor]]:
+    """A sum of Kronecker products, and the orders that scrambled its rows and columns."""
+    generator = torch.Generator().manual_seed(seed)
+    high = size // LOW
+    plain: Any = sum(
+        torch.kron(torch.randn(high, high, generator=generator), torch.randn(LOW, LOW, generator=generator))
+        for _ in range(TERMS)
+    )
+    orders = []
+    for _ in range(2):
+        order, some = torch.arange(size), torch.randperm(size, generator=generator)[: int(share * size)]
+        order[some] = order[some[torch.randperm(len(some), generator=generator)]]
+        orders.append(order)
+    return plain[orders[0]][:, orders[1]], orders
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--null-seeds", type=int, default=20)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024], help="of the Kronecker sums")
-    parser.add_argument("--smooth", type=int, nargs="+", default=[128, 256, 512])
-    parser.add_argument("--data", nargs="+", default=list(SMOOTH), choices=SMOOTH, help="smooth ones")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds for a search of smooth data")
-    parser.add_argument("--parts", nargs="+", default=["smooth", "null", "kronecker"])
-    arguments = parser.parse_args()
-    path = RESULTS / "search_orders.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    content = {key: value for key, value in content.items() if key in ("smooth", "null", "kronecker")}
-    content["settings"] = vars(arguments) | {"terms": TERMS, "low_digit": LOW}
+def scrambled(make: Callable[[int], Tensor], size: int, method: str) -> dict[str, Any]:
+    """Smooth data searched in order, or with all fibres shuffled."""
+    tensor, shuffled = make(size).contiguous(), method == "shuffled"
+    values = {"least_order_nbytes": least_order_nbytes(tensor, LARGEST)} if shuffled else {}
+    generator = torch.Generator().manual_seed(1)
+    for axis, length in enumerate(tensor.shape if shuffled else ()):
+        tensor = tensor.index_select(axis, torch.randperm(length, generator=generator)).contiguous()
+    result = tnc.search(tensor, max_error=LARGEST, time_budget=SECONDS * (1 + shuffled), null=shuffled)
+    values |= {"nbytes": result.best.nbytes, "error": result.error}
+    if shuffled:
+        priced = result.best.spec.terms[0].layout.order_nbytes
+        values |= {"order_nbytes": priced, "unordered_nbytes": result.unordered.nbytes, "gain": result.gain}
+        values |= {} if result.null is None else {"null_gain": result.null.gain}
+    return {"values": values, "settings": {"family": result.choice.family}}
 
-    def done(part: str, rows: list[dict[str, Any]]) -> None:
-        content[part] = rows
-        write_result("search_orders", content)
 
-    if "smooth" in arguments.parts:
-        known = content.get("smooth", [])
-        smooth(arguments.smooth, arguments.data, arguments.budget, known, lambda rows: done("smooth", rows))
-    if "null" in arguments.parts:
-        done("null", nothing(arguments.null_seeds))
-    if "kronecker" in arguments.parts:
-        kronecker(arguments.seeds, arguments.sizes, content.get("kronecker", []), lambda rows: done("kronecker", rows))
+def chance(kind: str, limit: dict[str, Any]) -> dict[str, Any]:
+    weight = TENSORS["smollm2-k_proj"].load()
+    accepted = 0
+    for seed in range(NULL_SEEDS):
+        generator = torch.Generator().manual_seed(seed)
+        tensor = torch.randn(192, 320, generator=generator)
+        if kind == "shuffled weights":
+            order = torch.randperm(weight.numel(), generator=generator)
+            tensor = weight.reshape(-1)[order].reshape(weight.shape)[:, :320].contiguous()
+        accepted += tnc.search(tensor, time_budget=20, seed=seed + 1000, **limit).choice.ordered
+    return {"values": {"accepted": accepted, "searches": NULL_SEEDS}}
+
+
+_TRIED = 40
+_SCALINGS = 40
+
+
+def least_order_nbytes(tensor: Tensor, error: float) -> float:
+    """Bytes that a code within the relative ``error`` (above 0) takes at least, on average over all orders of all axes, when
+    nothing but the orders is to be told."""
+    if not error > 0:
+        raise ValueError(f"the bound is for errors above 0, was given {error}")
+    table = tensor.double().cpu().numpy()
+    most = (2 * error) ** 2 * float((table**2).sum())
+    return max(
+        0.0, *(sum(_axis_bytes(table, known, most) for known in _chain(order)) for order in permutations(range(table.ndim)))
+    )
+
+
+def _chain(order: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+    """Each axis with those whose orders are not yet known."""
+    return [(axis, order[place + 1 :]) for place, axis in enumerate(order)]
+
+
+def _axis_bytes(table: np.ndarray, step: tuple[int, tuple[int, ...]], most: float) -> float:
+    axis, unknown = step
+    known = [other for other in range(table.ndim) if other != axis and other not in unknown]
+    count = table.shape[axis]
+    fibres = table.transpose(axis, *known, *unknown).reshape(count, int(np.prod([table.shape[a] for a in known])), -1)
+    fibres = np.sort(fibres, axis=2).reshape(count, -1)
+    norms = (fibres**2).sum(1)
+    distances = np.maximum(norms[:, None] + norms - 2 * fibres @ fibres.T, 0.0)
+    return max(0.0, lgamma(count + 1) - near_orders(distances, most)) / log(256)
+
+
+def near_orders(distances: np.ndarray, most: float) -> float:
+    """An upper bound of the logarithm of the number of permutations ``p`` with ``sum_i distances[i, p(i)] <= most``."""
+    count = len(distances)
+    bounds = []
+    for weight in np.geomspace(0.1, 100, _TRIED) * count / most:
+        kernel = np.exp(-weight * distances)
+        columns = np.ones(count)
+        for _ in range(_SCALINGS):
+            rows = 1 / (kernel @ columns)
+            columns = 1 / (rows @ kernel)
+        rows = 1 / (kernel @ columns)
+        bounds.append(weight * most - float(np.log(rows).sum() + np.log(columns).sum()))
+    return min(bounds)
+
+
+def jobs() -> Iterator[Job]:
+    for size in SMOOTH_SIZES:
+        for name, make in SMOOTH.items():
+            shape = f"32 x {size // 4} x {size // 4}" if "times" in name else f"{size} x {size}"
+            for method in ("in order", "shuffled"):
+                work = partial(scrambled, make, size, method)
+                yield Job("search", f"{name.split(',')[0]}, {shape}", method, work, LARGEST, "relative error", ours=True)
+    for kind in ("Gaussian noise", "shuffled weights"):
+        for name, value in (("max_error", 0.1), ("max_bytes", 40_000)):
+            yield Job("search", f"{kind}, {name} {value:,}", "ours", partial(chance, kind, {name: value}), ours=True)
+    for size in SIZES:
+        for share in SHARES:
+            work = partial(recovery, size, share)
+            yield Job("search", f"Kronecker sum, {size} x {size}", "ours", work, share, "out of place", ours=True)
 
 
 if __name__ == "__main__":
-    main()
+    experiment(jobs(), MEASURES, {"terms": TERMS, "low_digit": LOW, "budget": SECONDS})

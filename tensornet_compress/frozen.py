@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -45,3 +45,10 @@ def validated(kind: type[Data], **values: object) -> Data:
         # An object that checks itself has said what it is already.
         message = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix(named)
         raise TensorNetError(named + message) from error
+
+
+class Shared:
+    """Something that never changes once made, so that a copy of what holds it may hold the same one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self

@@ -163,9 +163,9 @@ def test_a_live_cache_is_read_from_its_file(ids: Tensor, tmp_path: Path) -> None
     cache.save(tmp_path / "cache.safetensors")
     read = Cache(tmp_path / "cache.safetensors", Profile(tmp_path / "profile"))
     for place, layer in enumerate(cache.compressed_layers):
-        for side, code, packed in zip(("key", "value"), cache.codes_of(layer), (layer.packed_keys, layer.packed_values)):
-            wanted = code.decode(packed.whole()).transpose(1, 2).flatten(2)
-            np.testing.assert_allclose(read.live(place, side), wanted.numpy(), atol=1e-4)
+        for name, side in zip(("key", "value"), layer.sides):
+            wanted = side.code.decode(side.planes.whole()).transpose(1, 2).flatten(2)
+            np.testing.assert_allclose(read.live(place, name), wanted.numpy(), atol=1e-4)
 
 
 def test_a_storage_cache_is_read_from_its_file(ids: Tensor, tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tensornet_compress.bench.registry import Registry
-from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.bench.registry import Method, Registry
+from tensornet_compress.bench.side import fullest
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.profile.calibrate import calibrate
 from tensornet_compress.kv.profile.capture import Runner, windows
@@ -25,20 +25,16 @@ STEP = 0.5
 """Peers whose rates come in steps may take up to this many bits per element more than asked; ours never."""
 
 
-class CachePeer(Protocol):
-    """``name``, and ``recode``: plain keys and values per layer (heads, tokens, width) -> decoded ones and bits per element.
+@dataclass(frozen=True)
+class CacheCoder:
+    """A cache method at one rate. ``recode``: plain keys and values per layer (heads, tokens, width) and positions (tokens,) ->
+    decoded keys and values, and bits per element. ``profile_nbytes``: what calibration learned; ``layer_bits``: bits of keys
+    and values by layer."""
 
-    Optional attributes: ``profile_nbytes`` (what calibration learned), ``layer_bits`` (bits of keys and values by layer).
-    """
-
-    @property
-    def name(self) -> str:
-        """Short name."""
-        ...
-
-    def recode(self, keys: States, values: States, positions: Tensor) -> tuple[States, States, float]:
-        """See the class."""
-        ...
+    form: str
+    recode: Callable[[States, States, Tensor], tuple[States, States, float]]
+    profile_nbytes: int = 0
+    layer_bits: Sequence[tuple[float, float]] = ()
 
 
 @dataclass
@@ -52,7 +48,7 @@ class CacheCase:
     sensitivity_windows: int = 32
     draws: int = 2
     profile_folder: Path | None = None
-    memo: dict[str, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def rotary(self) -> Rotary:
@@ -62,10 +58,10 @@ class CacheCase:
             TensorNetError: the model has none.
         """
         with Runner(self.model) as runner:
-            found = runner.rotary()
-        if found is None:
+            rotary = runner.rotary()
+        if rotary is None:
             raise TensorNetError(f"{type(self.model).__name__} has no rotary positions; the cache benchmark needs them")
-        return found
+        return rotary
 
     @cached_property
     def profile(self) -> Profile:
@@ -108,7 +104,7 @@ class CacheCase:
         for rows in self._rows() if known is None else [known]:
             for side in SIDES:
                 moments[side].add(rows[side])
-        return {side: (found.mean(), found.covariance()) for side, found in moments.items()}
+        return {side: (streamed.mean(), streamed.covariance()) for side, streamed in moments.items()}
 
     def _rows(self) -> Iterator[dict[str, Tensor]]:
         with Runner(self.model) as runner:
@@ -116,28 +112,23 @@ class CacheCase:
                 for captured in runner.capture(window):
                     yield side_rows(captured, self.sinks)
 
+    def rounded(
+        self, form: str, bits: float, key: Callable[[Tensor], Tensor], value: Callable[[Tensor], Tensor] | None = None
+    ) -> CacheCoder:
+        """A coder that rounds layer by layer, keys with their rotary positions on: ``key`` and ``value`` are states
+        (heads, tokens, width) -> decoded ones, the same function for both by default."""
+        rotary = self.rotary
 
-@dataclass(frozen=True)
-class CacheMethod:
-    """``make``: (case, bits per element) -> a peer; raises ``Unavailable`` when it cannot run."""
+        def recode(keys: States, values: States, positions: Tensor) -> tuple[States, States, float]:
+            turned = [rotary.unrotate(key(rotary.rotate(states, positions)), positions) for states in keys]
+            return turned, [(value or key)(states) for states in values], bits
 
-    name: str
-    make: Callable[[CacheCase, float], CachePeer]
-    ours: bool = False
-    explanation: str = ""
+        return CacheCoder(form, recode)
 
 
-CACHE_METHODS: Registry[CacheMethod] = Registry("cache method")
+CACHE_METHODS: Registry[Method[CacheCase, CacheCoder]] = Registry("cache method")
 
 
 def nominal(bits: float, grids: Sequence[tuple[int, int]], cost: Callable[[int, int], float]) -> tuple[int, int]:
-    """The fullest (bits of a code, group) among ``grids`` (most bits first) that takes at most ``STEP`` more than asked.
-
-    Raises:
-        Unavailable: even the last one takes more.
-    """
-    for code, group in grids:
-        if cost(code, group) <= bits + STEP:
-            return code, group
-    least = min(cost(code, group) for code, group in grids)
-    raise Unavailable(f"its coarsest grid takes {least:.3g} bits per element, asked for {bits:g}")
+    """The fullest (bits of a code, group) among ``grids`` that takes at most ``STEP`` more than asked, see ``fullest``."""
+    return fullest(grids, cost, bits + STEP, "element", bits)

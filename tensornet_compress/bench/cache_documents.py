@@ -12,8 +12,6 @@ from transformers import DynamicCache
 
 from tensornet_compress.kv.profile.capture import Runner
 
-COPY_SKIP = 8
-
 
 @dataclass(frozen=True)
 class Reading:

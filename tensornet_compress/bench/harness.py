@@ -1,4 +1,7 @@
-"""The harness: jobs in, rows out, written as they come."""
+"""The harness: jobs in, rows out, written as they come.
+
+Measures that several benchmarks have stand here: a name means the same in all of them, so that their rows fit one result.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,33 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.bench.side import reason
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.report import Measure, Result, Row, read_result, write_result
 from tensornet_compress.report.joined import widened
 from tensornet_compress.report.made import this_machine
-from tensornet_compress.report.schema import Task
+from tensornet_compress.report.schema import Role, Task
 from tensornet_compress.version import __version__
 
-SECONDS = Measure(
-    title="seconds",
-    unit="s",
-    better="lower",
-    explanation="Processor time of the row, evaluation included; what rows share is counted in the first of them.",
+
+def lower(title: str, unit: str = "", explanation: str = "", role: Role | None = None) -> Measure:
+    """A measure of which less is better."""
+    return Measure(title=title, unit=unit, better="lower", explanation=explanation, role=role)
+
+
+SECONDS = lower(
+    "seconds", "s", "Processor time of the row, evaluation included; what rows share is counted in the first of them."
 )
-Key = tuple[str, str, str, float | None]
+STORED = lower(
+    "stored bytes",
+    "bytes",
+    "Everything: cores, scales, zero points and packed orders; of a model also what was left alone, in fp32.",
+)
+ERROR = lower(
+    "relative error",
+    explanation="Measured, Frobenius, of a model over all compressed weights; missing where bytes are only predicted.",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Job:
     ours: bool = False
 
     @property
-    def key(self) -> Key:
+    def key(self) -> tuple[str, str, str, float | None]:
         """As ``Row.key``."""
         return (self.task, self.subject, self.method, self.budget)
 
@@ -74,36 +88,27 @@ class Harness:
 
     def record(self, row: Row) -> None:
         """Add a row and write the file."""
-        self.result = self.result.with_row(row)
-        self._write()
+        self._keep(self.result.with_row(row))
         self.say(describe(row))
 
     def finish(self, seconds: float) -> Result:
         """Mark the result as complete."""
-        self.result = self.result.model_copy(update={"complete": True, "seconds": (self.result.seconds or 0.0) + seconds})
-        self._write()
+        self._keep(self.result.model_copy(update={"complete": True, "seconds": (self.result.seconds or 0.0) + seconds}))
         return self.result
 
-    def _write(self) -> None:
+    def _keep(self, result: Result) -> None:
+        self.result = result
         if self.path is not None:
-            write_result(self.result, self.path)
+            write_result(result, self.path)
 
     def _row(self, job: Job) -> Row:
-        common: dict[str, Any] = {
-            "task": job.task,
-            "subject": job.subject,
-            "method": job.method,
-            "ours": job.ours,
-            "budget": job.budget,
-            "budget_unit": job.budget_unit,
-        }
+        told = ("task", "subject", "method", "ours", "budget", "budget_unit")
+        common: dict[str, Any] = {name: getattr(job, name) for name in told}
         began, clock = process_time(), perf_counter()
         try:
             made = job.work()
-        except (Unavailable, TensorNetError) as reason:
-            return Row.model_validate(common | {"skipped": str(reason)})
         except Exception as error:  # A peer may raise anything, and its row must say so.
-            return Row.model_validate(common | {"skipped": f"{type(error).__name__}: {error}"})
+            return Row.model_validate(common | {"skipped": reason(error)})
         # Where time is what is measured, the row's own would be mistaken for it.
         spent = {} if job.task == "speed" else {"seconds": process_time() - began}
         values = spent | made.pop("values")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class BenchModel:
 MODELS: Registry[BenchModel] = Registry("model")
 
 
-def from_folder(name: str, kind: Kind | None = None) -> BenchModel:
+def from_folder(name: str) -> BenchModel:
     """A transformers folder, hub id or bundled model; an encoder unless its configuration names a causal language model.
 
     Raises:
@@ -37,9 +38,9 @@ def from_folder(name: str, kind: Kind | None = None) -> BenchModel:
     folder = resolve_model(name)
     if (Path(folder) / MANIFEST).is_file():
         raise TensorNetError(f"{name!r} is compressed already; give the original model")
-    found = kind or model_kind(name)
-    loader = load_causal_lm if found == "causal" else load_encoder
-    return BenchModel(name, found, lambda: loader(folder, torch.float32), lambda: load_tokenizer(folder))
+    kind = model_kind(name)
+    load = load_causal_lm if kind == "causal" else load_encoder
+    return BenchModel(name, kind, partial(load, folder, torch.float32), partial(load_tokenizer, folder))
 
 
 def find_model(name: str) -> BenchModel:
@@ -47,19 +48,9 @@ def find_model(name: str) -> BenchModel:
     return MODELS[name] if name in MODELS else from_folder(name)
 
 
-MODELS.add(
-    BenchModel(
-        "smollm2-135m",
-        "causal",
-        lambda: load_causal_lm("smollm2-135m", torch.float32),
-        lambda: load_tokenizer("smollm2-135m"),
-    )
+_BUNDLED: tuple[tuple[str, Kind, Callable[..., Any]], ...] = (
+    ("smollm2-135m", "causal", load_causal_lm),
+    ("all-minilm-l6-v2", "encoder", load_encoder),
 )
-MODELS.add(
-    BenchModel(
-        "all-minilm-l6-v2",
-        "encoder",
-        lambda: load_encoder("all-minilm-l6-v2", torch.float32),
-        lambda: load_tokenizer("all-minilm-l6-v2"),
-    )
-)
+for _name, _kind, _load in _BUNDLED:
+    MODELS.add(BenchModel(_name, _kind, partial(_load, _name, torch.float32), partial(load_tokenizer, _name)))

@@ -1,8 +1,9 @@
-"""Named entries of one kind: methods, models, texts, metrics. A new one is a small file that adds itself."""
+"""Named entries of one kind: methods, models, texts, tensors, metrics, tracks. A new one is a small file that adds itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from tensornet_compress.errors import TensorNetError
@@ -18,6 +19,8 @@ class Named(Protocol):
 
 
 Entry = TypeVar("Entry", bound=Named)
+Case = TypeVar("Case")
+Made = TypeVar("Made")
 
 
 class Registry(Generic[Entry]):
@@ -61,3 +64,17 @@ class Registry(Generic[Entry]):
     def choose(self, names: Sequence[str] | None) -> list[Entry]:
         """The named entries, or all of them for ``None``."""
         return list(self) if names is None else [self[name] for name in dict.fromkeys(names)]
+
+
+@dataclass(frozen=True)
+class Method(Generic[Case, Made]):
+    """A way to compress a case. ``run``: (case, size asked for) -> what was made; raises ``Unavailable`` when it cannot.
+
+    The size is in bits per weight, bits per element or relative error, by benchmark. ``ours``: this package's own search and
+    allocation, not a peer's method.
+    """
+
+    name: str
+    run: Callable[[Case, float], Made]
+    explanation: str = ""
+    ours: bool = False

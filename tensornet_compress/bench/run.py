@@ -1,49 +1,136 @@
-"""One run of one or several benchmarks into one result file."""
+"""What the four benchmarks have in common, and one run of several of them into one result file."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from pydantic import JsonValue
 
 from tensornet_compress.bench.harness import Harness, Job, start
+from tensornet_compress.bench.models import find_model
+from tensornet_compress.bench.registry import Method, Registry
+from tensornet_compress.bench.texts import find_text
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress
 from tensornet_compress.report import Measure, Result
+from tensornet_compress.report.schema import Task
 
 
-class Bench(Protocol):
-    """One of the four benchmarks."""
+@dataclass(frozen=True)
+class Settings:
+    """What a run of a benchmark does; the defaults are those of a quick run. ``FULL``: what the full tables have instead."""
+
+    FULL: ClassVar[Mapping[str, Any]] = {}
+    quick: bool = True
+    seed: int = 0
+
+    @classmethod
+    def full(cls, **changed: Any) -> Self:
+        """The full table."""
+        return cls(**{**cls.FULL, "quick": False, **changed})
+
+
+Chosen = TypeVar("Chosen", bound=Settings)
+RowMaker = Callable[[Method[Any, Any], float], dict[str, Any]]
+
+
+class Bench(ABC, Generic[Chosen]):
+    """A benchmark: which rows it makes, and how. What jobs need is loaded once, as cached properties named in ``loaded``."""
+
+    task: ClassVar[Task]
+    unit: ClassVar[str] = ""
+    loaded: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, settings: Chosen, methods: Sequence[Method[Any, Any]] = ()):
+        self.settings = settings
+        self.methods = list(methods)
 
     def describe(self) -> dict[str, JsonValue]:
-        """Its settings as data."""
-        ...
+        """The settings as data."""
+        told: dict[str, Any] = asdict(self.settings)
+        told |= {"methods": [method.name for method in self.methods]} if "methods" in told else {}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
 
+    @abstractmethod
     def measures(self) -> Mapping[str, Measure]:
         """What the values of its rows mean."""
-        ...
 
-    def prepare(self) -> None:
-        """Load what the jobs need; raises for bad input."""
-        ...
-
+    @abstractmethod
     def jobs(self) -> Iterable[Job]:
         """The rows to make."""
-        ...
+
+    def prepare(self) -> None:
+        """Load what the jobs need, so that bad input ends the command and is not taken for a method's failure."""
+        for name in self.loaded:
+            getattr(self, name)
 
     def release(self) -> None:
         """Let go of models and data."""
-        ...
+        for name in self.loaded:
+            self.__dict__.pop(name, None)
+
+    def job(self, subject: str, method: Method[Any, Any], size: float, row: RowMaker) -> Job:
+        """The row that ``row(method, size)`` makes, with the seed and what the method is."""
+
+        def work() -> dict[str, Any]:
+            torch.manual_seed(self.settings.seed)
+            made = row(method, size)
+            told = {"explanation": method.explanation} | made.get("settings", {})
+            return made | {"seed": self.settings.seed, "settings": told}
+
+        return Job(self.task, subject, method.name, work, size, self.unit, method.ours)
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """Of a benchmark of methods on one model. ``bits``: the sizes that they are asked for."""
+
+    model: str = "smollm2-135m"
+    text: str = "wikipedia"
+    bits: tuple[float, ...] = ()
+    methods: tuple[str, ...] | None = None
+
+
+Sized = TypeVar("Sized", bound=ModelSettings)
+
+
+class ModelBench(Bench[Sized]):
+    """Methods at several sizes on one model, which is loaded when the first row needs it."""
+
+    def __init__(self, settings: Sized, methods: Registry[Any]):
+        if not settings.bits or min(settings.bits) <= 0:
+            raise TensorNetError(f"{self.unit.replace('/', ' per ')} must be positive, were given {list(settings.bits)}")
+        super().__init__(settings, methods.choose(settings.methods))
+        self.source = find_model(settings.model)
+        self.text = find_text(settings.text)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.source.tokenizer()
+
+    def jobs(self) -> Iterator[Job]:
+        """Every method at every size."""
+        for method in self.methods:
+            for bits in sorted(self.settings.bits, reverse=True):
+                yield self.job(self.settings.model, method, bits, self.row)
+
+    @abstractmethod
+    def row(self, method: Method[Any, Any], bits: float) -> dict[str, Any]:
+        """One method at one size."""
 
 
 def run(
-    benches: Mapping[str, Bench],
+    benches: Mapping[str, Bench[Any]],
     command: str,
     path: Path | None,
     resume: bool,

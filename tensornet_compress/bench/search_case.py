@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from tensornet_compress.bench.registry import Registry
+from tensornet_compress.bench.registry import Method, Registry
 from tensornet_compress.report import Drawing, Spectrum
 
 
 @dataclass(frozen=True)
 class SearchCase:
-    """One fp32 tensor and the relative error to keep. ``seconds``: what a search with a time budget may take."""
+    """One fp32 tensor. ``seconds``: what a search with a time budget may take."""
 
     tensor: Tensor
-    max_error: float
     seconds: float
     seed: int = 0
 
@@ -35,14 +33,5 @@ class Stored:
     spectra: tuple[Spectrum, ...] = ()
 
 
-@dataclass(frozen=True)
-class SearchMethod:
-    """``run``: the fewest bytes that keep the error; raises ``Unavailable`` when it cannot."""
-
-    name: str
-    run: Callable[[SearchCase], Stored]
-    ours: bool = False
-    explanation: str = ""
-
-
-SEARCH_METHODS: Registry[SearchMethod] = Registry("search method")
+SEARCH_METHODS: Registry[Method[SearchCase, Stored]] = Registry("search method")
+"""The size asked for is the relative error to keep, in the fewest bytes."""

@@ -10,11 +10,13 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tensornet_compress.decompose.tensorly_adapter import tensorly_left_alone
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.inputs.models import cache_folder
 
 _MINUTES = 10
@@ -24,14 +26,25 @@ class Unavailable(Exception):  # noqa: N818
     """Why a method cannot run here; the harness makes it a skipped row."""
 
 
-def require_fit(what: str, bits: float, allowed: float, unit: str, asked: float) -> None:
-    """Refuse what takes more than a peer may.
+def reason(error: Exception) -> str:
+    """What a skipped row says of an error: its message, and its kind where it is not ours."""
+    return str(error) if isinstance(error, (Unavailable, TensorNetError)) else f"{type(error).__name__}: {error}"
 
-    Raises:
-        Unavailable: ``bits`` are more than ``allowed``; ``asked``: what was asked for.
-    """
+
+def require_fit(what: str, bits: float, allowed: float, unit: str, asked: float) -> None:
+    """Raises ``Unavailable`` for what takes more ``bits`` than ``allowed``; ``asked``: what was asked for."""
     if bits > allowed * (1 + 1e-6):
         raise Unavailable(f"{what} takes {bits:.4g} bits per {unit}, asked for {asked:.4g}")
+
+
+def fullest(
+    grids: Sequence[tuple[int, int]], cost: Callable[[int, int], float], allowed: float, unit: str, asked: float
+) -> tuple[int, int]:
+    """The first of the grids (bits of a code, group) whose ``cost`` is allowed. Raises ``Unavailable`` where none is."""
+    for grid in grids:
+        if cost(*grid) <= allowed:
+            return grid
+    raise Unavailable(f"its coarsest grid takes {min(cost(*grid) for grid in grids):.3g} bits per {unit}, asked for {asked:g}")
 
 
 @dataclass(frozen=True)
@@ -65,11 +78,7 @@ class SideEnvironment:
     install: bool = True
 
     def module(self, name: str) -> Any:
-        """The imported module of a side package.
-
-        Raises:
-            Unavailable: it cannot be imported or installed; the reason is the message.
-        """
+        """The imported module of a side package. Raises ``Unavailable`` where it cannot be imported or installed."""
         package = SIDE_PACKAGES[name]
         if _missing(package):
             _also_look_in(Path(".peers").resolve())

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensornet_compress.bench.fields import heat_field, image, wave_field
 from tensornet_compress.bench.registry import Registry
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import MissingExtraError, TensorNetError
 from tensornet_compress.inputs import heldout_windows, load_causal_lm, load_encoder, load_tokenizer
 from tensornet_compress.inputs.tensors import read_tensor
 
+LANGUAGE, ENCODER = "smollm2-135m", "all-minilm-l6-v2"
 LAYER, BLOCK, TOKENS, KEYS = 10, 3, 4096, 256
 
 
@@ -58,64 +58,83 @@ def find_tensor(name: str) -> BenchTensor:
 
 
 @cache
-def _language_model() -> Any:
-    return load_causal_lm("smollm2-135m")
+def _model(name: str) -> Any:
+    return load_causal_lm(name) if name == LANGUAGE else load_encoder(name)
 
 
-@cache
-def _encoder() -> Any:
-    return load_encoder("all-minilm-l6-v2")
-
-
-def _smollm2(path: str) -> Tensor:
-    weight: Tensor = _language_model().model.layers[LAYER].get_submodule(path).weight
-    return weight
-
-
-def _minilm(path: str) -> Tensor:
-    weight: Tensor = _encoder().encoder.layer[BLOCK].get_submodule(path).weight
-    return weight
-
-
-def _smollm2_embeddings() -> Tensor:
-    weight: Tensor = _language_model().model.embed_tokens.weight
-    return weight[:TOKENS]
-
-
-def _minilm_embeddings() -> Tensor:
-    weight: Tensor = _encoder().embeddings.word_embeddings.weight
-    return weight[:TOKENS]
+def weight_of(model: str, path: str, rows: int | None = None) -> Tensor:
+    """The weight of a module of a bundled model, or its first ``rows``."""
+    weight: Tensor = _model(model).get_submodule(path).weight
+    return weight[:rows]
 
 
 @torch.no_grad()
 def _keys() -> Tensor:
     """Keys of one layer for the opening of a held-out article: (heads, tokens, channels), rotary positions on."""
-    windows = heldout_windows(load_tokenizer("smollm2-135m"), 512, 1)
-    keys: Tensor = _language_model()(windows[:, :KEYS], use_cache=True).past_key_values.layers[LAYER].keys
+    windows = heldout_windows(load_tokenizer(LANGUAGE), 512, 1)
+    keys: Tensor = _model(LANGUAGE)(windows[:, :KEYS], use_cache=True).past_key_values.layers[LAYER].keys
     return keys[0]
 
 
-for _kind, _path in (
-    ("q_proj", "self_attn.q_proj"),
-    ("k_proj", "self_attn.k_proj"),
-    ("v_proj", "self_attn.v_proj"),
-    ("o_proj", "self_attn.o_proj"),
-    ("gate_proj", "mlp.gate_proj"),
-    ("up_proj", "mlp.up_proj"),
-    ("down_proj", "mlp.down_proj"),
+def image() -> Tensor:
+    """scikit-learn's china.jpg averaged down, 0 to 1."""
+    import numpy as np
+
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError as error:
+        raise MissingExtraError("the image comes with scikit-learn; run: python -m pip install scikit-learn") from error
+
+    pixels = torch.from_numpy(load_sample_image("china.jpg").astype(np.float32)).permute(2, 0, 1)[None]
+    return torch.nn.functional.interpolate(pixels, (96, 128), mode="area")[0].permute(1, 2, 0) / 255
+
+
+def heat_field(size: int, steps: int = 32) -> Tensor:
+    """Snapshots (time, x, y) of the heat equation from random hot spots, walls held at zero; solved by sines."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.where(torch.rand(size, size, generator=generator) > 0.98, 1.0, 0.0)
+    place = torch.arange(1, size + 1, dtype=torch.float32)
+    sines = (2 / (size + 1)) ** 0.5 * torch.sin(torch.pi * place[:, None] * place / (size + 1))
+    decay = (place[:, None] ** 2 + place**2) * (torch.pi / (size + 1)) ** 2
+    modes = sines @ start @ sines
+    return torch.stack([sines @ (modes * torch.exp(-decay * t)) @ sines for t in torch.linspace(0.5, 16, steps)])
+
+
+def wave_field(size: int, steps: int = 32) -> Tensor:
+    """Snapshots (time, x, y) of a wave leaving an off-centre bump in a box with reflecting walls; leapfrog steps."""
+    x, y = torch.linspace(0, 1, size)[:, None], torch.linspace(0, 1, size)[None]
+    now = torch.exp(-60 * ((x - 0.3) ** 2 + (y - 0.55) ** 2))
+    before, frames = now.clone(), []
+    for step in range(4 * steps):
+        padded = torch.nn.functional.pad(now[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+        spread = padded[2:, 1:-1] + padded[:-2, 1:-1] + padded[1:-1, 2:] + padded[1:-1, :-2] - 4 * now
+        now, before = 2 * now - before + 0.25 * spread, now
+        if step % 4 == 3:
+            frames.append(now)
+    return torch.stack(frames)
+
+
+for _path in (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+    "mlp.down_proj",
+):  # fmt: skip
+    _kind = _path.partition(".")[2]
+    _layer = partial(weight_of, LANGUAGE, f"model.layers.{LAYER}.{_path}")
+    TENSORS.add(BenchTensor(f"smollm2-{_kind}", f"SmolLM2 {_kind}", _layer, quick=_kind == "k_proj"))
+_embeddings = partial(weight_of, LANGUAGE, "model.embed_tokens", TOKENS)
+TENSORS.add(BenchTensor("smollm2-embeddings", f"SmolLM2 embeddings, first {TOKENS} tokens", _embeddings))
+for _title, _path in (
+    ("query", "attention.self.query"),
+    ("key", "attention.self.key"),
+    ("value", "attention.self.value"),
+    ("attention output", "attention.output.dense"),
+    ("intermediate", "intermediate.dense"),
+    ("output", "output.dense"),
 ):
-    TENSORS.add(BenchTensor(f"smollm2-{_kind}", f"SmolLM2 {_kind}", partial(_smollm2, _path), quick=_kind == "k_proj"))
-TENSORS.add(BenchTensor("smollm2-embeddings", f"SmolLM2 embeddings, first {TOKENS} tokens", _smollm2_embeddings))
-for _kind, _title, _path in (
-    ("query", "query", "attention.self.query"),
-    ("key", "key", "attention.self.key"),
-    ("value", "value", "attention.self.value"),
-    ("attention-output", "attention output", "attention.output.dense"),
-    ("intermediate", "intermediate", "intermediate.dense"),
-    ("output", "output", "output.dense"),
-):
-    TENSORS.add(BenchTensor(f"minilm-{_kind}", f"MiniLM {_title}", partial(_minilm, _path)))
-TENSORS.add(BenchTensor("minilm-embeddings", f"MiniLM embeddings, first {TOKENS} tokens", _minilm_embeddings))
+    _layer = partial(weight_of, ENCODER, f"encoder.layer.{BLOCK}.{_path}")
+    TENSORS.add(BenchTensor(f"minilm-{_title.replace(' ', '-')}", f"MiniLM {_title}", _layer))
+_embeddings = partial(weight_of, ENCODER, "embeddings.word_embeddings", TOKENS)
+TENSORS.add(BenchTensor("minilm-embeddings", f"MiniLM embeddings, first {TOKENS} tokens", _embeddings))
 TENSORS.add(BenchTensor("kv-keys", f"KV cache, keys of {KEYS} tokens", _keys))
 TENSORS.add(BenchTensor("image", "image (china.jpg, 96 x 128 x 3)", image, quick=True))
 TENSORS.add(BenchTensor("wave", "wave field (32 x 32 x 32)", partial(wave_field, 32), 0.1, quick=True))

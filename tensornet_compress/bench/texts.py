@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def from_file(path: str) -> BenchText:
     text = file.read_text(encoding="utf-8", errors="replace")
     if not text.strip():
         raise TensorNetError(f"the text file {path!r} is empty")
-    border = _border(text)
+    border = int(len(text) * CALIBRATION_SHARE)
+    border += len(re.split(r"\s", text[border:], maxsplit=1)[0])  # to the next white space
     parts = {"calibration": (text[:border],), "heldout": (text[border:],)}
     return BenchText(path, lambda part: parts[part])
 
@@ -73,14 +75,6 @@ def from_file(path: str) -> BenchText:
 def find_text(name: str) -> BenchText:
     """A registered text, or a file of that name."""
     return TEXTS[name] if name in TEXTS else from_file(name)
-
-
-def _border(text: str) -> int:
-    """Where the calibration part ends: at 60 % of the text, moved to the next white space."""
-    border = int(len(text) * CALIBRATION_SHARE)
-    while border < len(text) and not text[border].isspace():
-        border += 1
-    return border
 
 
 def _wikipedia(part: Part) -> tuple[str, ...]:

@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.bench.registry import Registry
+from tensornet_compress.bench.registry import Method, Registry
 from tensornet_compress.bench.side import require_fit
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
 from tensornet_compress.metric import KroneckerMetric, euclidean
-from tensornet_compress.nn import KeptModules, Target, find_targets, layer_weight, turned
+from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight, turned
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.report import Drawing, LayerCell
 
+Made = TypeVar("Made")
 SLACK = 1.04
 """Peers whose formats come in steps may take this much of the bytes asked for; our methods and those with ranks never more."""
-
-
-def require_rank_one(nbytes: int, asked_nbytes: int, weights: int) -> None:
-    """Refuse a factorisation whose least rank takes more than was asked for.
-
-    Raises:
-        Unavailable: see there.
-    """
-    asked = 8 * asked_nbytes / weights
-    require_fit("rank 1", 8 * nbytes / weights, SLACK * asked, "weight", asked)
-
-
-@dataclass(frozen=True)
-class Approximation:
-    """One layer as a peer stores it. ``matrix``: what it decodes to, (out, in); ``stored``: every tensor that it keeps, by the
-    part of the ledger it belongs to; several tensors of one part are a list."""
-
-    matrix: Tensor
-    stored: dict[str, list[Tensor]]
-    family: str
-    formats: str
-    ranks: tuple[int, ...] = ()
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Stored bytes by part."""
-        return {name: sum(tensor.numel() * tensor.element_size() for tensor in held) for name, held in self.stored.items()}
 
 
 @dataclass(frozen=True)
@@ -102,21 +78,19 @@ class WeightCase:
         """Its weight as an fp32 matrix (out, in); filters of convolutions are flattened."""
         return layer_weight(self.original(target)).float().flatten(1).contiguous()
 
-    def bias_nbytes(self, target: Target) -> int:
-        """Bytes of its bias."""
-        bias: Any = getattr(self.original(target), "bias", None)
-        return 0 if bias is None else bias.numel() * bias.element_size()
-
     def metrics(self, kind: str) -> dict[str, KroneckerMetric]:
         """The metric of every target; the last kind asked for is kept."""
         if kind == "euclidean":
             return {target.name: euclidean() for target in self.targets}
-        if self.memo.get("metric kind") != kind:
-            self.memo["metrics"] = None
-            self.memo["metrics"] = calibrated_metrics(self.model, self.batches, self.targets, kind)
-            self.memo["metric kind"] = kind
-        found: dict[str, KroneckerMetric] = self.memo["metrics"]
-        return found
+        return self.latest("metrics", kind, lambda: calibrated_metrics(self.model, self.batches, self.targets, kind))
+
+    def latest(self, what: str, kind: str, make: Callable[[], Made]) -> Made:
+        """Something large, kept while the kind that is asked for stays the same."""
+        if self.memo.get(what, ("",))[0] != kind:
+            self.memo[what] = ("",)
+            self.memo[what] = kind, make()
+        made: Made = self.memo[what][1]
+        return made
 
     def put_back(self) -> None:
         """The original model again."""
@@ -125,29 +99,95 @@ class WeightCase:
     def place(self, target: Target, matrix: Tensor) -> None:
         """Put a dense layer with another weight in the place of a target."""
         original: Any = self.original(target)
-        stand_in: Any = object.__new__(type(original))
-        nn.Module.__init__(stand_in)
-        stand_in.__dict__.update({k: v for k, v in original.__dict__.items() if not k.startswith("_")})
         weight = turned(matrix.to(original.weight.dtype), target.kind).reshape(original.weight.shape)
-        stand_in.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        stand_in.register_parameter("bias", getattr(original, "bias", None))
-        stand_in.train(original.training)
+        stand_in = copy.copy(original)
+        stand_in._parameters = original._parameters | {"weight": nn.Parameter(weight.contiguous(), requires_grad=False)}
         for name in (target.name, *target.tied):
             set_submodule(self.model, name, stand_in)
 
+    def read_back(self, families: str | Mapping[str, str], **told: Any) -> Compressed:
+        """What the targets take, read from the model, in which they all are networks. ``families``: one for all, or by name;
+        ``told``: other fields of the answer."""
+        tally = Tally()
+        for target in self.targets:
+            module = self.model.get_submodule(target.name)
+            assert isinstance(module, NetworkModule)
+            original, spec = self.matrix(target), module.spec
+            with torch.no_grad():
+                decoded = module.dense_weight(torch.float32).reshape(original.shape)
+            family = families if isinstance(families, str) else families[target.name]
+            formats = "/".join(dict.fromkeys(fmt.name for term in spec.terms for fmt in term.formats))
+            ranks = tuple(rank for term in spec.terms for rank in term.ranks)
+            tally.add(target, original, Approximation(decoded, _parts(module), family, formats, ranks), _bias(module))
+        return tally.compressed(**told)
+
 
 @dataclass(frozen=True)
-class WeightMethod:
-    """``compress``: put compressed layers into the case's model, for bits per weight, and say what they take; raises
-    ``Unavailable`` when it cannot."""
+class Approximation:
+    """One layer as it is stored. ``matrix``: what it decodes to, (out, in); ``parts``: stored bytes by part of the ledger."""
 
-    name: str
-    compress: Callable[[WeightCase, float], Compressed]
-    ours: bool = False
-    explanation: str = ""
+    matrix: Tensor
+    parts: Mapping[str, int]
+    family: str
+    formats: str
+    ranks: tuple[int, ...] = ()
 
 
-WEIGHT_METHODS: Registry[WeightMethod] = Registry("weight method")
+def parts_of(**stored: Sequence[Tensor]) -> dict[str, int]:
+    """Bytes of the tensors that a peer keeps, by part; an underscore in a name stands for a space."""
+    sizes = {name: sum(tensor.numel() * tensor.element_size() for tensor in held) for name, held in stored.items()}
+    return {name.replace("_", " "): nbytes for name, nbytes in sizes.items()}
+
+
+@dataclass
+class Tally:
+    """The cells of a model's layers, and their bytes by part."""
+
+    cells: list[LayerCell] = field(default_factory=list)
+    ledger: Counter[str] = field(default_factory=Counter)
+
+    def add(self, target: Target, original: Tensor, made: Approximation, bias: Counter[str]) -> None:
+        """One layer; ``original``: its matrix (out, in)."""
+        parts = Counter(made.parts) + bias
+        self.ledger.update(parts)
+        self.cells.append(
+            LayerCell(
+                name=target.name,
+                kind=target.kind,
+                family=made.family,
+                formats=made.formats,
+                ranks=made.ranks,
+                bits_per_weight=8 * parts.total() / original.numel(),
+                nbytes=parts.total(),
+                error=float((made.matrix.float() - original).norm() / original.norm().clamp_min(1e-30)),
+            )
+        )
+
+    def compressed(self, **told: Any) -> Compressed:
+        """The answer of a method."""
+        return Compressed(tuple(self.cells), dict(self.ledger), **told)
+
+
+def _parts(module: NetworkModule) -> dict[str, int]:
+    """Stored bytes of a layer by part."""
+    network = module.network()
+    codes, numbers = ("codes", "dense numbers") if network.spec.is_dense else ("factor codes", "factors")
+    named = {"scale": "scales", "zero": "zero points", "q": codes, "coded": codes}
+    parts: Counter[str] = Counter()
+    for name, tensor in network.stored.items():
+        parts[named.get(name.rpartition("_")[2], numbers)] += tensor.nbytes
+    if network.nbytes > parts.total():
+        parts["orders"] = network.nbytes - parts.total()
+    return parts
+
+
+def _bias(module: nn.Module) -> Counter[str]:
+    bias: Any = getattr(module, "bias", None)
+    return Counter() if bias is None else Counter(biases=bias.numel() * bias.element_size())
+
+
+WEIGHT_METHODS: Registry[Method[WeightCase, Compressed]] = Registry("weight method")
+
 
 LayerPeer = Callable[[WeightCase, Target, Tensor, int], Approximation]
 """(case, target, matrix (out, in), bytes) -> approximation: a peer that works layer by layer."""
@@ -157,29 +197,19 @@ def by_layer(peer: LayerPeer, note: str = "", **settings: Any) -> Callable[[Weig
     """A method that gives every layer its own peer's approximation at the same bits per weight."""
 
     def compress(case: WeightCase, bits: float) -> Compressed:
-        cells: list[LayerCell] = []
-        ledger: dict[str, int] = {}
+        tally = Tally()
         for target in case.targets:
             matrix = case.matrix(target)
             with torch.no_grad():
-                found = peer(case, target, matrix, int(bits * matrix.numel() / 8))
-                error = float((found.matrix.float() - matrix).norm() / matrix.norm().clamp_min(1e-30))
-            parts = found.parts | ({"biases": case.bias_nbytes(target)} if case.bias_nbytes(target) else {})
-            for name, nbytes in parts.items():
-                ledger[name] = ledger.get(name, 0) + nbytes
-            cells.append(
-                LayerCell(
-                    name=target.name,
-                    kind=target.kind,
-                    family=found.family,
-                    formats=found.formats,
-                    ranks=found.ranks,
-                    bits_per_weight=8 * sum(parts.values()) / matrix.numel(),
-                    nbytes=sum(parts.values()),
-                    error=error,
-                )
-            )
-            case.place(target, found.matrix)
-        return Compressed(tuple(cells), ledger, note, settings)
+                made = peer(case, target, matrix, int(bits * matrix.numel() / 8))
+                tally.add(target, matrix, made, _bias(case.original(target)))
+            case.place(target, made.matrix)
+        return tally.compressed(note=note, settings=settings)
 
     return compress
+
+
+def require_rank_one(nbytes: int, asked_nbytes: int, weights: int) -> None:
+    """Raises ``Unavailable`` for a factorisation whose least rank takes more than was asked for."""
+    asked = 8 * asked_nbytes / weights
+    require_fit("rank 1", 8 * nbytes / weights, SLACK * asked, "weight", asked)

@@ -87,9 +87,7 @@ def _metrics(
                 reached = True
                 yield item
     if not reached:
-        raise TensorNetError(
-            f"{usable[0]!r} received no input during calibration, nor did any other target; give others"
-        )
+        raise TensorNetError(f"{usable[0]!r} received no input during calibration, nor did any other target; give others")
 
 
 def _collected(

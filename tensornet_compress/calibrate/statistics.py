@@ -39,14 +39,15 @@ class InputMoment:
         self.count = 0
 
     def add(self, vectors: Tensor, others: Tensor | None = None) -> None:
-        """Add (tokens, n) vectors; with ``others`` (tokens, k) the products are ``vectors' others``, shape (n, k)."""
+        """Add (tokens, n) vectors; with ``others`` (tokens, k) the products are ``vectors' others``, shape (n, k). Dimensions
+        in front are kept apart."""
         vectors = vectors.float()
         others = vectors if others is None else others.float()
         # Under autocast the product would be rounded to half precision, and no longer be positive definite.
         with torch.autocast(vectors.device.type, enabled=False):
-            product = (vectors.T @ others).double()
+            product = (vectors.mT @ others).double()
         self.sum = product if self.sum is None else self.sum.add_(product)
-        self.count += len(vectors)
+        self.count += vectors.shape[-2]
 
     def merge(self, other: InputMoment) -> None:
         """Add what another moment has summed up."""

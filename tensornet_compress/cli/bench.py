@@ -134,7 +134,9 @@ def speed(
     quick: Quick = False,
     model: Model = MODEL,
     text: Text = TEXT,
-    tracks: Annotated[str | None, typer.Option(help="forward, decoding, compressing, searching; all by default.")] = None,
+    tracks: Annotated[
+        str | None, typer.Option(help="forward, decoding, coding, memory, compressing, searching; all by default.")
+    ] = None,
 ) -> Benches:
     """Forward, decoding, compressing and searching as ratios to dense and to peers in one run."""
     from tensornet_compress.bench.speed import SpeedBench, SpeedSettings

@@ -69,7 +69,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], h
         plain[name] = part.clone() if part.untyped_storage().data_ptr() in storages else part
         storages.add(plain[name].untyped_storage().data_ptr())
     with whole_file(path) as file:
-        save_file(plain, file, dict(header))
+        save_file(plain, file, dict(header) or None)
     return Path(path).stat().st_size
 
 

@@ -7,14 +7,14 @@ from tensornet_compress.errors import MissingExtraError
 if find_spec("transformers") is None:
     raise MissingExtraError("the KV cache needs transformers; run: python -m pip install 'tensornet-compress[hf]'")
 
-from tensornet_compress.kv.cache import CacheReport, CompressedCache
+from tensornet_compress.kv.cache import CompressedCache
 from tensornet_compress.kv.context import compressed
 from tensornet_compress.kv.live.cache import LiveCache
-from tensornet_compress.kv.payload import IdentityCodec
-from tensornet_compress.kv.planning import CacheCost, costs, front
+from tensornet_compress.kv.planning import CacheCost, CacheReport, costs, front
 from tensornet_compress.kv.profile.calibrate import calibrate
 from tensornet_compress.kv.profile.profile import Profile
 from tensornet_compress.kv.storage.cache import StorageCache
+from tensornet_compress.kv.storage.codec import IdentityCodec
 
 __all__ = [
     "CacheCost",

@@ -1,88 +1,63 @@
-"""``CompressedCache``: what both modes of the drop-in cache share, and the choice between them."""
+"""``CompressedCache``: the drop-in cache, of which each mode has a kind; what the kinds share."""
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.kv.files import CacheRecord, read_cache, write_cache
+from tensornet_compress.kv.planning import CacheReport
 from tensornet_compress.kv.profile.profile import Profile
-from tensornet_compress.kv.rope import PositionRecorder, rotary_module, rotary_style, text_config
+from tensornet_compress.kv.rope import PositionRecorder, is_encoder_decoder, rotary_module, rotary_style, text_config
 
-
-@dataclass(frozen=True)
-class CacheReport:
-    """Where the bytes of a cache are. ``shared_nbytes``: what a profile holds in memory, once for all caches of a model and
-    not in ``nbytes``. ``skipped``: layers that keep their own class, with their type."""
-
-    tokens: int
-    sealed_tokens: int
-    payload_nbytes: int
-    sink_nbytes: int
-    tail_nbytes: int
-    working_nbytes: int
-    basis_nbytes: int
-    other_nbytes: int
-    exact_nbytes: int
-    shared_nbytes: int
-    bits_per_element: float
-    skipped: tuple[tuple[int, str], ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Everything held now."""
-        stored = self.payload_nbytes + self.sink_nbytes + self.tail_nbytes + self.basis_nbytes
-        return stored + self.working_nbytes + self.other_nbytes
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.tokens} tokens, {self.sealed_tokens} sealed; {self.nbytes:,} bytes held, exact cache {self.exact_nbytes:,}",
-            f"  payload {self.payload_nbytes:,}  sinks {self.sink_nbytes:,}  recent tail {self.tail_nbytes:,}  "
-            f"own bases {self.basis_nbytes:,}  decoded working set {self.working_nbytes:,}  other layers {self.other_nbytes:,}",
-            f"  {self.bits_per_element:.3f} bits per key/value element stored: codes, own bases, sinks and recent tail, "
-            f"without the decoded working set; beside them {self.shared_nbytes:,} bytes in memory of what",
-            "  this mode and rate use of the profile, shared by all caches",
-        ]
-        lines += [f"  layer {index} keeps its own class: {kind}" for index, kind in self.skipped]
-        return "\n".join(lines)
+_ON_DEVICE = ("tail", "other", "codes", "sink")
+"""First letters of the names of stored tensors that lie where the model is; the others stay on the processor."""
 
 
 class CompressedCache(Cache):
     """A drop-in ``transformers`` cache that holds compressed networks instead of keys and values.
 
-    ``CompressedCache(model, bits=2.0, profile=None, mode="live", sinks=4, window=64, block=...)`` makes a ``LiveCache`` or,
-    with ``mode="storage"``, a ``StorageCache``. Full-attention layers are compressed; others keep their own class and are
-    reported.
+    ``mode="live"`` makes a ``LiveCache``, ``mode="storage"`` a ``StorageCache``. Full-attention layers are compressed; others
+    keep their own class and are reported.
 
     Args:
         bits: target payload bits per key/value element; sinks and window come on top.
         profile: from ``calibrate``; without one the bases are made from the sequence itself and count as its bytes.
         sinks, window: first and most recent tokens that stay exact. block: tokens sealed at a time.
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    >>> cache = CompressedCache(model, bits=3.0, mode="storage")
+    >>> logits = model(torch.ones(1, 300, dtype=torch.int64), past_key_values=cache).logits
+    >>> cache.get_seq_length(), cache.report().sealed_tokens
+    (300, 128)
     """
 
-    def __new__(
-        cls,
-        model: nn.Module,
-        bits: float = 2.0,
-        profile: Profile | None = None,
-        mode: Literal["live", "storage"] = "live",
-        **kwargs: Any,
-    ) -> CompressedCache:
-        """Pick the class of the mode."""
-        if cls is CompressedCache:
-            from tensornet_compress.kv.live.cache import LiveCache
-            from tensornet_compress.kv.storage.cache import StorageCache
+    kinds: ClassVar[dict[str, type[CompressedCache]]] = {}
+    mode: ClassVar[Literal["live", "storage"]]
+    bits: float | None
 
-            if mode not in ("live", "storage"):
-                raise TensorNetError(f"mode must be 'live' or 'storage', was given {mode!r}")
-            return object.__new__(LiveCache if mode == "live" else StorageCache)
-        return object.__new__(cls)
+    def __init_subclass__(cls, mode: Literal["live", "storage"] | None = None) -> None:
+        if mode is not None:
+            cls.mode = mode
+            CompressedCache.kinds[mode] = cls
+
+    def __new__(
+        cls, model: nn.Module | None = None, bits: float = 2.0, profile: Profile | None = None, mode: str = "live", **_: Any
+    ) -> CompressedCache:
+        """Of the kind that the mode has. (``copy`` calls this for a kind, without arguments.)"""
+        if cls is not CompressedCache:
+            return object.__new__(cls)
+        if mode not in cls.kinds:
+            raise TensorNetError(f"mode must be 'live' or 'storage', was given {mode!r}")
+        return object.__new__(cls.kinds[mode])
 
     def __init__(
         self,
@@ -94,59 +69,74 @@ class CompressedCache(Cache):
         sinks: int = 4,
         window: int = 64,
         block: int = 64,
+        **options: Any,
     ):
         for name, value, least in (("sinks", sinks, 0), ("window", window, 0), ("block", block, 1)):
             if value < least:
                 raise TensorNetError(f"{name} must be at least {least}, was given {value}")
-        self.profile, self.sinks, self.window, self.block = profile, sinks, window, block
+        self.bits, self.profile, self.sinks, self.window, self.block = bits, profile, sinks, window, block
         self.positions: Tensor | None = None
         self.batch = 0
         self.style = rotary_style(model)
         module = rotary_module(model)
         self.recorder = PositionRecorder(module) if module is not None else None
-        if self.recorder is not None:
-            weakref.finalize(self, self.recorder.close)
-        super().__init__(layers=self._build_layers(model))
-        if profile is not None and profile.spec.layers != [layer.index for layer in self.compressed_layers]:
-            raise TensorNetError(
-                f"the profile was made for full-attention layers {profile.spec.layers}, "
-                f"this model has {[layer.index for layer in self.compressed_layers]}"
-            )
-
-    def _build_layers(self, model: nn.Module) -> list[Any]:
-        layers: list[Any] = []
         # The stock cache knows which class each layer of this model needs, shared and linear layers included.
-        for index, layer in enumerate(DynamicCache(config=text_config(model)).layers):
-            plain = type(layer) is DYNAMIC_LAYER_TYPE_MAPPING["full_attention"]
-            layers.append(self.make_layer(index) if plain else layer)
-        self.compressed_layers: list[Any] = [layer for layer in layers if getattr(layer, "owner", None) is self]
-        if not self.compressed_layers:
+        super().__init__(layers=list(DynamicCache(config=text_config(model)).layers))
+        self.indices = [index for index, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
+        if not self.indices:
             raise TensorNetError(
                 "the model has no full-attention layer that caches keys and values; there is nothing to compress"
             )
-        return layers
+        if profile is not None and profile.spec.layers != self.indices:
+            raise TensorNetError(
+                f"the profile was made for full-attention layers {profile.spec.layers}, this model has {self.indices}"
+            )
+        self.compressed_layers: list[Any] = []
+        self.paired = is_encoder_decoder(model)
+        self._latest: int | None = None
+        if self.paired and len(self.layers) == 1:
+            raise TensorNetError("an encoder-decoder with one decoder layer could misuse it unseen; keep an exact cache")
 
-    def make_layer(self, index: int) -> Any:
-        """A compressed layer, with attributes ``owner`` and ``index``."""
-        raise NotImplementedError
+    def compress_layers(self, make: Callable[[int], DynamicLayer]) -> None:
+        """Put a layer of its kind, made from its place among these, where each full-attention layer is."""
+        for place, index in enumerate(self.indices):
+            self.layers[index] = make(place)
+        self.compressed_layers = [self.layers[index] for index in self.indices]
 
-    def note_positions(self, layer: DynamicLayer, batch: int, tokens: int) -> None:
-        """Called by the first compressed layer of a forward pass: remember the positions of the new tokens."""
-        total = layer.get_seq_length()
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values, (batch, heads, new, width), to a layer; returns all that it holds.
+
+        Raises:
+            TensorNetError: a decoder also puts here what it caches of its encoder.
+        """
+        if self.paired and layer_idx == self._latest:
+            raise TensorNetError(
+                "this decoder caches itself and its encoder in one cache, which mixes them up; pass "
+                "past_key_values=EncoderDecoderCache(cache, DynamicCache()), or generate inside kv.compressed(model)"
+            )
+        self._latest = layer_idx
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def note_positions(self, key_states: Tensor) -> None:
+        """Remember the positions of the new tokens of a forward pass, at its first compressed layer."""
+        batch, _, tokens, _ = key_states.shape
+        total = self.compressed_layers[0].get_seq_length()
+        if total and self.batch != batch:
+            raise TensorNetError(f"the cache holds {self.batch} sequences and was given {batch}; reset it first")
         if self.recorder is not None:
             new = self.recorder.positions(tokens).expand(batch, -1).cpu()
         else:
             new = torch.arange(total, total + tokens).expand(batch, -1)
-        if total and self.batch != batch:
-            raise TensorNetError(f"the cache holds {self.batch} sequences and was given {batch}; reset it first")
         self.batch = batch
         self.positions = new.clone() if self.positions is None else torch.cat([self.positions, new], 1)
 
     def first_real(self) -> list[int]:
         """Index of the first unpadded token of each row, among the tokens whose positions are known."""
-        if self.positions is None:
-            return []
-        return [_first_real(row) for row in self.positions]
+        # Padding repeats a position, real tokens count up from zero.
+        zeros = [torch.nonzero(row == 0).flatten().tolist() for row in (() if self.positions is None else self.positions)]
+        return [places[-1] if places else 0 for places in zeros]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed ones."""
@@ -167,8 +157,7 @@ class CompressedCache(Cache):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only the rows ``indices`` (integers or a mask)."""
         super().batch_select_indices(indices)
-        chosen = torch.as_tensor(indices).cpu()
-        self.pick_rows((torch.nonzero(chosen).flatten() if chosen.dtype == torch.bool else chosen).tolist())
+        self.pick_rows(row_numbers(indices).tolist())
 
     def pick_rows(self, rows: list[int]) -> None:
         """Follow a change of the batch in what is kept beside the layers."""
@@ -179,7 +168,7 @@ class CompressedCache(Cache):
     def reset(self) -> None:
         """Empty the cache."""
         super().reset()
-        self.positions, self.batch = None, 0
+        self.positions, self.batch, self._latest = None, 0, None
 
     @property
     def payload_nbytes(self) -> int:
@@ -196,63 +185,102 @@ class CompressedCache(Cache):
         """Stored bits per key/value element of the compressed layers: codes, own bases, sinks and tail (no working set)."""
         return self.report().bits_per_element
 
-    def save(self, path: str | Path) -> int:
-        """Write to one file; returns its bytes. See ``persist.save_cache``."""
-        from tensornet_compress.kv.files import save_cache
-
-        return save_cache(self, path)
-
-    @staticmethod
-    def load(path: str | Path, model: nn.Module, profile: Profile | None = None) -> CompressedCache:
-        """Read a file written by ``save``. See ``persist.load_cache``."""
-        from tensornet_compress.kv.files import load_cache
-
-        return load_cache(path, model, profile)
+    def _held(self) -> dict[str, int]:
+        """Bytes that the compressed layers hold, by their names in a ``CacheReport``."""
+        states = [part for layer in self.compressed_layers if layer.is_initialized for part in (layer.keys, layer.values)]
+        return {"tail_nbytes": sum(part.nbytes for part in states)}
 
     def report(self) -> CacheReport:
         """Where the bytes are."""
-        raise NotImplementedError
-
-    def make_report(
-        self, *, sealed: int, payload: int, sinks: int, tail: int, working: int, basis: int, shared: int
-    ) -> CacheReport:
-        """Fill in what does not depend on the mode."""
-        layers = self.compressed_layers
-        tokens = layers[0].get_seq_length()
-        elements = tokens * sum(_elements_per_token(layer) for layer in layers)
-        itemsize = next((layer.keys.element_size() for layer in layers if layer.is_initialized), 0)
-        others = [(i, layer) for i, layer in enumerate(self.layers) if getattr(layer, "owner", None) is not self]
-        other = sum(_plain_bytes(layer) for _, layer in others)
-        tail += 0 if self.positions is None else self.positions.nbytes
+        layers = [layer for layer in self.compressed_layers if layer.is_initialized]
+        tokens = self.compressed_layers[0].get_seq_length()
+        shapes = [states.shape for layer in layers for states in (layer.keys, layer.values)]
+        elements = tokens * sum(batch * heads * width for batch, heads, _, width in shapes)
+        other = sum(part.nbytes for _, layer in self._other_layers() for part in _states_of(layer))
+        parts = dict.fromkeys(("sealed_tokens", "working_nbytes", "basis_nbytes"), 0) | self._held()
+        parts["tail_nbytes"] += 0 if self.positions is None else self.positions.nbytes
+        stored = sum(parts[f"{name}_nbytes"] for name in ("payload", "sink", "tail", "basis"))
         return CacheReport(
             tokens=tokens,
-            sealed_tokens=sealed,
-            payload_nbytes=payload,
-            sink_nbytes=sinks,
-            tail_nbytes=tail,
-            working_nbytes=working,
-            basis_nbytes=basis,
             other_nbytes=other,
-            shared_nbytes=shared,
-            exact_nbytes=elements * itemsize + other,
-            bits_per_element=8 * (payload + sinks + tail + basis) / elements if elements else 0.0,
-            skipped=tuple((i, type(layer).__name__) for i, layer in others),
+            exact_nbytes=elements * (layers[0].keys.element_size() if layers else 0) + other,
+            bits_per_element=8 * stored / elements if elements else 0.0,
+            skipped=tuple((index, type(layer).__name__) for index, layer in self._other_layers()),
+            **parts,
         )
 
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """For a file: tensors by name, and the fields of the ``CacheRecord`` that a kind fills in."""
+        tensors: dict[str, Tensor] = {} if self.positions is None else {"positions": self.positions}
+        lengths: dict[int, int | None] = {}
+        for index, layer in self._other_layers():
+            if not _states_of(layer):
+                continue
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                raise TensorNetError(f"layer {index} is a {type(layer).__name__}, whose state cannot be saved yet")
+            tensors |= {f"other{index}.keys": layer.keys, f"other{index}.values": layer.values}
+            lengths[index] = getattr(layer, "cumulative_length", None)
+        return tensors, {"other": lengths}
 
-def _first_real(positions: Tensor) -> int:
-    """Padding repeats a position, real tokens count up from zero."""
-    zeros = torch.nonzero(positions == 0).flatten()
-    return int(zeros[-1]) if len(zeros) else 0
+    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
+        """The inverse of ``stored``."""
+        named = [(layer, f"tail{place}") for place, layer in enumerate(self.compressed_layers)]
+        others: dict[int, Any] = {index: self.layers[index] for index in record.other}
+        for layer, name in named + [(layer, f"other{index}") for index, layer in others.items()]:
+            layer.lazy_initialization(tensors[f"{name}.keys"], tensors[f"{name}.values"])
+            layer.keys, layer.values = tensors[f"{name}.keys"], tensors[f"{name}.values"]
+        for index, length in record.other.items():
+            if length is not None:
+                others[index].cumulative_length = length
+        self.positions, self.batch = tensors.get("positions"), len(tensors["tail0.keys"])
+
+    def save(self, path: str | Path) -> int:
+        """Write the cache to one file, whole or not at all, storage caches frozen; returns the bytes of the file.
+
+        Raises:
+            TensorNetError: the cache is empty, has a codec of its own, or holds layers that cannot be saved.
+        """
+        if not self.compressed_layers[0].is_initialized:
+            raise TensorNetError("the cache is empty; there is nothing to save")
+        tensors, fields = self._stored()
+        fields |= {name: getattr(self, name) for name in ("mode", "bits", "sinks", "window", "block")}
+        profile = None if self.profile is None else self.profile.fingerprint()
+        return write_cache(path, CacheRecord(profile=profile, **fields), tensors)
+
+    @staticmethod
+    def load(path: str | Path, model: nn.Module, profile: Profile | None = None) -> CompressedCache:
+        """A cache written by ``save``, ready for ``past_key_values`` of the same model, with the profile it was made with.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, of another version, or needs another profile or model.
+        """
+        record, tensors = read_cache(path, None if profile is None else profile.fingerprint())
+        options: dict[str, Any] = {"sinks": record.sinks, "window": record.window, "block": record.block}
+        cache = CompressedCache(model, record.bits or 2.0, profile, record.mode, **options)
+        if len(record.sealed) != len(cache.indices):
+            raise CheckpointError(
+                f"the cache in {str(path)!r} has {len(record.sealed)} compressed layers, the model {len(cache.indices)}"
+            )
+        device = next(model.parameters()).device
+        tensors = {name: t.to(device) if name.startswith(_ON_DEVICE) else t for name, t in tensors.items()}
+        try:
+            cache._restore(record, tensors)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise CheckpointError(f"the cache in {str(path)!r} lacks or misshapes a tensor: {error}") from error
+        return cache
+
+    def _other_layers(self) -> Iterator[tuple[int, Any]]:
+        return ((index, layer) for index, layer in enumerate(self.layers) if index not in self.indices)
 
 
-def _elements_per_token(layer: Any) -> int:
-    if not layer.is_initialized:
-        return 0
-    batch, heads, _, width = layer.keys.shape
-    return batch * heads * (width + layer.values.shape[-1])
+def row_numbers(indices: Tensor) -> Tensor:
+    """Rows of a batch, given as integers or as a mask, as integers on the processor."""
+    chosen = torch.as_tensor(indices).cpu()
+    return torch.nonzero(chosen).flatten() if chosen.dtype == torch.bool else chosen
 
 
-def _plain_bytes(layer: Any) -> int:
-    names = ("keys", "values")
-    return sum(t.nbytes for t in (getattr(layer, name, None) for name in names) if isinstance(t, Tensor))
+def _states_of(layer: Any) -> list[Tensor]:
+    """The states that a layer of another class holds: keys and values, or those of linear attention."""
+    held = [vars(layer).get(name) for name in ("keys", "values", "indexer_keys", "conv_states", "recurrent_states")]
+    parts = [part for value in held for part in (value.values() if isinstance(value, dict) else (value,))]
+    return [part for part in parts if isinstance(part, Tensor)]

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.cache import CompressedCache
-from tensornet_compress.kv.live.attention import contracting
+from tensornet_compress.kv.rope import text_config
+from tensornet_compress.kv.storage.cache import StorageCache
 
 
 @contextmanager
 def compressed(
     model: nn.Module, bits: float = 2.0, *, mode: Literal["live", "storage"] = "live", **options: Any
 ) -> Iterator[list[CompressedCache]]:
-    """Inside, every ``model.generate(...)`` that brings no cache gets a fresh ``CompressedCache``.
+    """Inside, every ``model.generate(...)`` that uses a cache and brings none gets a fresh ``CompressedCache``.
 
-    In live mode attention contracts against the codes; on leaving, the model and the attention registry are as they were, and
-    storage caches are frozen. Yields the list of the caches made, latest last.
+    On leaving, the model is as it was and storage caches are frozen. Yields the list of the caches made, latest last. Of an
+    encoder-decoder model, what the decoder caches of itself is compressed, what it caches of the encoder stays exact.
 
     Args:
         bits, mode, options: as for ``CompressedCache``.
 
     Raises:
         TensorNetError: the model has no ``generate``.
+
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=None))
+    >>> with compressed(model, bits=3.0) as caches:
+    ...     ids = model.generate(torch.ones(1, 200, dtype=torch.int64), max_new_tokens=4, do_sample=False)
+    >>> caches[-1].report().sealed_tokens
+    128
     """
     if not callable(getattr(model, "generate", None)):
         raise TensorNetError(f"{type(model).__name__} has no generate(); pass a CompressedCache to its forward instead")
@@ -37,23 +48,30 @@ def compressed(
 
     @functools.wraps(plain)
     def generate(*args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = CompressedCache(model, bits=bits, mode=mode, **options)
-            made.append(kwargs["past_key_values"])
+        if kwargs.get("past_key_values") is None and _uses_cache(model, args, kwargs):
+            cache = CompressedCache(model, bits=bits, mode=mode, **options)
+            made.append(cache)
+            kwargs["past_key_values"] = cache
+            if cache.paired:
+                kwargs["past_key_values"] = EncoderDecoderCache(cache, DynamicCache(config=text_config(model)))
         return plain(*args, **kwargs)
 
-    with ExitStack() as stack:
-        if mode == "live" and options.get("attention", "auto") == "auto":
-            stack.enter_context(contracting(model))
-        object.__setattr__(model, "generate", generate)
-        try:
-            yield made
-        finally:
-            if own is None:
-                object.__delattr__(model, "generate")
-            else:
-                object.__setattr__(model, "generate", own)
-            for cache in made:
-                freeze = getattr(cache, "freeze", None)
-                if freeze is not None:
-                    freeze()
+    object.__setattr__(model, "generate", generate)
+    try:
+        yield made
+    finally:
+        if own is None:
+            object.__delattr__(model, "generate")
+        else:
+            object.__setattr__(model, "generate", own)
+        for cache in made:
+            if isinstance(cache, StorageCache):
+                cache.freeze()
+
+
+def _uses_cache(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of ``generate(inputs, generation_config, ...)`` keeps a cache: what the call says, its configuration, then
+    that of the model; the first that says anything counts."""
+    given = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
+    said = [kwargs.get("use_cache"), *(getattr(config, "use_cache", None) for config in (given, model.generation_config))]
+    return next((bool(use) for use in said if use is not None), True)

@@ -1,23 +1,29 @@
-"""Rotary positions: take them off keys before coding and put them back after.
+"""Rotary positions: taken off keys before coding and put back after.
 
 Rotary embeddings hide the low-rank structure of keys, so calibrated bases live in the space before them. A cache never sees
 positions (``update`` receives keys alone), so a recorder listens to the model's rotary module. Which channels are rotated, and
-how they are paired, differs between model families; it is measured on the first layer, whose keys depend on the token alone.
+how they are paired, differs between model families; it is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+import weakref
+from functools import partial
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 
 Style = Literal["half", "interleaved"]
+STYLES: tuple[Style, ...] = get_args(Style)
 _PROBE_LENGTH = 6
+_LEFT = 0.2
+"""Share of a movement that rounding may leave when the right pairing undoes it; a wrong one leaves about all."""
 _styles: WeakKeyDictionary[nn.Module, Style | None] = WeakKeyDictionary()
 
 
@@ -41,6 +47,14 @@ class Rotary:
         """The inverse of ``rotate``; exact, because a rotation is orthogonal."""
         return self._turn(states, positions, -1.0)
 
+    def average(self, matrices: Tensor, positions: Tensor) -> Tensor:
+        """Mean of ``R M R'`` over the rotations R at ``positions`` (count,), for fp64 matrices (..., width, width)."""
+        width = matrices.shape[-1]
+        total = torch.zeros_like(matrices)
+        for turn in self.rotate(torch.eye(width).expand(len(positions), -1, -1), positions[:, None]).mT.double():
+            total += turn @ matrices @ turn.T
+        return total / len(positions)
+
     def same_as(self, other: Rotary) -> bool:
         """Whether both turn alike (dynamic rope types change their frequencies with length)."""
         return self.style == other.style and torch.equal(self.frequencies, other.frequencies)
@@ -58,29 +72,22 @@ class Rotary:
         return torch.cat([turned.to(states.dtype), rest], dim=-1)
 
 
-def rotary_module(model: nn.Module) -> nn.Module | None:
-    """The module of ``model`` that turns position ids into (cos, sin), or ``None`` when the model has none."""
-    for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] == "rotary_emb":
-            return module
-    return None
-
-
 class PositionRecorder:
     """Listens to a rotary module and keeps the last position ids it was given, int64 (batch or 1, tokens).
 
-    The listener holds no reference to its owner; call ``close`` (or let a finaliser call it) to take it off.
+    The listener is taken off by ``close``, and when the recorder is no longer used. A copy listens to the same module.
     """
 
     def __init__(self, module: nn.Module):
         self.module = module
         self.seen: dict[str, Tensor] = {}
-        self._handle = module.register_forward_pre_hook(_listener(self.seen), with_kwargs=True)
+        self.close = module.register_forward_pre_hook(partial(_listen, self.seen), with_kwargs=True).remove
+        weakref.finalize(self, self.close)
 
-    @property
-    def close(self) -> Callable[[], None]:
-        """Takes the listener off."""
-        return self._handle.remove
+    def __deepcopy__(self, memo: dict[int, Any]) -> PositionRecorder:
+        copied = PositionRecorder(self.module)
+        copied.seen.update(self.seen)
+        return copied
 
     def positions(self, tokens: int) -> Tensor:
         """Position ids of the ``tokens`` tokens of the current forward pass, (batch or 1, tokens).
@@ -98,35 +105,22 @@ class PositionRecorder:
         return last
 
     def rotary(self, style: Style, layer_type: str = "full_attention") -> Rotary:
-        """The rotation that full-attention layers use now."""
-        return Rotary(_frequencies(self.module, layer_type), style)
+        """The rotation that layers of a type use now.
+
+        Raises:
+            TensorNetError: the module holds no frequencies.
+        """
+        for name in (f"{layer_type}_inv_freq", "inv_freq"):
+            frequencies = getattr(self.module, name, None)
+            if isinstance(frequencies, Tensor):
+                return Rotary(frequencies.detach(), style)
+        raise TensorNetError(f"the rotary module {type(self.module).__name__} has no inv_freq buffer; it cannot be undone")
 
 
-def _listener(seen: dict[str, Tensor]) -> Callable[..., None]:
-    def listen(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
-        if isinstance(positions, Tensor):
-            seen["positions"] = positions.detach()
-
-    return listen
-
-
-def _frequencies(module: nn.Module, layer_type: str) -> Tensor:
-    for name in (f"{layer_type}_inv_freq", "inv_freq"):
-        found = getattr(module, name, None)
-        if isinstance(found, Tensor):
-            return found.detach().float()
-    raise TensorNetError(f"the rotary module {type(module).__name__} has no inv_freq buffer; its rotation cannot be undone")
-
-
-def rotary_style(model: nn.Module) -> Style | None:
-    """How ``model`` pairs rotated channels; ``None``: its keys are not rotated in a known way and are coded as they come.
-
-    Measured once per model: one token repeated gives first-layer keys that differ by their rotation only.
-    """
-    if model not in _styles:
-        _styles[model] = _measure_style(model)
-    return _styles[model]
+def _listen(seen: dict[str, Tensor], _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+    if isinstance(positions, Tensor):
+        seen["positions"] = positions.detach()
 
 
 def text_config(model: nn.Module) -> Any:
@@ -135,34 +129,59 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the decoder of ``model`` also caches keys and values of an encoder."""
+    config: Any = model.config
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def rotary_module(model: nn.Module) -> nn.Module | None:
+    """The module that turns position ids into (cos, sin) where ``model`` decodes text, or ``None`` when there is none."""
+    find = getattr(model, "get_decoder", None)
+    for part in (model if find is None else find(), model):
+        for name, module in part.named_modules():
+            if name.rsplit(".", 1)[-1] == "rotary_emb":
+                return module
+    return None
+
+
+def rotary_style(model: nn.Module) -> Style | None:
+    """How ``model`` pairs rotated channels; ``None``: its keys are not rotated in a known way and are coded as they come.
+
+    Measured once per model, at the first layer that caches keys: nothing before it knows of positions, so the keys of a text
+    that is moved by some positions differ by a rotation only.
+    """
+    if model not in _styles:
+        _styles[model] = _measure_style(model)
+    return _styles[model]
+
+
 @torch.no_grad()
 def _measure_style(model: nn.Module) -> Style | None:
-    from transformers import DynamicCache
-
-    module = rotary_module(model)
-    if module is None:
+    module, config = rotary_module(model), text_config(model)
+    if module is None or is_encoder_decoder(model):
         return None
-    recorder = PositionRecorder(module)
-    training = model.training
+    recorder, device = PositionRecorder(module), next(model.parameters()).device
+    moved: list[tuple[int, Any]] = []
     try:
-        device = next(model.parameters()).device
-        cache = DynamicCache()
-        model.eval()(torch.ones((1, _PROBE_LENGTH), dtype=torch.int64, device=device), past_key_values=cache, use_cache=True)
-        first: Any = cache.layers[0]
-        keys = first.keys.float()
-        positions = recorder.seen.get("positions")
-        if positions is None or positions.dim() != 2:
-            return None
-        kinds = getattr(text_config(model), "layer_types", None) or ["full_attention"]
+        with evaluating(model):
+            for start in (0, _PROBE_LENGTH):
+                ids = torch.ones((1, _PROBE_LENGTH), dtype=torch.int64, device=device)
+                positions = torch.arange(start, start + _PROBE_LENGTH, device=device)[None]
+                cache = DynamicCache(config=config)
+                model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+                if not torch.equal(recorder.seen.get("positions", ids), positions):
+                    return None
+                moved.append(next((i, layer.keys) for i, layer in enumerate(cache.layers) if isinstance(layer, DynamicLayer)))
+        (index, keys), (_, later) = moved
+        kind = (getattr(config, "layer_types", None) or {index: "full_attention"})[index]
         # YaRN and longrope scale cos and sin; a uniform scale does not change which pairing aligns the keys.
-        frequencies = _frequencies(module, kinds[0])
-    finally:
-        model.train(training)
-        recorder.close()
-    limit = 50 * torch.finfo(first.keys.dtype).eps * keys.abs().max()
-    for style in ("half", "interleaved"):
-        if 2 * frequencies.numel() <= keys.shape[-1]:
-            plain = Rotary(frequencies, style).unrotate(keys, positions)
-            if (plain - plain[..., :1, :]).abs().max() <= limit:
+        moves = float((keys.float() - later.float()).norm())
+        for style in STYLES:
+            rotary = recorder.rotary(style, kind)
+            turned = rotary.rotate(keys.float(), torch.tensor([_PROBE_LENGTH], device=device))
+            if rotary.channels <= keys.shape[-1] and float((turned - later.float()).norm()) < _LEFT * moves:
                 return style
+    finally:
+        recorder.close()
     return None

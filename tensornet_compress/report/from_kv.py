@@ -67,7 +67,7 @@ def kv_result(
 
 
 def _measured(subject: str, row: Mapping[str, float | str], profile: Profile) -> Row:
-    from tensornet_compress.kv.shares import layer_bits
+    from tensornet_compress.kv.planning import layer_bits
 
     mode, bits = row["mode"], float(row["bits"])
     values = {name: float(value) for name, value in row.items() if name in MEASURES}

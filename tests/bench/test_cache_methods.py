@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tensornet_compress.bench import methods  # noqa: F401
-from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheMethod, nominal
+from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheCoder, nominal
 from tensornet_compress.bench.cache_documents import Reading, documents, read_on
-from tensornet_compress.bench.peers.caches.stock import STALE_SECONDS, drop_stale_lock
+from tensornet_compress.bench.peers.stock_caches import STALE_SECONDS, drop_stale_lock
+from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.side import Unavailable
 from tests.kv.tiny_models import VOCABULARY, _llama
 
@@ -35,12 +36,14 @@ def document(case: CacheCase):
 
 @pytest.mark.parametrize("method", list(CACHE_METHODS), ids=lambda method: method.name)
 @pytest.mark.parametrize("bits", [4.0, 1.0])
-def test_a_method_decodes_within_its_rate(method: CacheMethod, bits: float, case: CacheCase, document) -> None:
+def test_a_method_decodes_within_its_rate(
+    method: Method[CacheCase, CacheCoder], bits: float, case: CacheCase, document
+) -> None:
     body = [[x[:, READING.body] for x in states] for states in (document.keys, document.values)]
     positions = torch.arange(READING.context)[READING.body]
     try:
-        peer = method.make(case, bits)
-        keys, values, spent = peer.recode(*body, positions)
+        coder = method.run(case, bits)
+        keys, values, spent = coder.recode(*body, positions)
     except Unavailable as reason:
         pytest.skip(str(reason))
     assert [k.shape for k in keys] == [k.shape for k in body[0]]
@@ -48,9 +51,8 @@ def test_a_method_decodes_within_its_rate(method: CacheMethod, bits: float, case
     lost = sum(float((a - b).square().sum()) for pair in zip((keys, values), body) for a, b in zip(*pair))
     norm = sum(float(x.square().sum()) for states in body for x in states)
     assert lost < norm * (0.2 if bits == 4.0 and not method.name.startswith("sequence") else 4.0)
-    layer_bits = getattr(peer, "layer_bits", None)
-    if layer_bits is not None:
-        assert sum(map(sum, layer_bits)) / (2 * len(layer_bits)) == pytest.approx(spent, abs=1e-6)
+    if coder.layer_bits:
+        assert sum(map(sum, coder.layer_bits)) / (2 * len(coder.layer_bits)) == pytest.approx(spent, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +70,11 @@ def test_bits_are_codes_and_everything_beside_them(
     name: str, bits: float, counted: Callable[[int], float], case: CacheCase, document
 ) -> None:
     try:
-        peer = CACHE_METHODS[name].make(case, bits)
+        coder = CACHE_METHODS[name].run(case, bits)
     except Unavailable as reason:
         pytest.skip(str(reason))
     body = [[x[:, READING.body] for x in states] for states in (document.keys, document.values)]
-    assert peer.recode(*body, torch.arange(READING.context)[READING.body])[2] == counted(case.width)
+    assert coder.recode(*body, torch.arange(READING.context)[READING.body])[2] == counted(case.width)
 
 
 def test_uncoded_states_give_the_exact_answers(case: CacheCase, document) -> None:
@@ -112,4 +114,4 @@ def test_only_an_old_lock_of_a_build_is_dropped(tmp_path: Path) -> None:
 def test_a_rank_that_takes_too_much_is_not_taken(name: str) -> None:
     states = [torch.randn(2, 3, 16)]
     with pytest.raises(Unavailable, match=r"takes [\d.]+ bits per element, asked for 0\.1"):
-        CACHE_METHODS[name].make(None, 0.1).recode(states, states, torch.arange(3))  # type: ignore[arg-type]
+        CACHE_METHODS[name].run(None, 0.1).recode(states, states, torch.arange(3))  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def test_a_side_package_is_found_in_the_side_folder(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_plug_in_registers_a_metric_or_says_what_is_wrong(tmp_path: Path) -> None:
-    from tensornet_compress.bench.metrics.registry import TOKEN_METRICS
+    from tensornet_compress.bench.metrics import TOKEN_METRICS
 
     file = tmp_path / "mine.py"
     file.write_text(

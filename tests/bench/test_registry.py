@@ -52,7 +52,7 @@ def test_the_package_brings_every_peer_of_the_tables() -> None:
 
 
 def test_the_registries_fill_whatever_is_imported_first() -> None:
-    for module in ("peers.search.ttnopt", "tracks"):
+    for module in ("peers.ttnopt", "tracks"):
         code = f"import tensornet_compress.bench.{module}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tensornet_compress.bench import methods  # noqa: F401
-from tensornet_compress.bench.fields import heat_field, wave_field
+from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.search import SearchBench, SearchSettings
-from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, SearchMethod
+from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Stored
 from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.bench.tensors import heat_field, wave_field
 from tensornet_compress.errors import TensorNetError
 
 
@@ -22,9 +23,9 @@ def field() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", list(SEARCH_METHODS), ids=lambda method: method.name)
-def test_a_method_keeps_the_error(method: SearchMethod, field: torch.Tensor) -> None:
+def test_a_method_keeps_the_error(method: Method[SearchCase, Stored], field: torch.Tensor) -> None:
     try:
-        found = method.run(SearchCase(field, 0.05, 5.0))
+        found = method.run(SearchCase(field, 5.0), 0.05)
     except Unavailable as reason:
         pytest.skip(str(reason))
     assert found.nbytes > 0
@@ -33,15 +34,15 @@ def test_a_method_keeps_the_error(method: SearchMethod, field: torch.Tensor) -> 
 
 
 def test_bytes_of_the_train_are_those_of_its_cores(field: torch.Tensor) -> None:
-    found = SEARCH_METHODS["teneva"].run(SearchCase(field, 1e-2, 5.0))
+    found = SEARCH_METHODS["teneva"].run(SearchCase(field, 5.0), 1e-2)
     modes, ranks = found.settings["modes"], [1, *found.settings["ranks"], 1]
     assert found.settings["format"] in ("bf16", "fp16")
     assert found.nbytes == 2 * sum(ranks[i] * modes[i] * ranks[i + 1] for i in range(len(modes)))
 
 
 def test_ours_is_never_larger_than_its_rivals_in_native_order(field: torch.Tensor) -> None:
-    case = SearchCase(field, 0.05, 10.0)
-    found = {name: SEARCH_METHODS[name].run(case).nbytes for name in ("ours", "svd", "tt-native", "ht-balanced", "dense")}
+    case = SearchCase(field, 10.0)
+    found = {name: SEARCH_METHODS[name].run(case, 0.05).nbytes for name in ("ours", "svd", "tt-native", "ht-balanced", "dense")}
     assert found["ours"] == min(found.values())
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tensornet_compress.bench import methods  # noqa: F401
-from tensornet_compress.bench.peers.weights.grids import grid_for
-from tensornet_compress.bench.peers.weights.rtn import format_for
-from tensornet_compress.bench.peers.weights.tensorly import chain_ranks, digits, numbers
+from tensornet_compress.bench.peers.integers import format_for, grid_for
+from tensornet_compress.bench.peers.tensor_formats import chain_ranks, digits, numbers
+from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.side import Unavailable
-from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, WeightCase, WeightMethod
+from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, Compressed, WeightCase
 from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
 
 BITS = 6.0
@@ -27,10 +27,10 @@ def case() -> WeightCase:
 
 
 @pytest.mark.parametrize("method", list(WEIGHT_METHODS), ids=lambda method: method.name)
-def test_a_method_fits_its_bytes_and_is_undone(method: WeightMethod, case: WeightCase) -> None:
+def test_a_method_fits_its_bytes_and_is_undone(method: Method[WeightCase, Compressed], case: WeightCase) -> None:
     before = {name: parameter.clone() for name, parameter in case.model.named_parameters()}
     try:
-        made = method.compress(case, BITS)
+        made = method.run(case, BITS)
     except Unavailable as reason:
         pytest.skip(str(reason))
     finally:
@@ -48,18 +48,18 @@ def test_a_method_fits_its_bytes_and_is_undone(method: WeightMethod, case: Weigh
 
 def approximation(case: WeightCase, name: str, bits: float) -> tuple[Approximation, torch.Tensor]:
     """One layer through a peer's own function, found by compressing the case and reading the first layer."""
-    from tensornet_compress.bench.peers.weights import hqq, low_rank, quanto, rtn, tensorly, tensorly_torch
+    from tensornet_compress.bench.peers import integers, low_rank, tensor_formats
 
     peers = {
-        "rtn": rtn.round_weight,
-        "hqq": hqq.quantise,
-        "quanto": quanto.quantise,
+        "rtn": integers.round_weight,
+        "hqq": integers.hqq,
+        "quanto": integers.quanto,
         "svd": lambda *given: low_rank.truncate("euclidean", "bf16", *given),
         "svd-int8": lambda *given: low_rank.truncate("euclidean", "int8g64", *given),
-        "tt": lambda *given: tensorly.decompose(False, *given),
-        "ttm": lambda *given: tensorly.decompose(True, *given),
-        "cp": lambda *given: tensorly_torch.factorise("CP", *given),
-        "block-tt": lambda *given: tensorly_torch.factorise("BlockTT", *given),
+        "tt": lambda *given: tensor_formats.decompose(False, *given),
+        "ttm": lambda *given: tensor_formats.decompose(True, *given),
+        "cp": lambda *given: tensor_formats.factorise("CP", *given),
+        "block-tt": lambda *given: tensor_formats.factorise("BlockTT", *given),
     }
     target = next(target for target in case.targets if target.name.endswith("gate_proj"))
     matrix = case.matrix(target)
@@ -127,17 +127,17 @@ def test_bytes_of_cp_are_two_for_each_number_of_weights_and_factors(case: Weight
 
 def test_grids_take_most_bits_first_and_say_when_none_fits() -> None:
     codes = {bits: float(bits) for bits in range(2, 9)}
-    assert [grid_for(bits, codes, 32) for bits in (8.0, 6.0, 4.5, 3.5, 3.0, 2.5)] == [
+    assert [grid_for(bits, codes) for bits in (8.0, 6.0, 4.5, 3.5, 3.0, 2.5)] == [
         (8, 128), (5, 32), (4, 64), (3, 64), (2, 32), (2, 64)
     ]  # fmt: skip
     with pytest.raises(Unavailable, match=r"takes 2\.25 bits per weight, asked for 1\.5"):
-        grid_for(1.5, codes, 32)
+        grid_for(1.5, codes)
 
 
 def test_gptq_rounds_what_lies_outside_the_blocks_and_says_so() -> None:
     case = WeightCase(tiny_bert(), batches())
     _ = case.kept
-    made = WEIGHT_METHODS["gptq"].compress(case, BITS)
+    made = WEIGHT_METHODS["gptq"].run(case, BITS)
     case.put_back()
     assert {cell.name for cell in made.layers} == {target.name for target in case.targets} >= {"pooler.dense"}
     assert made.note.endswith("rounded to nearest: pooler.dense")
@@ -147,7 +147,7 @@ def test_gptq_rounds_what_lies_outside_the_blocks_and_says_so() -> None:
 def test_what_was_left_alone_is_the_same_before_and_after(name: str) -> None:
     fresh, used = (WeightCase(tiny_bert(), batches()) for _ in range(2))
     _ = fresh.kept, used.kept, used.targets
-    WEIGHT_METHODS[name].compress(used, BITS)
+    WEIGHT_METHODS[name].run(used, BITS)
     assert (
         used.other_nbytes
         == fresh.other_nbytes
@@ -165,7 +165,7 @@ def test_transposed_layers_and_biases_are_handled() -> None:
     _ = case.kept
     ids = batches(1)[0]
     exact = case.model(ids).logits
-    made = WEIGHT_METHODS["rtn"].compress(case, 8.0)
+    made = WEIGHT_METHODS["rtn"].run(case, 8.0)
     near = case.model(ids).logits
     case.put_back()
     assert made.ledger["biases"] == 4 * 128
@@ -176,5 +176,5 @@ def test_transposed_layers_and_biases_are_handled() -> None:
 @pytest.mark.parametrize("name", ["svd", "svd-llm-int8", "tensorly-tt", "tensorly-ttm"])
 def test_a_rank_that_takes_too_much_is_not_taken(name: str, case: WeightCase) -> None:
     with pytest.raises(Unavailable, match=r"rank 1 takes [\d.]+ bits per weight, asked for 0\.0[1-9]"):
-        WEIGHT_METHODS[name].compress(case, 0.1)
+        WEIGHT_METHODS[name].run(case, 0.1)
     case.put_back()

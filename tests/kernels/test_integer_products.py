@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensornet_compress.kernels.integer_products import codes_times, three_bytes, times_codes
+from tensornet_compress.coding.planes import PlaneLayout, Planes
+from tensornet_compress.kernels.integer_products import codes_times, planes_times, three_bytes, times_codes, times_planes
 
 
 @settings(deadline=None, max_examples=40)
@@ -38,3 +39,15 @@ def test_products_agree_with_double_precision(integers: bool, tokens: int) -> No
 def test_rows_of_zeros_stay_zero() -> None:
     codes = torch.full((1, 4, 64), 15, dtype=torch.uint8)
     assert torch.equal(times_codes(torch.zeros(1, 3, 4), codes, True), torch.zeros(1, 3, 64))
+
+
+def test_products_with_planes_go_over_all_chunks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.tensor([0, 1, 2, 3, 4, 5, 6, 8])
+    layout = PlaneLayout.of(bits)
+    codes = torch.stack([torch.randint(0, 1 << int(b), (2, 192), generator=generator) for b in bits], -1)
+    planes = Planes((layout.pack(codes[:, :64]), layout.pack(codes[:, 64:])))
+    fields = layout.unpack(layout.pack(codes)).float()
+    factors, weights = torch.randn(2, 3, layout.count), torch.randn(2, 3, 192)
+    torch.testing.assert_close(times_planes(factors, layout, planes), factors @ fields)
+    torch.testing.assert_close(planes_times(layout, planes, weights), weights @ fields.mT)

@@ -1,6 +1,8 @@
-"""The cost model: what it promises is what caches hold, and its front has nothing beaten on it."""
+"""The cost model: what it promises is what caches hold, its front has nothing beaten on it, bits by layer add up."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -8,7 +10,11 @@ from torch import Tensor
 
 import tensornet_compress.kv as kv
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.kv.planning import layer_bits
+from tensornet_compress.kv.profile.profile import SIDES
 from tests.kv.tiny_models import VOCABULARY, tiny, tiny_profile
+
+Mode = Literal["live", "storage"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ def test_predicted_error_is_that_of_the_code() -> None:
     ids = torch.randint(1, VOCABULARY, (1, 400), generator=torch.Generator().manual_seed(6))
     states = _plain_states(model, ids)
     predicted = next(c.error for c in kv.costs(model, profile, 400, (3.0,)) if c.mode == "storage")
-    from tensornet_compress.kv.profile.moments import rows_of
+    from tensornet_compress.kv.profile.tree import rows_of
     from tensornet_compress.kv.storage.codec import JointCodec
 
     codec = JointCodec(profile, 3.0, rate_control=False)
@@ -78,3 +84,19 @@ def _plain_states(model: torch.nn.Module, ids: Tensor) -> tuple[list[Tensor], li
 def test_too_few_tokens_are_named() -> None:
     with pytest.raises(TensorNetError, match="60 tokens leave nothing to compress"):
         kv.costs(tiny("llama-gqa"), tiny_profile("llama-gqa"), 60)
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("bits", [1.5, 4.0])
+def test_bits_of_layers_average_to_the_rate(mode: Mode, bits: float) -> None:
+    profile = tiny_profile("llama-gqa")
+    shares = layer_bits(profile, bits, mode)
+    assert [layer for layer, _, _ in shares] == profile.spec.layers
+    elements = [heads * profile.spec.key.width for heads in profile.spec.heads]
+    spent = sum((keys + values) * count for (_, keys, values), count in zip(shares, elements))
+    if mode == "storage":
+        expected = sum(profile.quantiser.expected_bits(profile.scale[side], profile.step(bits)) for side in SIDES)
+    else:
+        expected = sum(code.layout.bits_per_token for pair in profile.live_codes(bits) for code in pair)
+    assert spent == pytest.approx(expected, rel=1e-4)
+    assert spent / profile.elements_per_token == pytest.approx(bits, rel=0.1)

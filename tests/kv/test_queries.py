@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import tensornet_compress.kv as kv
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.profile.capture import Runner, Window
-from tensornet_compress.kv.profile.queries import QueryMoments
-from tests.kv.tiny_models import FAMILIES, VOCABULARY, tiny
+from tensornet_compress.kv.profile.moments import QueryMoments
+from tests.kv.tiny_models import FAMILIES, VOCABULARY, strong, tiny
 
 TOKENS = 64
 
@@ -74,3 +75,9 @@ def test_calibrating_by_queries_needs_no_gradient_and_is_deterministic() -> None
     assert first.spec.metric == "queries"
     for side in ("key", "value"):
         assert torch.equal(first.trees[side].metric_root, second.trees[side].metric_root)
+
+
+@pytest.mark.parametrize("name", ["latent attention", "own attention"])
+def test_a_model_that_shows_no_queries_is_refused(name: str) -> None:
+    with pytest.raises(TensorNetError, match="shows no queries that meet its cached keys"):
+        kv.calibrate(strong(name), [ids(seed) for seed in range(5)], metric="queries")

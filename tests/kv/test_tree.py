@@ -6,14 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tensornet_compress.kv.profile.grouping import (
-    consecutive_groups,
-    joint_bits,
-    pair_information,
-    search_groups,
-    unit_channels,
-)
-from tensornet_compress.kv.profile.tree import SideTree, StoredBasis, build_tree, whiten
+from tensornet_compress.kv.profile.tree import SideTree, build_tree
+from tensornet_compress.metric.blocks import whiten
 
 UNITS, WIDTH = 6, 8
 
@@ -66,37 +60,7 @@ def test_one_group_of_everything_is_the_dense_spectrum() -> None:
     torch.testing.assert_close(variance[:10], wanted[:10], rtol=0.06, atol=0.02)
 
 
-def test_pairs_are_found() -> None:
-    pairs = [(0, 5), (1, 3), (2, 4)]
-    covariance = covariance_of_pairs(pairs)
-    information = pair_information(covariance, 0.05, WIDTH)
-    assert {tuple(sorted((u, int(information[u].argmax())))) for u in range(UNITS)} == set(pairs)
-    groups, bits = search_groups(covariance, 0.05, WIDTH, 2)
-    assert {tuple(sorted(group)) for group in groups} == set(pairs)
-    native = sum(joint_bits(covariance, 0.05, unit_channels(g, WIDTH)) for g in consecutive_groups(UNITS, 2))
-    assert min(bits.values()) < native == bits["native"]
-
-
-def test_without_structure_the_native_order_stays() -> None:
-    groups, _ = search_groups(torch.eye(UNITS * WIDTH), 0.1, WIDTH, 2)
-    assert groups == consecutive_groups(UNITS, 2) == [[0, 1], [2, 3], [4, 5]]
-
-
-def test_mutual_information_of_a_known_pair() -> None:
-    """Two scalars of correlation r share -1/2 log2(1 - r^2) bits."""
-    r, noise = 0.8, 1e-6
-    found = pair_information(torch.tensor([[1.0, r], [r, 1.0]]), noise, 1)
-    assert found[0, 1].item() == pytest.approx(-0.5 * torch.log2(torch.tensor(1 - r * r)).item(), rel=1e-3)
-
-
-def test_stored_basis_counts_its_bytes_and_inverts() -> None:
-    rows = torch.linalg.qr(torch.randn(32, 32))[0][:20]
-    basis = StoredBasis.store(rows)
-    assert basis.nbytes == 5 * 32 * 2 + 15 * 32 + 2 * 20
-    coefficients = torch.randn(9, 20)
-    torch.testing.assert_close(basis.analyse(basis.synthesise(coefficients)), coefficients, atol=1e-4, rtol=1e-3)
-
-
-def test_uneven_groups_are_even_as_can_be() -> None:
-    assert [len(g) for g in consecutive_groups(10, 4)] == [3, 4, 3]
-    assert isinstance(build_tree(torch.eye(48), torch.zeros(48), metric_roots(), [list(range(6))], 4), SideTree)
+def test_a_tree_of_one_group_has_no_root() -> None:
+    tree = build_tree(torch.eye(48), torch.zeros(48), metric_roots(), [list(range(6))], 4)
+    assert isinstance(tree, SideTree)
+    assert tree.root is None

@@ -12,18 +12,30 @@ import torch
 pytest.importorskip("transformers")
 
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import tensornet_compress.kv as kv
@@ -77,6 +89,78 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "neox-partial": _neox,
     "cohere-interleaved": _cohere,
 }
+
+
+def _latent_attention() -> Any:
+    config = DeepseekV3Config(
+        **_SHAPE, **_IDS, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, kv_lora_rank=32, q_lora_rank=32,
+        qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, n_routed_experts=4, n_group=2, topk_group=1,
+        num_experts_per_tok=2, moe_intermediate_size=32,
+    )  # fmt: skip
+    return DeepseekV3ForCausalLM(config)
+
+
+def _attention_sinks() -> Any:
+    config = GptOssConfig(
+        **_SHAPE, **_IDS, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=32,
+        layer_types=["full_attention", "sliding_attention", "full_attention"], num_local_experts=4, num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    model = GptOssForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("sinks"):
+            torch.nn.init.normal_(parameter, std=2.0)
+    return model
+
+
+def _soft_cap() -> Any:
+    config = Gemma2Config(
+        **_SHAPE, **_IDS, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=24,
+        attn_logit_softcapping=5.0,
+    )  # fmt: skip
+    return Gemma2ForCausalLM(config)
+
+
+def _linear_and_full() -> Any:
+    config = Qwen3NextConfig(
+        **_SHAPE, **_IDS, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=4,
+        layer_types=["linear_attention", "linear_attention", "full_attention"], num_experts_per_tok=2,
+        linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16, linear_value_head_dim=16,
+        moe_intermediate_size=32, shared_expert_intermediate_size=32,
+    )  # fmt: skip
+    return Qwen3NextForCausalLM(config)
+
+
+def _encoder_decoder() -> Any:
+    config = T5Config(
+        vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    return T5ForConditionalGeneration(config)
+
+
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "latent attention": _latent_attention,
+    "attention sinks": _attention_sinks,
+    "soft cap": _soft_cap,
+    "linear and full": _linear_and_full,
+    "own attention": lambda: BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=3, n_head=4, **_IDS)),
+    "encoder-decoder": _encoder_decoder,
+}
+"""Models whose attention is not that of a plain decoder."""
+
+
+@cache
+def strong(name: str) -> Any:
+    """A tiny model of ``ARCHITECTURES`` (or ``FAMILIES``) whose attention weights are so large that errors show."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = (ARCHITECTURES | FAMILIES)[name]().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "att" in name.lower() and "bias" not in name and "embed" not in name:
+                parameter.mul_(6)
+    return model
 
 
 @cache

@@ -1,30 +1,61 @@
-"""Seconds to compress: every weight method from a model with nothing known about it, calibration included."""
+"""Seconds to compress a model with every weight method, and to find a network of one tensor with every search method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 
-from tensornet_compress.bench.race import clock
-from tensornet_compress.bench.side import Unavailable
-from tensornet_compress.bench.speed import OURS, TRACKS, Heat, SpeedSettings, Timed, Track
+from tensornet_compress.bench.processes import cost_apart
+from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase
+from tensornet_compress.bench.side import reason
+from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock
+from tensornet_compress.bench.tensors import TENSORS, BenchTensor
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS
 from tensornet_compress.bench.weights import WeightBench, WeightSettings
 
 QUICK_METHODS = (OURS, "svd", "svd-llm", "rtn", "gptq", "hqq")
 WINDOWS, LENGTH = 2, 128
+BARE = "bare-svd"
+SUBJECTS = ("wave", "heat")
+ERROR = 0.1
 
 
-def heats(settings: SpeedSettings) -> Iterator[Heat]:
-    """One: the layers of a middle block, or one of them in a quick run."""
+def once(
+    seed: int, contenders: Iterable[tuple[str, Callable[[], object]]], after: Callable[[], object] = lambda: None
+) -> Raced:
+    """Every contender timed on one call; ``after`` follows each."""
+    read = clock()
+    seconds: dict[str, dict[str, float]] = {}
+    missing: dict[str, str] = {}
+    for name, call in contenders:
+        torch.manual_seed(seed)
+        began = read()
+        try:
+            call()
+            seconds[name] = {"time": read() - began}
+        except Exception as error:  # as in the harness
+            missing[name] = reason(error)
+        finally:
+            after()
+    return Raced(seconds, missing)
+
+
+def compressing(settings: SpeedSettings) -> Iterator[Heat]:
+    """From a model with nothing known about it, calibration included: the layers of a middle block by every method (one layer
+    in a quick run), then, in a full run, the whole model beside a bare SVD of each weight, with peak memory."""
     names = QUICK_METHODS if settings.quick else tuple(method.name for method in WEIGHT_METHODS)
     what = "the first layer of the middle block" if settings.quick else "the middle block"
     yield Heat(f"compressing {what} to {settings.bits:g} bits", names, lambda: _compress(settings, names))
+    if not settings.quick:
+        yield Heat(f"compressing the whole model to {settings.bits:g} bits", (OURS, BARE), lambda: _whole(settings))
 
 
-def _compress(settings: SpeedSettings, names: tuple[str, ...]) -> Timed:
-    weights = WeightSettings(
+def _weights(settings: SpeedSettings) -> WeightSettings:
+    return WeightSettings(
         model=settings.model,
         text=settings.text,
         bits=(settings.bits,),
@@ -33,24 +64,54 @@ def _compress(settings: SpeedSettings, names: tuple[str, ...]) -> Timed:
         quick=settings.quick,
         seed=settings.seed,
     )
-    case = WeightBench(weights).case
+
+
+def _compress(settings: SpeedSettings, names: tuple[str, ...]) -> Raced:
+    case = WeightBench(_weights(settings)).case
     if settings.quick:
         case.targets = case.targets[:1]
         case.patterns = [case.targets[0].name]
-    read, seconds, missing = clock(), {}, {}
-    for name in names:
+
+    def call(name: str) -> object:
         case.memo.clear()
-        torch.manual_seed(settings.seed)
-        began = read()
-        try:
-            WEIGHT_METHODS[name].compress(case, settings.bits)
-            seconds[name] = read() - began
-        except Unavailable as reason:
-            missing[name] = str(reason)
-        finally:
-            case.put_back()
+        return WEIGHT_METHODS[name].run(case, settings.bits)
+
+    raced = once(settings.seed, [(name, partial(call, name)) for name in names], case.put_back)
     layers = [target.name for target in case.targets]
-    return Timed(seconds, missing, settings={"layers": layers, "calibration": [WINDOWS, LENGTH]})
+    return replace(raced, settings={"layers": layers, "calibration": [WINDOWS, LENGTH]})
 
 
-TRACKS.add(Track("compressing", heats))
+def _whole(settings: SpeedSettings) -> Raced:
+    values, threads = {}, torch.get_num_threads()
+    for name in (OURS, BARE):
+        _, cost = cost_apart(_prepared, _weights(settings), name, threads=threads)
+        seconds = cost.processor_seconds if threads == 1 else cost.seconds
+        values[name] = {"time": seconds, "peak_nbytes": float(cost.peak_nbytes)}
+    return Raced(values, settings={"calibration": [WINDOWS, LENGTH]})
+
+
+def _prepared(settings: WeightSettings, name: str) -> Callable[[], object]:
+    """The work of a contender on all layers."""
+    case = WeightBench(replace(settings, blocks=None)).case
+    if name == BARE:
+        matrices = [case.matrix(target) for target in case.targets]
+        return lambda: [torch.linalg.svd(matrix, full_matrices=False).S.numel() for matrix in matrices]
+    return lambda: len(WEIGHT_METHODS[name].run(case, settings.bits[0]).layers)
+
+
+def searching(settings: SpeedSettings) -> Iterator[Heat]:
+    """Our search beside other tools, on the same field at the same error."""
+    names = tuple(method.name for method in SEARCH_METHODS)
+    for subject in SUBJECTS[:1] if settings.quick else SUBJECTS:
+        tensor = TENSORS[subject]
+        yield Heat(f"searching {tensor.title}", names, partial(_search, settings, tensor))
+
+
+def _search(settings: SpeedSettings, tensor: BenchTensor) -> Raced:
+    case, error = SearchCase(tensor.load(), settings.budget, settings.seed), ERROR * tensor.tolerance
+    calls: list[tuple[str, Any]] = [(method.name, partial(method.run, case, error)) for method in SEARCH_METHODS]
+    return replace(once(settings.seed, calls), settings={"shape": list(case.tensor.shape), "max_error": error})
+
+
+TRACKS.add(Track("compressing", compressing))
+TRACKS.add(Track("searching", searching))

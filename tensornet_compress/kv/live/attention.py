@@ -1,4 +1,4 @@
-"""Attention that contracts queries with packed codes instead of rebuilding keys and values.
+"""Coded tokens of a layer, and attention that contracts queries with them instead of rebuilding keys and values.
 
 Scores: q . k = (q A_k') code_k, values: (w code_v') A_v, with A the decoder's rows scaled by step and place value. Working
 memory is one chunk of unpacked codes and the scores.
@@ -6,148 +6,168 @@ memory is one chunk of unpacked codes and the scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._pytree import tree_map_only
 
-from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kernels.integer_products import codes_times, integer_products, times_codes
-from tensornet_compress.kv.live.layer import LiveView, attached
+from tensornet_compress.coding.planes import UNIT, Planes
+from tensornet_compress.kernels.integer_products import planes_times, times_planes
+from tensornet_compress.kv.live.codec import SideCode
 
-NAME = "tensornet_compress_kv"
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sinks")
+_NOTE = (
+    "the attention of this model does not contract with coded keys and values: they are rebuilt at every step, layer by layer, "
+    "which gives the same scores in more time and memory; attention='rebuild' does that without this note"
+)
 
 
-def contracting_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """The attention function registered as ``NAME``: (batch, heads, new, width) -> (batch, new, heads, width).
+@dataclass(frozen=True)
+class CodedSide:
+    """The sealed tokens of keys or values of one layer; never changed in place.
 
-    Keys without sealed tokens attached take the stock SDPA path.
+    ``sinks``: (batch, heads, sinks, width), exact; they stand in place of the tokens ``index`` (batch, sinks).
     """
-    view = attached(key)
-    if view is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    used = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if used:
-        raise TensorNetError(f"contracting attention does not know {used}; use the cache with attention='rebuild'")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = attend(query.float() * scale, key.float(), value.float(), view, attention_mask)
-    return out.to(query.dtype).transpose(1, 2).contiguous(), None
+    code: SideCode
+    planes: Planes
+    tokens: int
+    sinks: Tensor
+    index: Tensor
+
+    def rebuild(self, dtype: torch.dtype) -> Tensor:
+        """States (batch, heads, tokens, width)."""
+        with torch.autocast(self.sinks.device.type, enabled=False):
+            whole = torch.cat([self.code.decode(chunk).to(dtype) for chunk in self.planes.chunks], 2)
+        index = self.index[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
+        return whole.scatter_(2, index, self.sinks.to(dtype))
+
+    def append(self, states: Tensor) -> CodedSide:
+        """With more states (batch, heads, new, width) behind those held."""
+        return replace(self, planes=self.planes.append(self.code.encode(states)), tokens=self.tokens + states.shape[2])
+
+    def first(self, units: int) -> CodedSide:
+        """Only the first ``units`` of ``UNIT`` tokens."""
+        return replace(self, planes=self.planes.first(units), tokens=units * UNIT)
+
+    def select(self, rows: Tensor) -> CodedSide:
+        """Rows of the batch."""
+        rows = rows.to(self.sinks.device)
+        sinks, index = self.sinks.index_select(0, rows), self.index.index_select(0, rows)
+        return replace(self, planes=self.planes.select(rows), sinks=sinks, index=index)
+
+    def to(self, device: torch.device) -> CodedSide:
+        """On another device."""
+        sinks, index = (part.to(device, non_blocking=True) for part in (self.sinks, self.index))
+        return replace(self, planes=self.planes.to(device), sinks=sinks, index=index)
 
 
-def attend(query: Tensor, tail_keys: Tensor, tail_values: Tensor, view: LiveView, mask: Tensor | None) -> Tensor:
-    """Attention over sealed tokens, then the exact tail; all fp32.
+class CodedStates(Tensor):
+    """Keys or values of a layer, coded tokens and then an exact tail, that look like one tensor (batch, heads, tokens, width).
+
+    ``scaled_dot_product_attention`` contracts with them. Any other operation gets them rebuilt, so that a model which repeats,
+    projects or rotates what its cache gave it, or attends in its own way, computes what it would with a plain tensor.
+    """
+
+    side: CodedSide
+    tail: Tensor
+    queries: int
+    _whole: Tensor | None
+
+    @staticmethod
+    def __new__(cls, side: CodedSide, tail: Tensor, queries: int) -> CodedStates:
+        """``queries``: how many tokens at the end attend now."""
+        batch, heads, recent, width = tail.shape
+        shape = (batch, heads, side.tokens + recent, width)
+        made: CodedStates = Tensor._make_wrapper_subclass(cls, shape, dtype=tail.dtype, device=tail.device)
+        made.side, made.tail, made.queries, made._whole = side, tail, queries, None
+        return made
+
+    def whole(self) -> Tensor:
+        """The plain tensor; rebuilt once."""
+        if self._whole is None:
+            self._whole = torch.cat([self.side.rebuild(self.tail.dtype), self.tail], 2)
+        return self._whole
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention:
+            contracted = _contracted(*args, **(kwargs or {}))
+            if contracted is not None:
+                return contracted
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        args, kwargs = tree_map_only(CodedStates, CodedStates._rebuilt, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _rebuilt(self) -> Tensor:
+        if self.queries == 1:
+            warnings.warn(_NOTE, stacklevel=2)
+        return self.whole()
+
+
+def _contracted(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0, is_causal: bool = False, **more: Any
+) -> Tensor | None:
+    """``scaled_dot_product_attention`` with codes; ``None`` where only rebuilt keys and values give it."""
+    if not (isinstance(key, CodedStates) and isinstance(value, CodedStates)) or not key._whole is value._whole is None:
+        return None
+    if dropout_p or is_causal or query.dim() != 4 or query.shape[0] != key.shape[0]:
+        return None
+    if query.shape[1] != key.shape[1] != 1 and not more.get("enable_gqa"):
+        return None
+    if torch.is_grad_enabled() and (query.requires_grad or (attn_mask is not None and attn_mask.requires_grad)):
+        return None
+    scale = query.shape[-1] ** -0.5 if more.get("scale") is None else more["scale"]
+    with torch.autocast(query.device.type, enabled=False):
+        out = attend(query.float() * scale, key, value, attn_mask)
+    return out.to(query.dtype)
+
+
+def attend(query: Tensor, keys: CodedStates, values: CodedStates, mask: Tensor | None) -> Tensor:
+    """Attention over coded tokens, then the exact tail; fp32.
 
     Args:
-        query: scaled, (batch, query heads, new, width). tail_keys, tail_values: (batch, KV heads, tail, width).
-        mask: ``None`` (causal), boolean (True: visible) or additive, broadcastable to (batch, heads, new, sealed + tail).
+        query: scaled, (batch, query heads, new, width); consecutive query heads share a KV head.
+        mask: ``None`` (everything is visible), boolean (True: visible) or additive, broadcastable to (batch, query heads, new,
+            tokens).
     """
     batch, query_heads, new, width = query.shape
-    heads, tail = tail_keys.shape[1], tail_keys.shape[2]
+    heads, tokens = keys.tail.shape[1], keys.side.tokens
     grouped = query.reshape(batch, heads, -1, width)
-    scores = torch.cat([_sealed_scores(grouped, view), grouped @ tail_keys.mT], -1)
-    scores = scores.view(batch, query_heads, new, view.tokens + tail)
-    if mask is None and new > 1:
-        mask = torch.ones(new, view.tokens + tail, dtype=torch.bool, device=query.device).tril(view.tokens + tail - new)
+    scores = torch.cat([_sealed_scores(grouped, keys.side), grouped @ keys.tail.float().mT], -1)
     if mask is not None:
-        mask = mask[..., : scores.shape[-1]]
+        scores = scores.view(batch, query_heads, new, -1)
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    weights = scores.softmax(-1).view(batch, heads, -1, scores.shape[-1])
-    sealed, recent = weights.split([view.tokens, tail], -1)
-    out = _sealed_values(sealed, view) + recent @ tail_values
+        scores = scores.view(batch, heads, -1, scores.shape[-1])
+    sealed, recent = scores.softmax(-1).split([tokens, scores.shape[-1] - tokens], -1)
+    out = _sealed_values(sealed, values.side) + recent @ values.tail.float()
     return out.view(batch, query_heads, new, -1)
 
 
-def _sealed_scores(grouped: Tensor, view: LiveView) -> Tensor:
+def _sealed_scores(grouped: Tensor, side: CodedSide) -> Tensor:
     """(batch, KV heads, queries, width) -> scores (batch, KV heads, queries, sealed tokens)."""
-    code = view.key_code
+    code = side.code
     code.to(grouped.device)
     factors = grouped @ code.head_operand.mT
-    batch, heads, queries, rows = factors.shape
-    flat = factors.view(batch, heads * queries, rows)
-    scores = torch.empty(batch, heads * queries, view.tokens, device=grouped.device)
-    integers, done = integer_products(flat.device), 0
-    for chunk in view.keys.chunks:
-        fields = code.layout.unpack(chunk)
-        tokens = fields.shape[2]
-        scores[:, :, done : done + tokens] = times_codes(flat, fields, integers)
-        done += tokens
-    scores = scores.view(batch, heads, queries, view.tokens)
+    scores = times_planes(factors.flatten(1, 2), code.layout, side.planes).view(*grouped.shape[:3], side.tokens)
     scores += (grouped * code.head_constant[:, None]).sum(-1, keepdim=True)
-    index = view.sink_index[:, None, None, :].expand(-1, heads, queries, -1)
-    return scores.scatter_(3, index, grouped @ view.sink_keys.float().mT)
+    index = side.index[:, None, None, :].expand(*scores.shape[:3], -1)
+    return scores.scatter_(3, index, grouped @ side.sinks.float().mT)
 
 
-def _sealed_values(weights: Tensor, view: LiveView) -> Tensor:
+def _sealed_values(weights: Tensor, side: CodedSide) -> Tensor:
     """Weights (batch, KV heads, queries, sealed tokens) -> weighted values (batch, KV heads, queries, width)."""
-    code = view.value_code
+    code = side.code
     code.to(weights.device)
-    batch, heads, queries, _ = weights.shape
-    index = view.sink_index[:, None, None, :].expand(-1, heads, queries, -1)
-    sink_weights = weights.gather(3, index)
+    index = side.index[:, None, None, :].expand(*weights.shape[:3], -1)
     coded = weights.scatter(3, index, 0.0)
-    flat = coded.view(batch, heads * queries, -1)
-    total: Tensor | float = 0.0
-    integers, done = integer_products(flat.device), 0
-    for chunk in view.values.chunks:
-        fields = code.layout.unpack(chunk)
-        tokens = fields.shape[2]
-        total = total + codes_times(fields, flat[:, :, done : done + tokens], integers)
-        done += tokens
-    factors = torch.as_tensor(total).view(batch, heads, queries, -1)
+    factors = planes_times(code.layout, side.planes, coded.flatten(1, 2)).view(*weights.shape[:3], -1)
     constant = coded.sum(-1, keepdim=True) * code.head_constant[:, None]
-    return factors @ code.head_operand + constant + sink_weights @ view.sink_values.float()
-
-
-@contextmanager
-def contracting(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's attention contracts against live caches; afterwards everything is as it was.
-
-    Raises:
-        TensorNetError: the model does not take registered attention functions.
-    """
-    with attending_with(model, NAME, contracting_attention):
-        yield
-
-
-@contextmanager
-def attending_with(model: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside, ``function`` is registered as ``name`` and is the model's attention; afterwards everything is as it was.
-
-    Raises:
-        TensorNetError: the model does not take registered attention functions.
-    """
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    chosen: Any = model
-    before = chosen.config._attn_implementation
-    nested = name in ALL_ATTENTION_FUNCTIONS
-    if not nested:
-        ALL_ATTENTION_FUNCTIONS[name] = function
-        # Masks are only made for names in the class-wide mapping; without one, padding would go unmasked.
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, sdpa_mask)
-    try:
-        try:
-            chosen.set_attn_implementation(name)
-        except (ValueError, ImportError) as error:
-            raise TensorNetError(f"{type(model).__name__} takes no registered attention function: {error}") from error
-        yield
-    finally:
-        chosen.set_attn_implementation(before)
-        if not nested:
-            del ALL_ATTENTION_FUNCTIONS[name]
-            del type(ALL_MASK_ATTENTION_FUNCTIONS)._global_mapping[name]
+    return factors @ code.head_operand + constant + weights.gather(3, index) @ side.sinks.float()

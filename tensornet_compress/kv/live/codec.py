@@ -1,4 +1,4 @@
-"""The codec of ``mode="live"``: one basis per layer and side, a fixed number of bits per component, rotary positions left on.
+"""The codec of live mode: a fixed number of bits for each component of one basis per layer and side, rotary positions left on.
 
 Keys keep their rotary positions, so scores contract queries with the codes directly, q . k = (q A') code; rebuilding keys first
 would cost tens of times the attention itself. The price is a flatter spectrum, measured against storage mode in the benchmarks.
@@ -12,17 +12,23 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding.planes import FIELDS, PlaneLayout
+from tensornet_compress.coding.fixed_rate import Curve
+from tensornet_compress.coding.planes import PlaneLayout
+from tensornet_compress.coding.stored_basis import StoredBasis
+from tensornet_compress.decompose.linalg import principal_axes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.profile.tree import StoredBasis, principal_rows, whiten
+from tensornet_compress.frozen import Shared
+from tensornet_compress.kv.rope import Rotary
+from tensornet_compress.metric.blocks import symmetric_roots, whiten
 
-ALLOWED = tuple(sorted(FIELDS))
-_GRID = torch.linspace(0.02, 2.4, 120)
+_OPERANDS = ("_encoder", "_inverse_step", "_half", "_mean", "_operand", "_constant")
+_OWN_SAMPLE = 100_000
+_POSITIONS = torch.arange(0, 4096, 32)
 
 
 @dataclass(frozen=True)
 class LiveBasis:
-    """What calibration knows of one side of one layer.
+    """The basis of one side of one layer of a live cache.
 
     ``blocks``: state-space basis vectors as rows, in int8; several blocks make a block-diagonal basis. ``deviation``: of each
     coefficient, in the metric, fp32 (channels,); ``mean``: fp32 (channels,).
@@ -32,86 +38,82 @@ class LiveBasis:
     deviation: Tensor
     mean: Tensor
 
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes."""
-        return sum(block.nbytes for block in self.blocks) + self.deviation.nbytes + self.mean.nbytes
-
     def dense(self) -> Tensor:
         """The decoder's rows, fp64 (channels, channels)."""
         return torch.block_diag(*(block.dense() for block in self.blocks)).double()
 
 
-def live_basis(covariance: Tensor, mean: Tensor, metric: Tensor) -> LiveBasis:
-    """Basis of one side of one layer.
+def live_bases(covariance: Tensor, mean: Tensor, metric: Tensor, heads: list[int], rotary: Rotary | None) -> list[LiveBasis]:
+    """One basis per layer of one side. Keys of a live cache keep their rotary positions, so theirs is an average over these.
 
     Args:
-        covariance: (channels, channels); mean: (channels,); metric: positive definite, (heads, width, width).
+        covariance: plain states of all units, (n, n); mean: (n,); metric: (units, width, width); heads: of every layer.
+        rotary: given for keys: second moments and metric are then averaged over positions, and the mean is no longer constant.
     """
-    values, frames = torch.linalg.eigh(metric.double())
-    roots = values.clamp_min(1e-12 * float(values.max()) + 1e-30).sqrt()
-    forward = (frames * roots[:, None]) @ frames.mT
-    backward = torch.block_diag(*((frames / roots[:, None]) @ frames.mT))
-    weighted = whiten(covariance.double(), forward)
-    rows = principal_rows(weighted)
+    width = metric.shape[-1]
+    bases, unit = [], 0
+    for count in heads:
+        own = slice(unit * width, (unit + count) * width)
+        second, centre, blocks = covariance[own, own].double(), mean[own].double(), metric[unit : unit + count].double()
+        if rotary is not None:
+            second = second + torch.outer(centre, centre)
+            grid = second.view(count, width, count, width).permute(0, 2, 1, 3)
+            second = rotary.average(grid, _POSITIONS).permute(0, 2, 1, 3).reshape(count * width, -1)
+            blocks, centre = rotary.average(blocks, _POSITIONS), torch.zeros_like(centre)
+        bases.append(_live_basis(second, centre, blocks))
+        unit += count
+    return bases
+
+
+def _live_basis(covariance: Tensor, mean: Tensor, metric: Tensor) -> LiveBasis:
+    forward, backward = symmetric_roots(metric)
+    weighted = whiten(covariance, forward)
+    rows = principal_axes(weighted)
     deviation = torch.einsum("rc,cd,rd->r", rows, weighted, rows).clamp_min(0).sqrt().float().clamp_min(1e-12)
     # Stored rows are those of the decoder, in plain state space; int8 needs one scale each, and their lengths differ anyway.
-    return LiveBasis((StoredBasis.store((rows @ backward).float()),), deviation, mean.float())
+    return LiveBasis((StoredBasis.store((rows @ torch.block_diag(*backward)).float()),), deviation, mean.float())
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The fixed-rate quantiser measured on calibration data, for unit deviation: ``error`` and best ``step`` by bits (9,)."""
-
-    error: Tensor
-    step: Tensor
-
-    @staticmethod
-    def measure(sample: Tensor) -> Curve:
-        """``sample``: coefficients divided by their deviation, any shape; every bit count gets its best uniform step."""
-        values = sample.float().flatten()
-        error, step = torch.ones(9), torch.zeros(9)
-        error[0] = values.square().mean()
-        for bits in range(1, 9):
-            half = 1 << (bits - 1)
-            tried = torch.stack(
-                [((values / s).floor().clamp(-half, half - 1).add(0.5).mul(s) - values).square().mean() for s in _GRID]
-            )
-            best = int(tried.argmin())
-            error[bits], step[bits] = tried[best], _GRID[best]
-        return Curve(error, step)
+def own_basis(states: Tensor) -> tuple[LiveBasis, Curve]:
+    """Head by head principal axes of states (batch, heads, tokens, width), shared by the batch, and the quantiser's curve."""
+    rows = states.float().transpose(1, 2).flatten(0, 1)
+    mean = rows.mean(0)
+    blocks, deviations, samples = [], [], []
+    for head in range(rows.shape[1]):
+        centred = rows[:, head] - mean[head]
+        basis = StoredBasis.store(principal_axes(centred.T @ centred / len(centred)), 0.0)
+        coefficients = basis.analyse(centred)
+        deviation = coefficients.square().mean(0).sqrt().clamp_min(1e-9)
+        samples.append((coefficients / deviation).flatten())
+        blocks.append(basis)
+        deviations.append(deviation)
+    curve = Curve.measure(torch.cat(samples), _OWN_SAMPLE)
+    return LiveBasis(tuple(blocks), torch.cat(deviations).float(), mean.flatten()), curve
 
 
-def allocate(deviation: Tensor, curve: Curve, bits: float) -> Tensor:
-    """Bits of every component, int64 (components,), with the least total error at ``bits`` on average (never more).
+def live_curve(
+    live: dict[str, list[LiveBasis]], kept: list[dict[str, Tensor]], sinks: int, heads: list[int], rotary: Rotary | None
+) -> Curve:
+    """The quantiser's curve on coefficients of sequences that the bases have not seen.
 
-    Lagrangian search over the allowed bit counts, then a greedy fill of what is left.
-
-    Raises:
-        TensorNetError: ``bits`` outside 0.05 .. 8.
+    ``kept``: per sequence and side, plain rows (tokens, channels) that begin after ``sinks`` tokens.
     """
-    if not 0.05 <= bits <= 8:
-        raise TensorNetError(f"asked for {bits} bits per element; live caches take 0.05 to 8")
-    variance = deviation.double().square()
-    cost = torch.tensor(ALLOWED, dtype=torch.float64)
-    error = variance[:, None] * curve.error[list(ALLOWED)].double()
-    low, high = 1e-30, float(variance.max()) * 4
-    for _ in range(120):
-        price = (low * high) ** 0.5
-        choice = (error + price * cost).argmin(1)
-        low, high = (price, high) if float(cost[choice].mean()) > bits else (low, price)
-    choice = (error + high * cost).argmin(1)
-    left = int(bits * len(variance)) - int(cost[choice].sum())
-    upper = (choice + 1).clamp_max(len(ALLOWED) - 1)
-    gain = error.gather(1, choice[:, None]) - error.gather(1, upper[:, None])
-    for component in gain.flatten().argsort(descending=True).tolist():
-        more = int(cost[upper[component]] - cost[choice[component]])
-        if 0 < more <= left:
-            choice[component], left = upper[component], left - more
-    return cost[choice].long()
+    samples = []
+    for rows in kept:
+        for side, bases in live.items():
+            states = rows[side].float()
+            if side == "key" and rotary is not None:
+                units = states.unflatten(1, (sum(heads), -1))
+                states = rotary.rotate(units, torch.arange(sinks, sinks + len(states))[:, None]).flatten(1)
+            for basis, part in zip(bases, states.split([b.mean.numel() for b in bases], 1)):
+                encoder = torch.linalg.inv(basis.dense()).float()
+                unit = ((part - basis.mean) @ encoder) / basis.deviation
+                # Directions that calibration hardly saw say nothing about the shape of the ones that get bits.
+                samples.append(unit[:, basis.deviation > basis.deviation.median()].flatten())
+    return Curve.measure(torch.cat(samples))
 
 
-class SideCode:
+class SideCode(Shared):
     """Encoder, decoder and contraction operands of one side of one layer at one allocation."""
 
     def __init__(self, basis: LiveBasis, bits: Tensor, curve: Curve, heads: int):
@@ -130,7 +132,7 @@ class SideCode:
 
     def encode(self, states: Tensor) -> dict[int, Tensor]:
         """States (batch, heads, tokens, width) -> packed bytes by width."""
-        rows = states.transpose(1, 2).flatten(2).float()
+        rows = states.detach().transpose(1, 2).flatten(2).float()
         self.to(rows.device)
         scaled = ((rows - self._mean) @ self._encoder) * self._inverse_step
         if not torch.isfinite(scaled).all():
@@ -142,7 +144,7 @@ class SideCode:
         """Keep the operands where the states are."""
         if self._operand.device != device:
             self.layout = self.layout.to(device)
-            for name in ("_encoder", "_inverse_step", "_half", "_mean", "_operand", "_constant"):
+            for name in _OPERANDS:
                 setattr(self, name, getattr(self, name).to(device))
             for name in ("head_operand", "head_constant"):
                 self.__dict__.pop(name, None)
@@ -167,4 +169,4 @@ class SideCode:
     @property
     def resident_nbytes(self) -> int:
         """Bytes of the operands in memory; shared by every cache of a model."""
-        return sum(t.nbytes for t in (self._encoder, self._inverse_step, self._half, self._mean, self._operand, self._constant))
+        return sum(getattr(self, name).nbytes for name in _OPERANDS)

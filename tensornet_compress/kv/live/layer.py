@@ -1,167 +1,118 @@
-"""The ``transformers`` cache layer of live mode: packed planes, exact sinks, an exact recent tail."""
+"""The ``transformers`` cache layer of live mode: packed codes of older tokens, exact sinks, an exact recent tail."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from tensornet_compress.coding.fixed_rate import Curve, allocate
 from tensornet_compress.coding.planes import UNIT, Planes
-from tensornet_compress.kv.live.codec import SideCode
+from tensornet_compress.kv.cache import row_numbers
+from tensornet_compress.kv.live.attention import CodedSide, CodedStates
+from tensornet_compress.kv.live.codec import LiveBasis, SideCode, own_basis
 
-if TYPE_CHECKING:
-    from tensornet_compress.kv.live.cache import LiveCache
-
-
-@dataclass(frozen=True)
-class LiveView:
-    """What attention contracts against: an immutable snapshot of one layer's sealed tokens.
-
-    ``sink_keys``, ``sink_values``: (batch, heads, sinks, width), exact; they overlay tokens ``sink_index`` (batch, sinks).
-    """
-
-    key_code: SideCode
-    value_code: SideCode
-    keys: Planes
-    values: Planes
-    tokens: int
-    sink_keys: Tensor
-    sink_values: Tensor
-    sink_index: Tensor
-
-    def rebuild(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Sealed keys and values, (batch, heads, tokens, width)."""
-        out = []
-        for code, packed, sinks in (
-            (self.key_code, self.keys, self.sink_keys),
-            (self.value_code, self.values, self.sink_values),
-        ):
-            whole = torch.cat([code.decode(chunk).to(dtype) for chunk in packed.chunks], 2)
-            index = self.sink_index[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
-            out.append(whole.scatter_(2, index, sinks.to(dtype)))
-        return out[0], out[1]
+_CONTRACTED_QUERIES = 16
+"""New tokens up to which contracting with codes costs less than rebuilding keys and values."""
 
 
 class LiveLayer(DynamicLayer):
-    """``keys`` and ``values`` hold the recent tail alone, (batch, heads, tail, width); sealed tokens are packed codes."""
+    """``keys`` and ``values`` hold the recent tail alone, (batch, heads, tail, width); ``sides`` the sealed tokens before it.
+
+    ``sink_index``: int64 (batch, sinks), the tokens that stay exact, to be known before any are sealed. ``codes``: of keys and
+    values; without a profile they are made from the layer's own first tokens, and ``sources`` is what makes them again.
+    """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, owner: LiveCache, index: int):
+    def __init__(self, bits: float, codes: tuple[SideCode, ...], window: int, block: int, contracts: bool):
         super().__init__()
-        self.owner, self.index = owner, index
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sealed = 0
-        self.packed_keys: Planes | None = None
-        self.packed_values: Planes | None = None
-        self.sink_keys: Tensor | None = None
-        self.sink_values: Tensor | None = None
+        self.bits, self.window, self.block, self.contracts = bits, window, block, contracts
+        self.profiled = self.codes = codes
+        self.sources: list[tuple[LiveBasis, Curve]] = []
+        self.sides: tuple[CodedSide, ...] = ()
         self.sink_index: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append (batch, heads, new, width). Returns everything rebuilt, or, where the contracting attention reads this layer,
-        the exact tail with the sealed tokens attached as a ``LiveView``."""
-        self.owner.before_update(self, key_states)
-        tail_keys, tail_values = super().update(key_states, value_states)
-        view = self.view()
-        if view is None:
-            found = tail_keys, tail_values
-        elif self.owner.contracts(self, key_states.shape[2]):
-            found = attach(tail_keys, view), tail_values
-        else:
-            keys, values = view.rebuild(key_states.dtype)
-            found = torch.cat([keys, tail_keys], 2), torch.cat([values, tail_values], 2)
-        self._seal_ready()
-        return found
-
-    def view(self) -> LiveView | None:
-        """The sealed tokens now; ``None`` when there are none."""
-        if self.packed_keys is None or self.packed_values is None:
-            return None
-        if self.sink_keys is None or self.sink_values is None or self.sink_index is None:
-            return None
-        key_code, value_code = self.owner.codes_of(self)
-        return LiveView(
-            key_code,
-            value_code,
-            self.packed_keys,
-            self.packed_values,
-            self.sealed,
-            self.sink_keys,
-            self.sink_values,
-            self.sink_index,
-        )
+        """Append (batch, heads, new, width); returns everything, as ``CodedStates`` where attention may contract with them."""
+        keys, values = super().update(key_states, value_states)
+        if self.sides:
+            new = key_states.shape[2]
+            keys, values = (CodedStates(side, part, new) for side, part in zip(self.sides, (keys, values)))
+            differentiated = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
+            if not self.contracts or new > _CONTRACTED_QUERIES or differentiated:
+                keys, values = keys.whole(), values.whole()
+        with torch.autocast(key_states.device.type, enabled=False):
+            self._seal_ready()
+        return keys, values
 
     def _seal_ready(self) -> None:
-        ready = (self.keys.shape[2] - self.owner.window) // self.owner.block * self.owner.block
+        ready = (self.keys.shape[2] - self.window) // self.block * self.block
         if ready <= 0:
             return
-        if self.sealed == 0:
+        if not self.sides:
+            index = self.keys.new_zeros(len(self.keys), 0, dtype=torch.int64) if self.sink_index is None else self.sink_index
             # The sinks of every row must lie in what is sealed first, so that one copy of them serves for good.
-            self.sink_index = self.owner.sink_index().to(self.keys.device)
-            if self.sink_index.numel():
-                need = int(self.sink_index.max()) + 1
-                if need > ready:
-                    return
-            self._copy_sinks()
-        key_code, value_code = self.owner.codes_of(self)
-        self.packed_keys = (self.packed_keys or Planes(())).append(key_code.encode(self.keys[:, :, :ready]))
-        self.packed_values = (self.packed_values or Planes(())).append(value_code.encode(self.values[:, :, :ready]))
-        self.sealed += ready
-        self.keys, self.values = self.keys[:, :, ready:].clone(), self.values[:, :, ready:].clone()
+            if index.numel() and int(index.max()) >= ready:
+                return
+            self._begin(index.to(self.keys.device))
+        states = self.keys, self.values
+        self.sides = tuple(side.append(part[:, :, :ready]) for side, part in zip(self.sides, states))
+        self.keys, self.values = (part[:, :, ready:].clone() for part in states)
 
-    def _copy_sinks(self) -> None:
-        if self.sink_index is None:
-            return
-        index = self.sink_index[:, None, :, None]
-        self.sink_keys = self.keys.gather(2, index.expand(-1, self.keys.shape[1], -1, self.keys.shape[3]))
-        self.sink_values = self.values.gather(2, index.expand(-1, self.values.shape[1], -1, self.values.shape[3]))
+    def _begin(self, index: Tensor) -> None:
+        """Sides without tokens, with copies of the sinks."""
+        states = self.keys, self.values
+        if not self.codes:
+            old = self.keys.shape[2] - self.window
+            self.learn([own_basis(part[:, :, :old].detach().cpu()) for part in states])
+        places = [index[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]) for part in states]
+        self.sides = tuple(
+            CodedSide(code, Planes(()), 0, part.gather(2, place), index)
+            for code, part, place in zip(self.codes, states, places)
+        )
+
+    def learn(self, sources: list[tuple[LiveBasis, Curve]]) -> None:
+        """Make the codes of keys and values from these."""
+        self.sources = sources
+        self.codes = tuple(
+            SideCode(basis, allocate(basis.deviation, curve, self.bits), curve, len(basis.blocks)) for basis, curve in sources
+        )
+
+    @property
+    def sealed(self) -> int:
+        """Coded tokens."""
+        return self.sides[0].tokens if self.sides else 0
 
     def get_seq_length(self) -> int:
         """Logical tokens, sealed ones included."""
         return super().get_seq_length() + self.sealed
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(length, offset) that masks are built for."""
-        return self.get_seq_length() + query_length, 0
-
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens. What a crop leaves of a unit goes back to the tail as decoded; coding it
         again gives the same codes."""
         removed = abs(tokens_to_remove)
-        tail = super().get_seq_length()
-        view = self.view()
-        if tokens_to_remove > 0 or removed <= tail or view is None:
+        if tokens_to_remove > 0 or removed <= super().get_seq_length() or not self.sides:
             super().crop(tokens_to_remove)
             return
         length = max(0, self.get_seq_length() - removed)
-        keys, values = view.rebuild(self.keys.dtype)
         kept = length // UNIT * UNIT
-        if kept < int(view.sink_index.max() if view.sink_index.numel() else 0) + 1:
+        index = self.sides[0].index
+        if index.numel() and kept <= int(index.max()):
             kept = 0
-        self.keys, self.values = keys[:, :, kept:length].clone(), values[:, :, kept:length].clone()
-        if kept:
-            self.packed_keys, self.packed_values = view.keys.first(kept // UNIT), view.values.first(kept // UNIT)
-            self.sealed = kept
-        else:
-            self._clear()
+        whole = [side.rebuild(part.dtype) for side, part in zip(self.sides, (self.keys, self.values))]
+        self.keys, self.values = (part[:, :, kept:length].clone() for part in whole)
+        self.sides = tuple(side.first(kept // UNIT) for side in self.sides) if kept else ()
 
     def _pick(self, rows: Tensor) -> None:
-        if self.packed_keys is not None and self.packed_values is not None:
-            self.packed_keys, self.packed_values = self.packed_keys.select(rows), self.packed_values.select(rows)
-        for name in ("sink_keys", "sink_values", "sink_index"):
-            held = getattr(self, name)
-            if held is not None:
-                setattr(self, name, held.index_select(0, rows.to(held.device)))
+        self.sides = tuple(side.select(rows) for side in self.sides)
+        if self.sink_index is not None:
+            self.sink_index = self.sink_index[rows.cpu()]
         if self.is_initialized:
-            self.keys = self.keys.index_select(0, rows.to(self.keys.device))
-            self.values = self.values.index_select(0, rows.to(self.values.device))
+            self.keys, self.values = (part.index_select(0, rows.to(part.device)) for part in (self.keys, self.values))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rows in the order of ``beam_idx``."""
@@ -174,61 +125,29 @@ class LiveLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Only the rows ``indices`` (integers or a mask)."""
-        chosen = torch.as_tensor(indices)
-        self._pick(torch.nonzero(chosen).flatten() if chosen.dtype == torch.bool else chosen)
+        self._pick(row_numbers(indices))
 
     def reset(self) -> None:
-        """Empty the layer."""
+        """Empty the layer; codes made from its tokens go too."""
         super().reset()
-        self._clear()
+        self.sides, self.sink_index, self.codes, self.sources = (), None, self.profiled, []
 
     def offload(self) -> None:
         """Move everything held to the CPU."""
         super().offload()
-        self._move(torch.device("cpu"))
+        self.sides = tuple(side.to(torch.device("cpu")) for side in self.sides)
 
     def prefetch(self) -> None:
         """Move everything held back to the layer's device."""
         super().prefetch()
-        if self.is_initialized:
-            self._move(torch.device(self.device))
-
-    def _move(self, device: torch.device) -> None:
-        for name in ("packed_keys", "packed_values"):
-            held = getattr(self, name)
-            if held is not None:
-                setattr(self, name, held.to(device))
-        for name in ("sink_keys", "sink_values", "sink_index"):
-            if getattr(self, name) is not None:
-                setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+        self.sides = tuple(side.to(torch.device(self.device)) for side in self.sides)
 
     @property
     def payload_nbytes(self) -> int:
         """Bytes of the packed codes."""
-        return sum(held.nbytes for held in (self.packed_keys, self.packed_values) if held is not None)
+        return sum(side.planes.nbytes for side in self.sides)
 
     @property
     def sink_nbytes(self) -> int:
         """Bytes of the exact sinks and their indices."""
-        held = (self.sink_keys, self.sink_values, self.sink_index)
-        return sum(t.nbytes for t in held if t is not None)
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the exact tail."""
-        return self.keys.nbytes + self.values.nbytes if self.is_initialized else 0
-
-
-_ATTACHED = "_tensornet_live_view"
-
-
-def attach(keys: Tensor, view: LiveView) -> Tensor:
-    """A view of the tail's keys that carries the sealed tokens to the attention function."""
-    carrier = keys.view_as(keys)
-    setattr(carrier, _ATTACHED, view)
-    return carrier
-
-
-def attached(keys: Tensor) -> LiveView | None:
-    """What ``attach`` put on these keys."""
-    return getattr(keys, _ATTACHED, None)
+        return sum(side.sinks.nbytes for side in self.sides) + (self.sides[0].index.nbytes if self.sides else 0)

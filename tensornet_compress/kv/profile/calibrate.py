@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from tensornet_compress.bisection import least_kept
+from tensornet_compress.calibrate import InputMoment
 from tensornet_compress.coding.entropy import Statistics
+from tensornet_compress.decompose.groups import consecutive_groups, search_groups
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.live.calibrate import live_bases, live_curve
-from tensornet_compress.kv.live.codec import LiveBasis
-from tensornet_compress.kv.profile.capture import Captured, Runner, Window, windows
-from tensornet_compress.kv.profile.grouping import consecutive_groups, search_groups
-from tensornet_compress.kv.profile.moments import SideMoments, SideSensitivity, side_rows
-from tensornet_compress.kv.profile.profile import SIDES, Profile, ProfileSpec, check_finite, side_spec
-from tensornet_compress.kv.profile.queries import QueryMoments
-from tensornet_compress.kv.profile.tree import SideTree, build_tree, whiten
+from tensornet_compress.kv.live.codec import LiveBasis, live_bases, live_curve
+from tensornet_compress.kv.profile.capture import Captured, Runner, windows
+from tensornet_compress.kv.profile.moments import RIDGE, QueryMoments, SideMoments, side_rows
+from tensornet_compress.kv.profile.profile import SIDES, Profile, ProfileSpec, SideSpec
+from tensornet_compress.kv.profile.tree import SideTree, build_tree
+from tensornet_compress.kv.rope import Rotary
+from tensornet_compress.metric.blocks import ridged, symmetric_roots, whiten
 
 _STATISTICS_EVERY = 5
 _STATISTICS_RATES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -40,6 +42,13 @@ def calibrate(
 ) -> Profile:
     """Learn how to code a model's cache.
 
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> profile = calibrate(model, [torch.randint(50, (1, 96)) for _ in range(5)], sensitivity_windows=2, draws=1)
+    >>> profile.spec.layers, profile.spec.heads
+    ([0, 1], [4, 4])
+
     Args:
         model: a transformers causal language model; left as found.
         batches: int64 ids (batch, length), or mappings with ``input_ids`` and ``attention_mask``. Use clearly more tokens
@@ -57,123 +66,126 @@ def calibrate(
     Raises:
         TensorNetError: no batches, no full-attention layer, or layers whose heads differ in width.
     """
-    moments: dict[str, SideMoments] = {}
-    sensitivity: dict[str, SideSensitivity] = {}
-    asked: QueryMoments | None = None
-    longest = 0
-    kept: list[dict[str, Tensor]] = []
-    first: Captured | None = None
     generator = torch.Generator().manual_seed(seed)
-    seen = 0
+    felt, streamed = 0 if metric == "fisher" else sensitivity_windows, _Streamed(sinks)
     with Runner(model) as runner:
         for batch in windows(batches):
-            feels = metric == "fisher" and seen < sensitivity_windows
-            passes = _passes(runner, batch, feels, metric == "queries", sinks, window, draws, generator)
-            for captured, gradients in passes:
-                if first is None:
-                    first = captured
-                    for side, states in (("key", captured.keys), ("value", captured.values)):
-                        units, width = _units(side, states)
-                        moments[side] = SideMoments(units * width)
-                        sensitivity[side] = SideSensitivity(units, width)
-                heads = [len(k) for k in captured.keys]
-                longest = max(longest, captured.keys[0].shape[1])
-                if metric == "queries":
-                    asked = asked or QueryMoments(sum(heads), captured.keys[0].shape[-1])
-                    asked.add(captured.queries, captured.scaling, heads)
-                rows = side_rows(captured, sinks)
-                # Scales and symbol statistics come from sequences the bases have not seen, or they would look too small.
-                if seen % _STATISTICS_EVERY == _STATISTICS_EVERY - 1:
-                    kept.append({side: r.half() for side, r in rows.items()})
-                else:
-                    for side in SIDES:
-                        moments[side].add(rows[side])
-                for pair in gradients:
-                    for side, gradient in zip(SIDES, pair):
-                        sensitivity[side].add(gradient)
-                seen += 1
+            if felt >= sensitivity_windows:
+                for captured in runner.capture(batch, metric == "queries"):
+                    streamed.add(captured)
+                continue
+            for ids, mask in zip(batch.ids, batch.mask):
+                streamed.add(*_felt(runner, ids[mask.bool()][None], sinks, window, draws, generator))
+                felt += 1
         style, rotary = runner.style, runner.rotary()
-    if first is None:
+    if not streamed.seen:
         raise TensorNetError("calibration was given no batches; pass an iterable of int64 ids (batch, length)")
-    if not kept:
+    if not streamed.kept:
         raise TensorNetError(
-            f"calibration was given {seen} sequences and needs at least {_STATISTICS_EVERY}: some measure what others teach"
+            f"calibration was given {streamed.seen} sequences and needs at least {_STATISTICS_EVERY}: "
+            "some measure what others teach"
         )
-    if asked is not None:
-        spread = moments["value"].covariance().diagonal().double().view(len(asked.blocks), -1).sum(1)
-        width, counts = first.values[0].shape[-1], [len(k) for k in first.keys]
-        blocks = _on_one_scale(dict(zip(SIDES, asked.metric(spread, width, counts, rotary, longest))))
-    else:
-        blocks = _metric_blocks(metric, sensitivity, {side: moments[side].mean().numel() for side in SIDES}, first)
-    roots = {side: _roots(block) for side, block in blocks.items()}
-    live: dict[str, list[LiveBasis]] = {}
+    blocks = streamed.metric(metric, rotary)
     trees: dict[str, SideTree] = {}
-    found: dict[str, dict[str, float]] = {}
+    live: dict[str, list[LiveBasis]] = {}
+    grouping_bits: dict[str, dict[str, float]] = {}
     for side in SIDES:
-        covariance = check_finite(f"{side} moments", moments[side].covariance())
-        units = len(roots[side])
-        size = group_size or max(1, -(-units // 6))
+        mean, covariance = streamed.moments[side].mean(), streamed.moments[side].covariance()
+        _check_finite(f"{side} moments", covariance)
+        roots = symmetric_roots(blocks[side])[0].float()
+        size = group_size or max(1, -(-len(roots) // 6))
+        groups, grouping_bits[side] = consecutive_groups(len(roots), size), {}
         if search:
-            weighted = whiten(covariance, roots[side].float())
-            groups, found[side] = search_groups(weighted, _noise(weighted), roots[side].shape[-1], size)
-        else:
-            groups, found[side] = consecutive_groups(units, size), {}
-        trees[side] = build_tree(covariance, moments[side].mean(), roots[side], groups, joined)
-        live[side] = live_bases(
-            covariance,
-            moments[side].mean(),
-            blocks[side],
-            [len(k) for k in first.keys],
-            rotary if side == "key" else None,
-        )
-    scale, frequency, offset = _statistics(trees, kept)
-    curve = live_curve(live, kept, sinks, [len(k) for k in first.keys], rotary)
+            weighted = whiten(covariance, roots)
+            groups, grouping_bits[side] = search_groups(weighted, _noise(weighted), roots.shape[-1], size)
+        trees[side] = build_tree(covariance, mean, roots, groups, joined)
+        live[side] = live_bases(covariance, mean, blocks[side], streamed.heads, rotary if side == "key" else None)
+    scale, frequency, offset = _statistics(trees, streamed.kept)
+    curve = live_curve(live, streamed.kept, sinks, streamed.heads, rotary)
     spec = ProfileSpec(
-        layers=list(first.layers),
-        heads=[len(k) for k in first.keys],
+        layers=list(streamed.layers),
+        heads=streamed.heads,
         rotary=style,
         metric=metric,
-        key=side_spec(trees["key"]),
-        value=side_spec(trees["value"]),
-        calibration_tokens=moments["key"].count,
-        grouping_bits=found,
+        key=SideSpec.of(trees["key"]),
+        value=SideSpec.of(trees["value"]),
+        calibration_tokens=streamed.moments["key"].count,
+        grouping_bits=grouping_bits,
     )
     return Profile(spec, trees, scale, frequency, offset, live, curve)
 
 
-def _passes(
-    runner: Runner,
-    batch: Window,
-    feels: bool,
-    listens: bool,
-    sinks: int,
-    window: int,
-    draws: int,
-    generator: torch.Generator,
-) -> Iterator[tuple[Captured, Iterator[tuple[Tensor, Tensor]]]]:
-    """Per sequence of a batch: its states, and the gradients (units, tokens, width) of both sides for every label draw."""
-    if not feels:
-        for captured in runner.capture(batch, listens):
-            yield captured, iter(())
-        return
-    for ids, mask in zip(batch.ids, batch.mask):
-        sequence = ids[mask.bool()][None]
-        ahead = max(1, min(128, sequence.shape[1] // 8))
-        prefix = sequence[:, : sequence.shape[1] - ahead]
-        ones = torch.ones_like(prefix)
-        cache, positions = runner.prefill(prefix, ones)
-        captured = next(iter(runner.captured(cache, positions, ones)))
-        # A natural continuation and a verbatim copy of a far span: natural text alone hides what recall needs.
-        edge = min(window, prefix.shape[1] // 4)
-        latest = max(0, prefix.shape[1] - edge - ahead)
-        start = int(torch.randint(min(sinks, latest), latest + 1, (1,), generator=generator))
-        continuations = torch.cat([sequence[:, prefix.shape[1] :], prefix[:, start : start + ahead]])
-        counted = slice(sinks, prefix.shape[1] - edge)
-        found = runner.sensitivity(cache, positions, continuations, draws, generator)
-        yield captured, ((torch.cat(keys)[:, counted], torch.cat(values)[:, counted]) for keys, values in found)
+class _Streamed:
+    """What calibration sums up over sequences; ``kept``: rows of those that statistics come from."""
+
+    def __init__(self, sinks: int):
+        self.sinks, self.seen, self.longest = sinks, 0, 0
+        self.kept: list[dict[str, Tensor]] = []
+
+    def _begin(self, first: Captured) -> None:
+        self.layers, self.heads = first.layers, [len(k) for k in first.keys]
+        self.widths = {side: _width(side, states) for side, states in zip(SIDES, (first.keys, first.values))}
+        units = sum(self.heads)
+        self.moments = {side: SideMoments(units * width) for side, width in self.widths.items()}
+        self.sensitivity = {side: InputMoment() for side in SIDES}
+        self.queries = QueryMoments(units, self.widths["key"])
+
+    def add(self, captured: Captured, gradients: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+        """One sequence, and the gradients (units, tokens, width) of both sides for every label draw."""
+        if not self.seen:
+            self._begin(captured)
+        self.longest = max(self.longest, captured.keys[0].shape[1])
+        if captured.queries:
+            self.queries.add(captured.queries, captured.scaling, self.heads)
+        rows = side_rows(captured, self.sinks)
+        # Scales and symbol statistics come from sequences the bases have not seen, or they would look too small.
+        if self.seen % _STATISTICS_EVERY == _STATISTICS_EVERY - 1:
+            self.kept.append({side: own.half() for side, own in rows.items()})
+        else:
+            for side in SIDES:
+                self.moments[side].add(rows[side])
+        for pair in gradients:
+            for side, gradient in zip(SIDES, pair):
+                self.sensitivity[side].add(gradient)
+        self.seen += 1
+
+    def metric(self, kind: str, rotary: Rotary | None) -> dict[str, Tensor]:
+        """The metric of every unit, fp64 (units, width, width); divided by the mean curvature of both sides."""
+        units = sum(self.heads)
+        if kind == "euclidean":
+            return {side: torch.eye(width, dtype=torch.float64).repeat(units, 1, 1) for side, width in self.widths.items()}
+        if kind == "queries":
+            spread = self.moments["value"].covariance().diagonal().double().view(units, -1).sum(1)
+            pair = self.queries.metric(spread, self.widths["value"], self.heads, rotary, self.longest)
+            blocks = dict(zip(SIDES, pair))
+        else:
+            blocks = {side: ridged(self.sensitivity[side].mean, RIDGE) for side in SIDES}
+        for side in SIDES:
+            _check_finite(f"{side} sensitivity", blocks[side])
+        common = sum(float(b.diagonal(dim1=-2, dim2=-1).mean()) for b in blocks.values()) / len(blocks)
+        return {side: block / common for side, block in blocks.items()}
 
 
-def _units(side: str, states: list[Tensor]) -> tuple[int, int]:
+def _felt(
+    runner: Runner, sequence: Tensor, sinks: int, window: int, draws: int, generator: torch.Generator
+) -> tuple[Captured, Iterable[tuple[Tensor, Tensor]]]:
+    """What one sequence (1, tokens) caches, but for its end, and the gradients of what follows at the coded tokens."""
+    ahead = max(1, min(128, sequence.shape[1] // 8))
+    prefix = sequence[:, : sequence.shape[1] - ahead]
+    ones = torch.ones_like(prefix)
+    cache, positions = runner.prefill(prefix, ones)
+    captured = next(iter(runner.captured(cache, positions, ones)))
+    # A natural continuation and a verbatim copy of a far span: natural text alone hides what recall needs.
+    edge = min(window, prefix.shape[1] // 4)
+    latest = max(0, prefix.shape[1] - edge - ahead)
+    start = int(torch.randint(min(sinks, latest), latest + 1, (1,), generator=generator))
+    continuations = torch.cat([sequence[:, prefix.shape[1] :], prefix[:, start : start + ahead]])
+    counted = slice(sinks, prefix.shape[1] - edge)
+    pairs = runner.sensitivity(cache, positions, continuations, draws, generator)
+    return captured, ((torch.cat(keys)[:, counted], torch.cat(values)[:, counted]) for keys, values in pairs)
+
+
+def _width(side: str, states: list[Tensor]) -> int:
     widths = {s.shape[-1] for s in states}
     if len(widths) > 1:
         raise TensorNetError(
@@ -184,60 +196,37 @@ def _units(side: str, states: list[Tensor]) -> tuple[int, int]:
         raise TensorNetError(
             f"{units} {side} units of {width} channels make {units * width}; joint moments take at most {_MAX_JOINED_CHANNELS}"
         )
-    return units, width
+    return width
 
 
-def _metric_blocks(
-    metric: str, sensitivity: dict[str, SideSensitivity], channels: dict[str, int], first: Captured
-) -> dict[str, Tensor]:
-    """The metric of every unit, fp64 (units, width, width), on one common scale for both sides."""
-    if metric == "euclidean":
-        return {
-            side: torch.eye(states[0].shape[-1], dtype=torch.float64).repeat(channels[side] // states[0].shape[-1], 1, 1)
-            for side, states in (("key", first.keys), ("value", first.values))
-        }
-    return _on_one_scale({side: sensitivity[side].metric() for side in SIDES})
-
-
-def _on_one_scale(blocks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Metrics divided by the mean curvature of both sides."""
-    for side, found in blocks.items():
-        check_finite(f"{side} sensitivity", found)
-    common = sum(float(b.diagonal(dim1=-2, dim2=-1).mean()) for b in blocks.values()) / len(blocks)
-    return {side: block / common for side, block in blocks.items()}
-
-
-def _roots(blocks: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(blocks)
-    return ((vectors * values.clamp_min(1e-12).sqrt()[:, None]) @ vectors.mT).float()
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise TensorNetError(f"calibration gave NaN or infinity in {name}; check the model's dtype and the batches")
 
 
 def _noise(weighted: Tensor) -> float:
     """The water level at two bits per channel of separate Gaussian channels: the noise that grouping is judged under."""
     variance = weighted.diagonal().clamp_min(1e-20).double()
-    low, high = float(variance.min()) * 1e-6, float(variance.max())
-    for _ in range(60):
-        level = (low * high) ** 0.5
-        rate = float((0.5 * (variance / level).clamp_min(1).log2()).mean())
-        low, high = (level, high) if rate > 2.0 else (low, level)
-    return high
+
+    def fits(level: float) -> bool:
+        return float((0.5 * (variance / level).clamp_min(1).log2()).mean()) <= 2.0
+
+    return least_kept(fits, float(variance.min()) * 1e-6, float(variance.max()), steps=60)
 
 
 def _statistics(trees: dict[str, SideTree], kept: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    total = {side: torch.zeros(trees[side].components, dtype=torch.float64) for side in SIDES}
-    count = 0
+    """Scales of the coefficients of both sides, and symbol statistics (frequency, offset)."""
     coefficients = [{side: trees[side].analyse(rows[side].float()).half() for side in SIDES} for rows in kept]
-    for rows in coefficients:
-        count += len(rows["key"])
-        for side in SIDES:
-            total[side] += rows[side].double().abs().sum(0)
-    scale: dict[str, Tensor] = {side: (total[side] / max(count, 1)).float().clamp_min(1e-12) for side in SIDES}
-    everything = torch.cat([scale[side] for side in SIDES]).log2()
+    count = sum(len(rows["key"]) for rows in coefficients)
+    scale: dict[str, Tensor] = {}
+    for side in SIDES:
+        total = torch.stack([rows[side].double().abs().sum(0) for rows in coefficients]).sum(0)
+        scale[side] = (total / max(count, 1)).float().clamp_min(1e-12)
+    median = torch.cat([scale[side] for side in SIDES]).log2().median()
     statistics = Statistics()
     for rate in _STATISTICS_RATES:
-        step = float((everything.median() + 1.5 - rate).exp2())
+        step = float((median + 1.5 - rate).exp2())
         for rows in coefficients:
             for side in SIDES:
                 statistics.count(rows[side].float(), scale[side], step)
-    frequency, offset = statistics.finish()
-    return scale, frequency, offset
+    return scale, *statistics.finish()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from tensornet_compress.calibrate import model_inputs
+from tensornet_compress.calibrate.hooks import frozen
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.profile.queries import listening
-from tensornet_compress.kv.rope import PositionRecorder, Rotary, rotary_module, rotary_style, text_config
+from tensornet_compress.kv.rope import PositionRecorder, Rotary, is_encoder_decoder, rotary_module, rotary_style, text_config
 
 
 @dataclass(frozen=True)
@@ -39,71 +43,83 @@ class Captured:
     scaling: list[float] = field(default_factory=list)
 
 
+Heard = list[tuple[Tensor, float]]
+"""Layer by layer: queries as they met the keys, (batch, query heads, tokens, width), and the scale of scores."""
+
+
+class _Listener(TorchFunctionMode):
+    """Inside, every ``scaled_dot_product_attention`` leaves in ``heard`` what was asked."""
+
+    def __init__(self, heard: Heard):
+        super().__init__()
+        self.heard = heard
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is scaled_dot_product_attention:
+            query, scale = args[0] if args else kwargs["query"], kwargs.get("scale")
+            self.heard.append((query.detach(), query.shape[-1] ** -0.5 if scale is None else float(scale)))
+        return func(*args, **kwargs)
+
+
 def windows(batches: Iterable[Any]) -> Iterator[Window]:
-    """Batches as callers give them -> windows.
+    """Batches as callers give them (int64 ids, or mappings with ``input_ids`` and ``attention_mask``) -> windows.
 
     Raises:
-        TensorNetError: a batch is neither int64 ids (batch, length) nor a mapping with ``input_ids``.
+        TensorNetError: a batch is neither.
     """
     for batch in batches:
-        ids = batch if isinstance(batch, Tensor) else batch.get("input_ids") if hasattr(batch, "get") else None
-        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
-            raise TensorNetError(
-                f"a calibration batch must be int64 ids (batch, length) or a mapping with input_ids, was given {type(batch)}"
-            )
-        mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
-        yield Window(ids.long(), torch.ones_like(ids) if mask is None else mask.long())
+        inputs = model_inputs(batch, torch.device("cpu"))
+        ids, mask = inputs["input_ids"].long(), inputs.get("attention_mask")
+        yield Window(ids, torch.ones_like(ids) if mask is None else mask.long())
 
 
 def full_attention_layers(cache: Any) -> tuple[int, ...]:
-    """Indices of the layers of a filled ``DynamicCache`` that hold plain full-attention keys and values."""
-    from transformers.cache_utils import DynamicLayer
+    """Indices of the layers of a filled ``DynamicCache`` that hold plain full-attention keys and values.
 
-    return tuple(i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer and layer.is_initialized)
+    Raises:
+        TensorNetError: there are none.
+    """
+    layers = tuple(i for i, layer in enumerate(cache.layers) if type(layer) is DynamicLayer and layer.is_initialized)
+    if not layers:
+        raise TensorNetError("the model has no full-attention layer that caches keys and values; there is nothing to compress")
+    return layers
 
 
 class Runner:
     """Runs one model on windows with a plain cache, with positions recorded. Use as a context manager."""
 
     def __init__(self, model: nn.Module):
+        if is_encoder_decoder(model):
+            raise TensorNetError(
+                f"a {type(model).__name__} has an encoder, which calibration does not run; use a cache without profile"
+            )
         self.model = model
         self.device = next(model.parameters()).device
         self.style = rotary_style(model)
         module = rotary_module(model)
         self.recorder = PositionRecorder(module) if module is not None and self.style is not None else None
         self._short = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._training = model.training
-        self._grad = [(p, p.requires_grad) for p in model.parameters()]
+        self._stack = ExitStack()
 
     def __enter__(self) -> Runner:
-        self.model.eval()
-        for parameter, _ in self._grad:
-            parameter.requires_grad_(False)
+        self._stack.enter_context(frozen(self.model))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.model.train(self._training)
-        for parameter, wanted in self._grad:
-            parameter.requires_grad_(wanted)
+        self._stack.close()
         if self.recorder:
             self.recorder.close()
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, mask: Tensor) -> tuple[Any, Tensor]:
-        """Run ids (batch, tokens); returns the filled cache and the positions (batch, tokens)."""
-        from transformers import DynamicCache
-
+    def prefill(self, ids: Tensor, mask: Tensor, heard: Heard | None = None) -> tuple[Any, Tensor]:
+        """Run ids (batch, tokens); returns the filled cache and the positions (batch, tokens). ``heard`` takes the queries."""
         cache = DynamicCache(config=text_config(self.model))
         extra = {"logits_to_keep": 1} if self._short else {}
         positions = (mask.cumsum(1) - 1).clamp_min(0).to(self.device)
-        self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **extra,
-        )
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device), "position_ids": positions}
+        with nullcontext() if heard is None else _Listener(heard):
+            self.model(**inputs, past_key_values=cache, use_cache=True, **extra)
         return cache, positions
 
     def rotary(self) -> Rotary | None:
@@ -115,15 +131,9 @@ class Runner:
         rotary = self.rotary()
         return keys.float() if rotary is None else rotary.unrotate(keys.float(), positions[:, None])
 
-    def captured(
-        self, cache: Any, positions: Tensor, mask: Tensor, heard: dict[int, tuple[Tensor, float]] | None = None
-    ) -> Iterator[Captured]:
-        """One ``Captured`` per sequence of a filled cache; mask (batch, tokens); ``heard`` as from ``queries.listening``."""
+    def captured(self, cache: Any, positions: Tensor, mask: Tensor, heard: Heard | None = None) -> Iterator[Captured]:
+        """One ``Captured`` per sequence of a filled cache; mask (batch, tokens); ``heard``: the queries of every layer."""
         layers = full_attention_layers(cache)
-        if not layers:
-            raise TensorNetError(
-                "the model has no full-attention layer that caches keys and values; there is nothing to compress"
-            )
         plain = [self.plain(cache.layers[i].keys, positions) for i in layers]
         asked = [self.plain(heard[i][0], positions) for i in layers] if heard else []
         for row, keep in enumerate(mask.bool().to(self.device)):
@@ -136,10 +146,22 @@ class Runner:
             )
 
     def capture(self, window: Window, queries: bool = False) -> Iterator[Captured]:
-        """One ``Captured`` per sequence of the window, with its queries if wanted."""
-        heard: dict[int, tuple[Tensor, float]] = {}
-        with listening(self.model, heard) if queries else nullcontext():
-            cache, positions = self.prefill(window.ids, window.mask)
+        """One ``Captured`` per sequence of the window, with its queries if wanted.
+
+        Raises:
+            TensorNetError: queries are wanted of a model that does not show them.
+        """
+        heard: Heard | None = [] if queries else None
+        cache, positions = self.prefill(window.ids, window.mask, heard)
+        layers: list[Any] = list(cache.layers)
+        meet = heard is None or len(heard) == len(layers)
+        for layer, (query, _) in zip(layers, heard or ()):
+            meet = meet and query.shape[-1] == layer.keys.shape[-1]
+        if not meet:
+            raise TensorNetError(
+                f"the attention of this {type(self.model).__name__} shows no queries that meet its cached keys in "
+                "scaled_dot_product_attention; choose metric='fisher', or try model.set_attn_implementation('sdpa')"
+            )
         yield from self.captured(cache, positions, window.mask, heard)
 
     def sensitivity(

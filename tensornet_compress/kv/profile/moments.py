@@ -1,26 +1,46 @@
-"""Streamed second moments of a cache and of the loss's gradient at it."""
+"""Streamed second moments of a cache, and the metrics that weigh its errors.
+
+``fisher``: the curvature of the loss, from its gradients at keys and values.
+
+``queries``: an error dv of a value and dk of a key move the output of a query q by  a (dv + s (q . dk) (v - o)),  with a the
+attention paid, s the scale of scores and o the output. Averaged over independent errors, keys are weighed by s^2 E|v - o|^2
+times the sum over heads of E[q q'], values by the number of query heads that read them; both are divided by the spread of a
+layer's values, so that errors of all layers are relative. Forward passes are enough, where the Fisher metric needs backward
+passes; but it does not know what later layers make of an output.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tensornet_compress.calibrate import InputMoment
 from tensornet_compress.kv.profile.capture import Captured
+from tensornet_compress.kv.profile.tree import rows_of
+from tensornet_compress.kv.rope import Rotary
+from tensornet_compress.metric.blocks import ridged
+
+RIDGE = 0.03
+"""Share of a unit's own mean curvature added to all directions of a metric."""
+_DISTANCES = 64
 
 
 class SideMoments:
     """Mean and covariance of one side over all units, summed in fp64, products in fp32."""
 
     def __init__(self, channels: int):
-        self.count = 0
         self.total = torch.zeros(channels, dtype=torch.float64)
-        self.products = torch.zeros(channels, channels, dtype=torch.float64)
+        self.products = InputMoment()
+
+    @property
+    def count(self) -> int:
+        """Tokens seen."""
+        return self.products.count
 
     def add(self, rows: Tensor) -> None:
         """Rows fp32 (tokens, channels)."""
-        self.count += len(rows)
         self.total += rows.double().sum(0)
-        self.products += (rows.T @ rows).double()
+        self.products.add(rows)
 
     def mean(self) -> Tensor:
         """fp32 (channels,)."""
@@ -29,39 +49,55 @@ class SideMoments:
     def covariance(self) -> Tensor:
         """fp32 (channels, channels), with a relative ridge so that directions never seen keep a little variance."""
         mean = self.total / max(self.count, 1)
-        found = self.products / max(self.count, 1) - torch.outer(mean, mean)
-        found.diagonal().add_(1e-6 * found.diagonal().mean().clamp_min(1e-12))
-        return found.float()
+        covariance = self.products.mean - torch.outer(mean, mean)
+        covariance.diagonal().add_(1e-6 * covariance.diagonal().mean().clamp_min(1e-12))
+        return covariance.float()
 
 
-class SideSensitivity:
-    """Fisher blocks of one side, one (width, width) per unit."""
+class QueryMoments:
+    """Second moments of queries without rotary positions, per unit (layer, KV head), summed over the heads that share it."""
 
     def __init__(self, units: int, width: int):
         self.count = 0
+        self.heads = torch.ones(units, dtype=torch.float64)
+        self.scaling = torch.ones(units, dtype=torch.float64)
         self.blocks = torch.zeros(units, width, width, dtype=torch.float64)
 
-    def add(self, gradients: Tensor) -> None:
-        """Gradients fp32 (units, tokens, width) of one sequence."""
-        self.blocks += (gradients.mT @ gradients).double()
-        self.count += gradients.shape[1]
+    def add(self, queries: list[Tensor], scaling: list[float], heads: list[int]) -> None:
+        """One sequence.
 
-    def metric(self, within: float = 0.03, across: float = 1e-3) -> Tensor:
-        """Mean blocks with a ridge: ``within`` of the unit's own mean curvature plus ``across`` of all units' mean."""
-        blocks = self.blocks / max(self.count, 1)
-        own = blocks.diagonal(dim1=-2, dim2=-1).mean(-1)
-        ridge = within * own + across * own.mean() + 1e-30
-        return blocks + ridge[:, None, None] * torch.eye(blocks.shape[-1], dtype=torch.float64)
+        Args:
+            queries: per layer, plain, fp32 (query heads, tokens, width). scaling: of the scores of every layer.
+            heads: KV heads of every layer; query heads are shared out among them in order.
+        """
+        unit = 0
+        for asked, scale, count in zip(queries, scaling, heads):
+            for rows in asked.unflatten(0, (count, -1)):
+                self.heads[unit], self.scaling[unit] = len(rows), scale
+                flat = rows.flatten(0, 1)
+                self.blocks[unit] += (flat.T @ flat).double()
+                unit += 1
+        self.count += queries[0].shape[1]
 
+    def metric(
+        self, spread: Tensor, value_width: int, heads: list[int], rotary: Rotary | None, tokens: int, ridge: float = RIDGE
+    ) -> tuple[Tensor, Tensor]:
+        """The metric of keys and that of values, fp64 (units, width, width) with the width of each.
 
-def rows_of(states: list[Tensor]) -> Tensor:
-    """Per layer (heads, tokens, channels) -> (tokens, units * channels), units layer by layer, head by head."""
-    return torch.cat(states, 0).permute(1, 0, 2).flatten(1).contiguous()
-
-
-def layers_of(rows: Tensor, heads: list[int], width: int) -> list[Tensor]:
-    """The inverse of ``rows_of``."""
-    return list(rows.view(len(rows), -1, width).permute(1, 0, 2).split(heads, 0))
+        Args:
+            spread: mean squared distance of a unit's values, each of ``value_width`` channels, from their mean, fp64 (units,).
+            heads: KV heads of every layer.
+            rotary: given, queries are averaged over their distance to the keys, below ``tokens``.
+        """
+        seen = self.blocks / max(self.count, 1)
+        if rotary is not None:
+            # Of causal pairs, short distances are more frequent.
+            share = (torch.arange(_DISTANCES) + 0.5) / _DISTANCES
+            seen = rotary.average(seen, (tokens * (1 - (1 - share).sqrt())).long())
+        layer_spread = torch.cat([part.mean().expand(len(part)) for part in spread.split(heads)]).clamp_min(1e-30)
+        keys = (self.scaling**2 * spread / layer_spread)[:, None, None] * seen
+        values = (self.heads / layer_spread)[:, None, None] * torch.eye(value_width, dtype=torch.float64)
+        return ridged(keys, ridge), values
 
 
 def side_rows(captured: Captured, sinks: int) -> dict[str, Tensor]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tensornet_compress.bisection import least_kept
 from tensornet_compress.coding.entropy import Quantiser
+from tensornet_compress.coding.fixed_rate import Curve, allocate
+from tensornet_compress.coding.stored_basis import StoredBasis
 from tensornet_compress.errors import CheckpointError, TensorNetError
-from tensornet_compress.frozen import Frozen
-from tensornet_compress.kv.live.codec import Curve, LiveBasis, SideCode, allocate
-from tensornet_compress.kv.profile.tree import SideTree, StoredBasis
+from tensornet_compress.files.whole import read_tensors, whole_file, write_tensors
+from tensornet_compress.frozen import Frozen, Shared
+from tensornet_compress.kv.live.codec import LiveBasis, SideCode
+from tensornet_compress.kv.profile.tree import SideTree
 
 VERSION = 1
-SIDES: tuple[Literal["key"], Literal["value"]] = ("key", "value")
+SIDES = ("key", "value")
 
 
 class SideSpec(Frozen):
@@ -32,6 +33,13 @@ class SideSpec(Frozen):
     ranks: list[int]
     joined: list[int]
     root_rank: int
+
+    @classmethod
+    def of(cls, tree: SideTree) -> SideSpec:
+        """That of a tree."""
+        ranks = [basis.rank for basis in tree.bases]
+        root_rank = tree.root.rank if tree.root else 0
+        return cls(width=tree.width, groups=tree.groups, ranks=ranks, joined=tree.joined, root_rank=root_rank)
 
 
 class ProfileSpec(Frozen):
@@ -49,8 +57,8 @@ class ProfileSpec(Frozen):
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Bases, metric and statistics of a model's cache.
+class Profile(Shared):
+    """Bases, metric and statistics of a model's cache, made by ``calibrate``.
 
     ``trees``, ``scale`` (mean magnitude of each coefficient), ``frequency`` and ``offset`` serve storage mode; ``live`` (one
     basis per layer and side) and ``curve`` serve live mode.
@@ -82,17 +90,6 @@ class Profile:
         """Stored bytes of all tensors; the file adds its header and the JSON."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    @property
-    def numbers(self) -> int:
-        """Numbers in the bases of both sides."""
-        live = sum(v.rank * v.width for bases in self.live.values() for b in bases for v in b.blocks)
-        return sum(tree.numbers for tree in self.trees.values()) + live
-
-    @property
-    def full_basis_numbers(self) -> int:
-        """Numbers of the full joined bases that the trees replace."""
-        return sum(tree.mean.numel() ** 2 for tree in self.trees.values())
-
     @cached_property
     def quantiser(self) -> Quantiser:
         """The quantiser with this profile's statistics."""
@@ -109,45 +106,44 @@ class Profile:
         Raises:
             TensorNetError: the rate is outside what steps can reach.
         """
-        low, high = 1e-9, 1e9
         if not 0.05 <= bits <= 12:
             raise TensorNetError(f"asked for {bits} bits per element; entropy-coded caches take 0.05 to 12")
-        for _ in range(80):
-            middle = (low * high) ** 0.5
-            rate = sum(self.quantiser.expected_bits(self.scale[side], middle) for side in SIDES)
-            low, high = (middle, high) if rate > bits * self.elements_per_token else (low, middle)
-        return high
+
+        def fits(step: float) -> bool:
+            rate = sum(self.quantiser.expected_bits(self.scale[side], step) for side in SIDES)
+            return rate <= bits * self.elements_per_token
+
+        return least_kept(fits, 1e-9, 1e9, steps=80)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything stored, by flat name."""
         out = {"frequency": self.frequency, "offset": self.offset}
         out |= {"curve.error": self.curve.error, "curve.step": self.curve.step}
-        for side, live in self.live.items():
-            for i, own in enumerate(live):
-                out |= {f"{side}.live{i}.{name}": part for name, part in own.blocks[0].tensors().items()}
-                out |= {f"{side}.live{i}.deviation": own.deviation, f"{side}.live{i}.mean": own.mean}
         for side, tree in self.trees.items():
-            out |= {
-                f"{side}.mean": tree.mean,
-                f"{side}.metric_root": tree.metric_root,
-                f"{side}.scale": self.scale[side],
-            }
+            out |= {f"{side}.mean": tree.mean, f"{side}.metric_root": tree.metric_root, f"{side}.scale": self.scale[side]}
             bases = {f"{side}.group{i}": basis for i, basis in enumerate(tree.bases)}
             if tree.root is not None:
                 bases[f"{side}.root"] = tree.root
+            for i, live in enumerate(self.live[side]):
+                bases[f"{side}.live{i}"] = live.blocks[0]
+                out |= {f"{side}.live{i}.deviation": live.deviation, f"{side}.live{i}.mean": live.mean}
             for name, basis in bases.items():
                 out |= {f"{name}.{part}": tensor for part, tensor in basis.tensors().items()}
         return out
 
+    def fingerprint(self) -> str:
+        """Hash of all tensors: a cache file only opens with the profile that it was coded with."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def save(self, folder: str | Path) -> None:
         """Write the folder; each file appears whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".profile.") as temporary:
-            save_file(self.tensors(), Path(temporary) / "profile.safetensors")
-            (Path(temporary) / "profile.json").write_text(self.spec.to_json(indent=1))
-            for name in ("profile.safetensors", "profile.json"):
-                os.replace(Path(temporary) / name, folder / name)
+        write_tensors(Path(folder) / "profile.safetensors", self.tensors(), {})
+        with whole_file(Path(folder) / "profile.json") as file:
+            file.write_text(self.spec.to_json(indent=1))
 
     @staticmethod
     def load(folder: str | Path) -> Profile:
@@ -156,50 +152,35 @@ class Profile:
         Raises:
             CheckpointError: files are missing, damaged, of another version, or tensors do not fit the description.
         """
-        folder = Path(folder)
+        where = repr(str(folder))
         try:
-            spec = ProfileSpec.from_json((folder / "profile.json").read_text())
-            stored = load_file(folder / "profile.safetensors")
-        except (OSError, SafetensorError, TensorNetError) as error:
-            raise CheckpointError(f"no readable cache profile in {str(folder)!r}: {error}") from error
+            spec = ProfileSpec.from_json((Path(folder) / "profile.json").read_text())
+            stored, _ = read_tensors(Path(folder) / "profile.safetensors")
+        except (OSError, TensorNetError) as error:
+            raise CheckpointError(f"no readable cache profile in {where}: {error}") from error
         if spec.version != VERSION:
-            raise CheckpointError(f"the profile in {str(folder)!r} has version {spec.version}; this package reads {VERSION}")
+            raise CheckpointError(f"the profile in {where} has version {spec.version}; this package reads {VERSION}")
         try:
-            trees: dict[str, SideTree] = {side: _tree(getattr(spec, side), side, stored) for side in SIDES}
-            scale: dict[str, Tensor] = {side: stored[f"{side}.scale"] for side in SIDES}
-            live: dict[str, list[LiveBasis]] = {side: _live(spec, getattr(spec, side).width, side, stored) for side in SIDES}
+            trees = {side: _tree(getattr(spec, side), side, stored) for side in SIDES}
+            scale = {side: stored[f"{side}.scale"].view(trees[side].components) for side in SIDES}
+            live = {side: _live(spec, getattr(spec, side).width, side, stored) for side in SIDES}
             curve = Curve(stored["curve.error"].view(9), stored["curve.step"].view(9))
             profile = Profile(spec, trees, scale, stored["frequency"], stored["offset"], live, curve)
         except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"the profile in {str(folder)!r} lacks or misshapes a tensor: {error}") from error
-        if set(profile.tensors()) != set(stored):
-            extra = sorted(set(stored) - set(profile.tensors()))
-            raise CheckpointError(f"the profile in {str(folder)!r} holds tensors its description does not name: {extra[:4]}")
-        for side in SIDES:
-            if scale[side].shape != (trees[side].components,):
-                raise CheckpointError(f"the profile in {str(folder)!r} has {tuple(scale[side].shape)} {side} scales")
+            raise CheckpointError(f"the profile in {where} lacks or misshapes a tensor: {error}") from error
+        extra = sorted(set(stored) - set(profile.tensors()))
+        if extra:
+            raise CheckpointError(f"the profile in {where} holds tensors its description does not name: {extra[:4]}")
         return profile
-
-
-def stored_basis(stored: dict[str, Tensor], name: str, rank: int, width: int) -> StoredBasis:
-    """The basis stored as ``name``, of the shape it must have (``RuntimeError`` or ``KeyError`` otherwise)."""
-    scale = stored[f"{name}.scale"].view(rank)
-    fine, codes = (stored[f"{name}.{part}"].view(-1, width) for part in ("fine", "codes"))
-    if len(fine) + len(codes) != rank:
-        raise RuntimeError(f"{name} has {len(fine)} + {len(codes)} rows, not {rank}")
-    return StoredBasis(fine, codes, scale)
 
 
 def _tree(spec: SideSpec, side: str, stored: dict[str, Tensor]) -> SideTree:
     units = sum(len(group) for group in spec.groups)
-
-    def basis(name: str, rank: int, width: int) -> StoredBasis:
-        return stored_basis(stored, name, rank, width)
-
     bases = [
-        basis(f"{side}.group{i}", rank, len(group) * spec.width) for i, (group, rank) in enumerate(zip(spec.groups, spec.ranks))
+        StoredBasis.read(stored, f"{side}.group{i}", rank, len(group) * spec.width)
+        for i, (group, rank) in enumerate(zip(spec.groups, spec.ranks))
     ]
-    root = basis(f"{side}.root", spec.root_rank, sum(spec.joined)) if spec.root_rank else None
+    root = StoredBasis.read(stored, f"{side}.root", spec.root_rank, sum(spec.joined)) if spec.root_rank else None
     mean = stored[f"{side}.mean"].view(units * spec.width)
     metric_root = stored[f"{side}.metric_root"].view(units, spec.width, spec.width)
     return SideTree(spec.width, mean, metric_root, spec.groups, bases, spec.joined, root)
@@ -209,24 +190,6 @@ def _live(spec: ProfileSpec, width: int, side: str, stored: dict[str, Tensor]) -
     bases = []
     for i, heads in enumerate(spec.heads):
         n, name = heads * width, f"{side}.live{i}"
-        vectors = stored_basis(stored, name, n, n)
+        vectors = StoredBasis.read(stored, name, n, n)
         bases.append(LiveBasis((vectors,), stored[f"{name}.deviation"].view(n), stored[f"{name}.mean"].view(n)))
     return bases
-
-
-def side_spec(tree: SideTree) -> SideSpec:
-    """The plain-data part of a tree."""
-    return SideSpec(
-        width=tree.width,
-        groups=tree.groups,
-        ranks=[basis.rank for basis in tree.bases],
-        joined=tree.joined,
-        root_rank=tree.root.rank if tree.root else 0,
-    )
-
-
-def check_finite(name: str, tensor: Tensor) -> Tensor:
-    """``tensor`` unless it holds NaN or infinity, which is an error naming it."""
-    if not torch.isfinite(tensor).all():
-        raise TensorNetError(f"calibration gave NaN or infinity in {name}; check the model's dtype and the batches")
-    return tensor

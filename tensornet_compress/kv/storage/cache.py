@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.cache import CacheReport, CompressedCache
-from tensornet_compress.kv.payload import BlockCodec
+from tensornet_compress.kv.cache import CompressedCache
+from tensornet_compress.kv.files import BlockRecord, CacheRecord
 from tensornet_compress.kv.profile.profile import Profile
-from tensornet_compress.kv.storage.blocks import Sequence, held_bytes, open_sequence, seal
-from tensornet_compress.kv.storage.codec import JointCodec
-from tensornet_compress.kv.storage.layer import WorkingLayer
+from tensornet_compress.kv.rope import Rotary
+from tensornet_compress.kv.storage.codec import BlockCodec, JointCodec, Payload
+from tensornet_compress.kv.storage.layer import Block, Sequence, WorkingLayer, held_bytes
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec
 
 _LARGEST_BLOCK = 1024
 
 
-class StorageCache(CompressedCache):
+class StorageCache(CompressedCache, mode="storage"):
     """Exact sinks, sealed blocks, an exact recent tail, and a working set while in use.
 
     A block is sealed once, when ``window + block`` tokens lie behind it, and never coded again. From then on attention sees
@@ -40,97 +40,59 @@ class StorageCache(CompressedCache):
     ):
         """``codec`` overrides what ``bits`` and ``profile`` would choose."""
         self.codec: BlockCodec = codec or (JointCodec(profile, bits) if profile is not None else FreeCodec(bits))
-        self.bits = None if codec is not None else bits
         self.sequences: list[Sequence] = []
         self.sealed_length = 0
-        self.frozen = False
         super().__init__(model, bits, profile, mode, sinks=sinks, window=window, block=block)
+        if codec is not None:
+            self.bits = None
+        self.compress_layers(lambda _place: WorkingLayer())
 
-    def make_layer(self, index: int) -> Any:
-        """See ``CompressedCache``."""
-        return WorkingLayer(self, index)
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append to a layer; returns all its keys and values. The first layer thaws, the last one seals what is old enough."""
+        if layer_idx == self.indices[0]:
+            self.thaw()
+            self.note_positions(key_states)
+            if not self.sealed_length:
+                self.sequences = [Sequence(first) for first in self.first_real()]
+        states = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if layer_idx == self.indices[-1]:
+            while (old := self.compressed_layers[0].get_seq_length() - self.sealed_length - self.window) >= self.block:
+                self._seal(min(old, max(self.block, _LARGEST_BLOCK)) // self.block * self.block)
+        return states
 
-    def before_update(self, layer: WorkingLayer, key_states: Tensor) -> None:
-        """Called by every compressed layer before it appends: thaw, and note positions once per forward pass."""
-        if layer is not self.compressed_layers[0]:
-            return
-        self.thaw()
-        self.note_positions(layer, len(key_states), key_states.shape[2])
-        if not self.sealed_length:
-            self.sequences = [Sequence(first, (), ()) for first in self.first_real()]
-
-    def after_update(self, layer: WorkingLayer) -> None:
-        """Called by every compressed layer after it appended: the last one seals what has become old enough."""
-        if layer is self.compressed_layers[-1]:
-            self._seal_ready(layer.keys.shape[2])
-
-    def _seal_ready(self, length: int) -> None:
-        while length - self.sealed_length >= self.window + self.block:
-            ready = (length - self.sealed_length - self.window) // self.block * self.block
-            self._seal(min(ready, max(self.block, _LARGEST_BLOCK // self.block * self.block)))
-
+    @torch.autocast("cpu", enabled=False)
     def _seal(self, tokens: int) -> None:
         start, end = self.sealed_length, self.sealed_length + tokens
         known = self.positions
         if known is None:
             raise TensorNetError("the cache has tokens without positions; it was filled outside of a forward pass")
         rotary = self.recorder.rotary(self.style) if self.recorder is not None and self.style else None
-        layers = self.compressed_layers
-        sealed = []
+        layers, sealed = self.compressed_layers, []
         for row, sequence in enumerate(self.sequences):
-            sequence = self._take_sinks(sequence, row, start, end)
-            keys = [layer.keys[row, :, start:end] for layer in layers]
-            values = [layer.values[row, :, start:end] for layer in layers]
-            positions = known[row, :tokens].to(keys[0].device)
-            sequence = seal(self.codec, sequence, start, keys, values, positions, rotary)
-            open_sequence(self.codec, sequence, list(zip(keys, values)), start)
+            keys = [layer.keys[row, :, start:end].detach() for layer in layers]
+            values = [layer.values[row, :, start:end].detach() for layer in layers]
+            sequence = sequence.with_sinks(keys, values, start, self.sinks)
+            sequence = sequence.seal(self.codec, start, keys, values, known[row, :tokens].to(keys[0].device), rotary)
+            sequence.write(self.codec, list(zip(keys, values)), start)
             sealed.append(sequence)
         self.sequences = sealed
         self.positions = known[:, tokens:].clone()
         self.sealed_length = end
 
-    def _take_sinks(self, sequence: Sequence, row: int, start: int, end: int) -> Sequence:
-        """Copy the sinks that fall into [start, end) before their block is sealed."""
-        held = sequence.sinks[0][0].shape[1] if sequence.sinks else 0
-        low, high = max(sequence.first + held, start), min(sequence.first + self.sinks, end)
-        if low >= high:
-            return sequence
-        taken = [
-            (layer.keys[row, :, low:high].clone(), layer.values[row, :, low:high].clone()) for layer in self.compressed_layers
-        ]
-        if sequence.sinks:
-            taken = [
-                (torch.cat([old[0], new[0]], 1), torch.cat([old[1], new[1]], 1)) for old, new in zip(sequence.sinks, taken)
-            ]
-        return Sequence(sequence.first, tuple(taken), sequence.blocks)
-
     def freeze(self) -> None:
         """Drop the decoded working set; what stays are sinks, sealed blocks and the recent tail."""
-        if not self.frozen:
-            for layer in self.compressed_layers:
-                layer.drop_sealed()
-            self.frozen = True
+        for layer in self.compressed_layers:
+            layer.drop(self.sealed_length)
 
+    @torch.autocast("cpu", enabled=False)
     def thaw(self) -> None:
         """Decode every sealed block into the working set (also done by the next forward pass)."""
-        if not self.frozen:
-            return
-        self.frozen = False
-        layers = self.compressed_layers
-        if not self.sealed_length:
-            return
-        shape = (len(self.sequences), self.sealed_length)
-        fresh = [
-            (
-                layer.keys.new_zeros(shape[0], layer.keys.shape[1], shape[1], layer.keys.shape[3]),
-                layer.values.new_zeros(shape[0], layer.values.shape[1], shape[1], layer.values.shape[3]),
-            )
-            for layer in layers
-        ]
-        for row, sequence in enumerate(self.sequences):
-            open_sequence(self.codec, sequence, [(k[row], v[row]) for k, v in fresh])
-        for layer, (keys, values) in zip(layers, fresh):
-            layer.restore_sealed(keys, values)
+        if self.compressed_layers[0].dropped:
+            fresh = [layer.refill() for layer in self.compressed_layers]
+            for row, sequence in enumerate(self.sequences):
+                sequence.write(self.codec, [(keys[row], values[row]) for keys, values in fresh])
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed blocks."""
@@ -150,20 +112,82 @@ class StorageCache(CompressedCache):
     def reset(self) -> None:
         """Empty the cache."""
         super().reset()
-        self.sequences, self.sealed_length, self.frozen = [], 0, False
+        self.sequences, self.sealed_length = [], 0
 
-    def report(self) -> CacheReport:
-        """Where the bytes are."""
+    def _held(self) -> dict[str, int]:
         payload, sinks = held_bytes(self.sequences)
-        plain = sum(layer.held_bytes for layer in self.compressed_layers)
-        inside = self.compressed_layers[0].get_seq_length() - (self.sealed_length if self.frozen else 0)
-        working = 0 if self.frozen or not inside else plain // inside * self.sealed_length
-        return self.make_report(
-            sealed=self.sealed_length,
-            payload=payload,
-            sinks=sinks,
-            tail=plain - working,
-            working=working,
-            basis=0,
-            shared=self.profile.nbytes if self.profile is not None else 0,
-        )
+        plain = super()._held()["tail_nbytes"]
+        first = self.compressed_layers[0]
+        inside = first.get_seq_length() - first.dropped
+        working = plain // max(inside, 1) * (self.sealed_length - first.dropped)
+        return {
+            "sealed_tokens": self.sealed_length,
+            "payload_nbytes": payload,
+            "sink_nbytes": sinks,
+            "tail_nbytes": plain - working,
+            "working_nbytes": working,
+            "shared_nbytes": self.profile.nbytes if self.profile is not None else 0,
+        }
+
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if self.bits is None:
+            raise TensorNetError("a cache with a codec of its own cannot be saved; use bits and profile")
+        tensors, fields = super()._stored()
+        payloads: dict[Payload, int] = {}
+        rotaries: list[Rotary] = []
+        blocks: list[list[BlockRecord]] = []
+        for row, sequence in enumerate(self.sequences):
+            blocks.append([])
+            for place, block in enumerate(sequence.blocks):
+                position = block.positions if isinstance(block.positions, int) else None
+                if isinstance(block.positions, Tensor):
+                    tensors[f"positions{row}.{place}"] = block.positions
+                turn = None if block.rotary is None else _number(rotaries, block.rotary)
+                number = payloads.setdefault(block.payload, len(payloads))
+                own = {"start": block.start, "length": block.length, "skipped": block.skipped, "tokens": block.payload.tokens}
+                blocks[-1].append(BlockRecord(**own, position=position, payload=number, rotary=turn))
+            for place, (keys, values) in enumerate(sequence.sinks):
+                tensors |= {f"sink{row}.{place}.keys": keys, f"sink{row}.{place}.values": values}
+        for payload, number in payloads.items():
+            tensors |= {f"payload{number}.{name}": part for name, part in payload.tensors.items()}
+        tensors |= {f"rotary{number}": rotary.frequencies for number, rotary in enumerate(rotaries)}
+        for place, layer in enumerate(self.compressed_layers):
+            begin = self.sealed_length - layer.dropped
+            tensors |= {f"tail{place}.keys": layer.keys[:, :, begin:], f"tail{place}.values": layer.values[:, :, begin:]}
+        return tensors, fields | {
+            "sealed": [self.sealed_length] * len(self.compressed_layers),
+            "first": [sequence.first for sequence in self.sequences],
+            "rotary_style": [rotary.style for rotary in rotaries],
+            "blocks": blocks,
+        }
+
+    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
+        super()._restore(record, tensors)
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            owner, _, part = name.partition(".")
+            parts.setdefault(owner, {})[part] = tensor
+        rotaries = [Rotary(tensors[f"rotary{number}"], style) for number, style in enumerate(record.rotary_style)]
+        payloads: dict[int, Payload] = {}
+        for row, (first, records) in enumerate(zip(record.first, record.blocks)):
+            blocks = []
+            for place, saved in enumerate(records):
+                payload = payloads.setdefault(saved.payload, Payload(saved.tokens, parts.get(f"payload{saved.payload}", {})))
+                positions = tensors[f"positions{row}.{place}"] if saved.position is None else saved.position
+                rotary = None if saved.rotary is None else rotaries[saved.rotary]
+                blocks.append(Block(saved.start, saved.length, saved.skipped, positions, payload, rotary))
+            names = [f"sink{row}.{place}" for place in range(len(self.compressed_layers))]
+            sinks = tuple((tensors[f"{name}.keys"], tensors[f"{name}.values"]) for name in names if f"{name}.keys" in tensors)
+            self.sequences.append(Sequence(first, sinks, tuple(blocks)))
+        self.sealed_length = record.sealed[0]
+        for layer in self.compressed_layers:
+            layer.dropped = self.sealed_length
+
+
+def _number(rotaries: list[Rotary], rotary: Rotary) -> int:
+    """Where a rotation stands in the list, to which a new one is added."""
+    for number, known in enumerate(rotaries):
+        if known.same_as(rotary):
+            return number
+    rotaries.append(rotary)
+    return len(rotaries) - 1

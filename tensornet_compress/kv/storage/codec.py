@@ -1,32 +1,87 @@
-"""The calibrated codec of ``mode="storage"``: the tree over all layers, one step for everything, entropy-coded."""
+"""How a storage cache codes blocks of all layers together: the interface of its codecs, and the calibrated one."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tensornet_compress.coding.rans import lane_count
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kv.payload import Payload, row_payload, scalar
-from tensornet_compress.kv.profile.moments import layers_of, rows_of
+from tensornet_compress.frozen import Shared
 from tensornet_compress.kv.profile.profile import SIDES, Profile
+from tensornet_compress.kv.profile.tree import layers_of, rows_of
 
 _RATE_ROWS = 192
 _RATE_STEPS = 5
 
 
+@dataclass(frozen=True, eq=False)
+class Payload(Shared):
+    """One sealed block of one sequence: named tensors and the number of tokens they hold. Immutable, so beams may share it."""
+
+    tokens: int
+    tensors: dict[str, Tensor]
+
+    @staticmethod
+    def of(tokens: int, **tensors: Tensor) -> Payload:
+        """A payload on the processor."""
+        return Payload(tokens, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, with four for the token count."""
+        return 4 + sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+class BlockCodec(Protocol):
+    """Codes blocks of tokens of all compressed layers together."""
+
+    def encode(self, keys: list[Tensor], values: list[Tensor]) -> Payload:
+        """Plain keys and values, per layer (heads, tokens, channels), -> payload."""
+        ...
+
+    def decode(self, payload: Payload) -> tuple[list[Tensor], list[Tensor]]:
+        """Payload -> plain keys and values, per layer fp32 (heads, tokens, channels)."""
+        ...
+
+
+class IdentityCodec:
+    """Keeps everything exact: a cache that compresses nothing, for tests and as a reference.
+
+    >>> codec, states = IdentityCodec(), [torch.randn(2, 5, 8)]
+    >>> keys, values = codec.decode(codec.encode(states, states))
+    >>> torch.equal(keys[0], states[0])
+    True
+    """
+
+    def encode(self, keys: list[Tensor], values: list[Tensor]) -> Payload:
+        """See ``BlockCodec``."""
+        named = {f"key{i}": k.clone() for i, k in enumerate(keys)} | {f"value{i}": v.clone() for i, v in enumerate(values)}
+        return Payload(keys[0].shape[1], named)
+
+    def decode(self, payload: Payload) -> tuple[list[Tensor], list[Tensor]]:
+        """See ``BlockCodec``."""
+        count = len(payload.tensors) // 2
+        return [payload.tensors[f"key{i}"] for i in range(count)], [payload.tensors[f"value{i}"] for i in range(count)]
+
+
 class JointCodec:
-    """Codes all layers together with a profile. ``rate_control`` fits the step of each block so that its payload meets the
-    target on this very text; without it every block takes the calibrated step."""
+    """Codes all layers together in the tree of a profile, with one step for everything, entropy-coded.
+
+    ``rate_control`` fits the step of each block so that its payload meets the target on this very text; without it every block
+    takes the calibrated step.
+    """
 
     def __init__(self, profile: Profile, bits: float, rate_control: bool = True):
         self.profile, self.bits, self.rate_control = profile, bits, rate_control
         self.calibrated_step = profile.step(bits)
         self._scale = torch.cat([profile.scale[side] for side in SIDES])
-        self._counts = [profile.trees[side].components for side in SIDES]
 
     def encode(self, keys: list[Tensor], values: list[Tensor]) -> Payload:
-        """Plain keys and values, per layer (heads, tokens, channels), -> payload.
+        """See ``BlockCodec``.
 
         Raises:
             TensorNetError: layers or heads are not those of the profile, or numbers are not finite.
@@ -35,28 +90,21 @@ class JointCodec:
             raise TensorNetError(
                 f"the cache has heads {[len(k) for k in keys]} per layer, the profile was made for {self.profile.spec.heads}"
             )
-        rows = {"key": rows_of([k.float().cpu() for k in keys]), "value": rows_of([v.float().cpu() for v in values])}
-        coefficients = torch.cat([self.profile.trees[side].analyse(rows[side]) for side in SIDES], 1)
-        step = self._fit_step(coefficients) if self.rate_control else self.calibrated_step
-        step = float(scalar(step))
-        coded, escaped = self.profile.quantiser.encode(coefficients, self._scale, step)
-        return row_payload(len(coefficients), coded=coded, escaped=escaped, step=scalar(step))
+        rows = [rows_of([layer.float().cpu() for layer in states]) for states in (keys, values)]
+        coefficients = torch.cat([self.profile.trees[side].analyse(own) for side, own in zip(SIDES, rows)], 1)
+        step = torch.tensor([self._fit_step(coefficients) if self.rate_control else self.calibrated_step])
+        coded, escaped = self.profile.quantiser.encode(coefficients, self._scale, float(step))
+        return Payload.of(len(coefficients), coded=coded, escaped=escaped, step=step)
 
     def decode(self, payload: Payload) -> tuple[list[Tensor], list[Tensor]]:
-        """Payload -> plain keys and values, per layer fp32 (heads, tokens, channels)."""
+        """See ``BlockCodec``."""
         stored = payload.tensors
         coefficients = self.profile.quantiser.decode(
             stored["coded"], stored["escaped"], self._scale, float(stored["step"]), payload.tokens
         )
-        parts = dict(zip(SIDES, coefficients.split(self._counts, 1)))
-        states = [
-            layers_of(
-                self.profile.trees[side].synthesise(parts[side]),
-                self.profile.spec.heads,
-                self.profile.trees[side].width,
-            )
-            for side in SIDES
-        ]
+        trees = [self.profile.trees[side] for side in SIDES]
+        parts = coefficients.split([tree.components for tree in trees], 1)
+        states = [layers_of(tree.synthesise(part), self.profile.spec.heads, tree.width) for tree, part in zip(trees, parts)]
         return states[0], states[1]
 
     def _fit_step(self, coefficients: Tensor) -> float:

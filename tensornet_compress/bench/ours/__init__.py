@@ -1,1 +1,0 @@
-"""Our own methods as benchmarks run them."""

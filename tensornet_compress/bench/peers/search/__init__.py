@@ -1,1 +1,0 @@
-"""Peers that search or decompose one tensor."""

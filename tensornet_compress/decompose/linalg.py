@@ -24,7 +24,13 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def require_finite(tensor: Tensor, what: str) -> None:
-    """Raise TensorNetError when ``tensor`` is not real floating point, is empty or holds a NaN or an infinity."""
+    """Raise TensorNetError when ``tensor`` is not a dense tensor of real floating point numbers, is empty or holds a NaN or an
+    infinity."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+        kind = f"on the {tensor.device}, {tensor.layout}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise TensorNetError(f"{what} is {kind}; give a dense torch tensor, as torch.as_tensor or to_dense make it")
+    if tensor.is_floating_point() and tensor.dtype.itemsize < 2:
+        raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} holds {tensor.dtype}; convert it to bfloat16 or float32")
     if not tensor.is_floating_point():
         raise TensorNetError(f"{what} of shape {tuple(tensor.shape)} holds {tensor.dtype}; give real floating point numbers")
     if tensor.numel() == 0:

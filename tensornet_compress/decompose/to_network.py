@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tensornet_compress.coding import FloatFormat, NumberFormat
@@ -13,6 +14,9 @@ from tensornet_compress.decompose.realise import realise
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
+
+# Many squares of such numbers add up to less than the largest of single precision, in which cores are kept.
+_LARGEST = 1e16
 
 
 def to_network(
@@ -42,7 +46,8 @@ def to_network(
     ('16|16|16 r=2,2 fp32', 512)
 
     Raises:
-        TensorNetError: not exactly one limit, an impossible limit, or an empty or non-finite tensor.
+        TensorNetError: not exactly one limit, an impossible limit, or a tensor that is empty, not dense, not of floating point
+            numbers, not finite, or of numbers beyond 1e16 (1e32 in float64).
     """
     limits = {"ranks": ranks, "max_error": max_error, "max_bytes": max_bytes}
     given = [name for name, value in limits.items() if value is not None]
@@ -50,6 +55,11 @@ def to_network(
         raise TensorNetError(f"give exactly one of ranks, max_error and max_bytes; was given {given or 'none'}")
     require_finite(tensor, "tensor")
     tensor = tensor.detach()
+    largest = float(tensor.abs().max())
+    if largest > (_LARGEST if working_dtype(tensor.dtype) == torch.float32 else _LARGEST**2):
+        raise TensorNetError(
+            f"the tensor holds numbers up to {largest:.3g}, beyond what cores can hold; divide it by a power of two"
+        )
     layout = layout or Layout.native(tuple(tensor.shape))
     topology = topology or Topology.train(len(layout.dims))
     if topology.positions != len(layout.dims):

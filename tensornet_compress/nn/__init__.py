@@ -6,9 +6,9 @@ from typing import Any
 from tensornet_compress.nn.conv import TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
-from tensornet_compress.nn.module import NetworkModule, decoded
+from tensornet_compress.nn.module import NetworkModule, decoded, identity, layer_weight, module_kind, turned
 from tensornet_compress.nn.replace import KeptModules, build_replacement, install, materialize, replace_module
-from tensornet_compress.nn.targets import Skipped, Target, find_targets, identity, layer_weight, module_kind, turned
+from tensornet_compress.nn.targets import Skipped, Target, find_targets
 
 __all__ = [
     "KeptModules",

@@ -19,6 +19,8 @@ class TNConv2d(NetworkModule):
     """A 2-d convolution; a network cut as (out)|(in, height, width) runs as a narrow convolution and a 1x1 one, any other
     network is contracted to its kernel first."""
 
+    axes = ("out", "in/groups", "height", "width")
+
     def __init__(
         self,
         spec: NetworkSpec,
@@ -28,40 +30,26 @@ class TNConv2d(NetworkModule):
     ):
         """``geometry``: stride, padding, dilation, groups and padding_mode as in ``nn.Conv2d``; what that module tells of
         itself can be read off this one too."""
-        if len(spec.shape) != 4:
-            raise TensorNetError(
-                f"TNConv2d needs a kernel of shape (out, in/groups, height, width), the network has {spec.shape}"
-            )
+        super().__init__(spec, stored, bias)
         if set(geometry) != set(GEOMETRY):
             raise TensorNetError(f"TNConv2d needs {', '.join(GEOMETRY)}, was given {sorted(geometry)}")
         if geometry["padding_mode"] != "zeros":
             raise TensorNetError(f"padding_mode {geometry['padding_mode']!r} is not supported; use 'zeros'")
-        super().__init__(spec, stored)
         for name, value in geometry.items():
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
         self.out_channels, self.in_channels = spec.shape[0], spec.shape[1] * geometry["groups"]
         self.kernel_size, self.transposed, self.output_padding = (spec.shape[2], spec.shape[3]), False, (0, 0)
-        self.bias = None if bias is None else nn.Parameter(bias)
 
     @classmethod
     def from_conv2d(cls, conv: nn.Conv2d, network: TensorNetwork) -> TNConv2d:
         """Replace an ``nn.Conv2d`` by a network of its kernel; bias and geometry are kept exactly."""
-        if network.spec.shape != tuple(conv.weight.shape):
-            raise TensorNetError(
-                f"a kernel of shape {tuple(conv.weight.shape)} cannot take a network of shape {network.spec.shape}"
-            )
-        layer = cls(
-            network.spec,
-            conv_geometry(conv),
-            dict(network.stored),
-            None if conv.bias is None else conv.bias.detach().clone(),
-        )
-        return layer.train(conv.training).to(conv.weight.device)
+        return cls._in_place_of(conv, network, geometry=conv_geometry(conv))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, height, width) -> (batch, out, height', width')."""
         geometry = {name: getattr(self, name) for name in GEOMETRY if name != "padding_mode"}
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        bias = self._parameters["bias"]
+        bias = None if bias is None else bias.to(x.dtype)
         if all(_splits_out(term) for term in self.spec.terms) and geometry["groups"] == 1:
             parts = []
             for term, (out, rest) in zip(self.spec.terms, self.cores(x.dtype)):
@@ -76,8 +64,8 @@ class TNConv2d(NetworkModule):
         options: dict[str, Any] = {name: getattr(self, name) for name in GEOMETRY} | {"bias": self.bias is not None}
         conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, device="meta", **options)
         conv.weight = nn.Parameter(self.weight.detach())
-        if self.bias is not None:
-            conv.bias = nn.Parameter(self.bias.detach().clone())
+        if (bias := self._parameters["bias"]) is not None:
+            conv.bias = nn.Parameter(bias.detach().clone())
         return conv.train(self.training)
 
 

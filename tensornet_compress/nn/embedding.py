@@ -7,22 +7,16 @@ from torch import Tensor, nn
 
 from tensornet_compress.coding import FloatFormat
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn.linear import BATCH_BUCKETS
-from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 
 
 class TNEmbedding(NetworkModule):
     """An embedding table (count, width) kept as a network; indices (...) -> vectors (..., width)."""
 
-    def __init__(
-        self,
-        spec: NetworkSpec,
-        stored: dict[str, Tensor] | None = None,
-        padding_idx: int | None = None,
-    ):
-        if len(spec.shape) != 2:
-            raise TensorNetError(f"TNEmbedding needs a table of shape (count, width), the network has {spec.shape}")
+    axes = ("count", "width")
+
+    def __init__(self, spec: NetworkSpec, stored: dict[str, Tensor] | None = None, padding_idx: int | None = None):
         super().__init__(spec, stored)
         self.num_embeddings, self.embedding_dim = spec.shape
         self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
@@ -38,12 +32,7 @@ class TNEmbedding(NetworkModule):
         """
         if embedding.max_norm is not None:
             raise TensorNetError(f"an embedding with max_norm={embedding.max_norm} rewrites its table; it cannot be compressed")
-        if network.spec.shape != tuple(embedding.weight.shape):
-            raise TensorNetError(
-                f"a table of shape {tuple(embedding.weight.shape)} cannot take a network of shape {network.spec.shape}"
-            )
-        layer = cls(network.spec, dict(network.stored), embedding.padding_idx)
-        return layer.train(embedding.training).to(embedding.weight.device)
+        return cls._in_place_of(embedding, network, padding_idx=embedding.padding_idx)
 
     def forward(self, indices: Tensor) -> Tensor:
         """Integer indices (...) -> (..., width) in the replaced module's dtype.
@@ -75,12 +64,6 @@ class TNEmbedding(NetworkModule):
         low, high = int(flat.min()), int(flat.max())
         if low < 0 or high >= self.num_embeddings:
             raise IndexError(f"indices from {low} to {high} for a table of {self.num_embeddings} rows")
-
-    def _program(self, number: int, count: int) -> Program:
-        for bucket, program in self._programs[number]:
-            if count <= bucket:
-                return program
-        return self._programs[number][-1][1]
 
     def _plan(self, term: TermSpec, count: int) -> Program:
         labels = []

@@ -9,13 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.coding import CodedFormat, FloatFormat, PivotFormat
-from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kernels.coded_linear import coded_linear
-from tensornet_compress.nn.module import NetworkModule
-from tensornet_compress.nn.targets import layer_weight, module_kind, turned
+from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, module_kind, turned
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
-
-BATCH_BUCKETS = (1, 16, 128, 1024)
 
 
 class TNLinear(NetworkModule):
@@ -25,25 +21,20 @@ class TNLinear(NetworkModule):
     original class back).
     """
 
+    axes = ("out", "in")
+
     def __init__(
         self,
         spec: NetworkSpec,
         stored: dict[str, Tensor] | None = None,
         bias: Tensor | None = None,
         conv1d: bool = False,
-        max_intermediate: int | None = None,
     ):
-        """``max_intermediate`` bounds the numbers in any intermediate of the contraction; by default the larger of the dense
-        weight and twice the larger of input and output."""
-        if len(spec.shape) != 2:
-            raise TensorNetError(f"TNLinear needs a weight of shape (out, in), the network has {spec.shape}")
-        super().__init__(spec, stored)
+        super().__init__(spec, stored, bias)
         self.out_features, self.in_features = spec.shape
         self.conv1d = conv1d
         if conv1d:
             self.nf, self.nx = spec.shape
-        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-        self._max_intermediate = max_intermediate
         self._chains = [_is_matrix_chain(term) for term in spec.terms]
         self._plain = _is_plain(spec)
         self._pivoted = _is_pivoted(spec)
@@ -70,14 +61,7 @@ class TNLinear(NetworkModule):
     @classmethod
     def from_linear(cls, linear: Any, network: TensorNetwork) -> TNLinear:
         """Replace an ``nn.Linear`` or ``Conv1D`` by a network for its (out, in) weight; bias and device are kept."""
-        weight, bias = layer_weight(linear), getattr(linear, "bias", None)
-        if network.spec.shape != tuple(weight.shape):
-            raise TensorNetError(
-                f"a layer with weight (out, in) = {tuple(weight.shape)} cannot take a network of shape {network.spec.shape}"
-            )
-        conv1d = module_kind(linear) == "conv1d"
-        layer = cls.from_network(network, None if bias is None else bias.detach().clone(), conv1d)
-        return layer.train(linear.training).to(weight.device)
+        return cls._in_place_of(linear, network, conv1d=module_kind(linear) == "conv1d")
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -89,9 +73,7 @@ class TNLinear(NetworkModule):
         if self._pivoted and self._held is None:
             return self._from_pivots(x)
         if self._coded is not None and self._held is None:
-            y = coded_linear(x, *self._coded.operands(self.core_parts(0, 0), self.spec.shape))
-            offset = self._parameters["bias"]
-            return y if offset is None else y + offset.to(y.dtype)
+            return self._plus_bias(coded_linear(x, *self._coded.operands(self.core_parts(0, 0), self.spec.shape)))
         return self._from_cores(x)
 
     def _from_cores(self, x: Tensor) -> Tensor:
@@ -100,8 +82,7 @@ class TNLinear(NetworkModule):
             part = self._contract(number, cores, x)
             y = part if y is None else y + part
         assert y is not None
-        bias = self._parameters["bias"]
-        return y if bias is None else y + bias.to(y.dtype)
+        return self._plus_bias(y)
 
     def _read_pivots(self) -> None:
         """Unpack where each output lies when the pivots come first; a few bytes per output, kept beside what is stored."""
@@ -118,9 +99,7 @@ class TNLinear(NetworkModule):
         assert self._pivot_order is not None
         at_pivots = F.linear(x, parameters["core1"].to(x.dtype))
         others = F.linear(at_pivots, parameters["core0"].to(x.dtype))
-        y = torch.cat([at_pivots, others], -1).index_select(-1, self._pivot_order.to(x.device))
-        bias = self._parameters["bias"]
-        return y if bias is None else y + bias.to(y.dtype)
+        return self._plus_bias(torch.cat([at_pivots, others], -1).index_select(-1, self._pivot_order.to(x.device)))
 
     def _contract(self, number: int, cores: list[Tensor], x: Tensor) -> Tensor:
         if self._chains[number]:
@@ -143,28 +122,12 @@ class TNLinear(NetworkModule):
             y = y.index_select(1, row_order.to(y.device))
         return y.reshape(*batch, self.out_features)
 
-    def _program(self, number: int, batch: int) -> Program:
-        for bucket, program in self._programs[number]:
-            if batch <= bucket:
-                return program
-        return self._programs[number][-1][1]
-
     def _plan(self, term: TermSpec, batch: int) -> Program:
         rows, columns = (tuple(f"p{p}" for p in term.layout.axis_positions(axis)) for axis in (0, 1))
         inputs = [("n", *columns), *(term.topology.core_labels(core) for core in range(len(term.formats)))]
-        bound = self._max_intermediate or max(
-            self.out_features * self.in_features, 2 * batch * max(self.out_features, self.in_features)
-        )
+        # The larger of the dense weight and twice the larger of input and output.
+        bound = max(self.out_features * self.in_features, 2 * batch * max(self.out_features, self.in_features))
         return plan_contraction(inputs, ("n", *rows), term.sizes() | {"n": batch}, bound, last=0)
-
-    def cost(self, batch: int) -> dict[str, int]:
-        """Multiply-adds and largest intermediate of one forward of ``batch`` vectors, beside the dense layer's."""
-        programs = [self._plan(term, batch) for term in self.spec.terms]
-        return {
-            "multiply_adds": sum(program.multiply_adds for program in programs),
-            "largest_intermediate": max(program.largest_intermediate for program in programs),
-            "dense_multiply_adds": batch * self.in_features * self.out_features,
-        }
 
     @property
     def weight(self) -> Tensor:

@@ -1,4 +1,5 @@
-"""What every replacement module shares: a network kept as plain parameters and buffers under flat names."""
+"""The kinds of modules that networks stand for, and what all their replacements share: a network kept as plain parameters and
+buffers under flat names."""
 
 from __future__ import annotations
 
@@ -7,12 +8,68 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.coding import CodedFormat
 from tensornet_compress.coding.coded_format import RESIDENT_PARTS
-from tensornet_compress.tensor import NetworkSpec, TensorNetwork, contract_term, expected_parts
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, contract_term, expected_parts
 from tensornet_compress.tensor.network import part_name
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+KINDS: tuple[tuple[type[nn.Module], str], ...] = ((nn.Linear, "linear"), (nn.Conv2d, "conv2d"), (nn.Embedding, "embedding"))
+# Numbers of vectors that programs are planned for.
+BATCH_BUCKETS = (1, 16, 128, 1024)
+
+
+def module_kind(module: nn.Module) -> str | None:
+    """``linear``, ``conv1d``, ``conv2d``, ``embedding``, or None when the module cannot hold a network.
+
+    A subclass is of the kind of its base when it computes the same.
+    """
+    for base, kind in KINDS:
+        if isinstance(module, base):
+            return kind if type(module).forward is base.forward or _is_linear(module) else None
+    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        return "conv1d"
+    return None
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a subclass of ``nn.Linear`` with a forward of its own gives what ``nn.Linear`` would, tried on one input."""
+    if not isinstance(module, nn.Linear) or module.weight.dtype not in FLOATS or module.weight.is_meta:
+        return False
+    x = torch.arange(2.0 * module.in_features, device=module.weight.device).cos().view(2, -1).to(module.weight.dtype)
+    try:
+        given = type(module).forward(module, x)
+    except Exception:  # whatever a stranger's forward wants beside its input
+        return False
+    tolerance = 1e-4 if module.weight.dtype.itemsize >= 4 else 2e-2
+    wanted = F.linear(x, module.weight, module.bias)
+    return isinstance(given, Tensor) and given.shape == wanted.shape and torch.allclose(given, wanted, tolerance, tolerance)
+
+
+def turned(weight: Tensor, kind: str | None) -> Tensor:
+    """A weight outputs first as a module of a kind keeps it, or the other way round: Conv1D keeps (in, out), all others keep
+    outputs first."""
+    return weight.T if kind == "conv1d" else weight
+
+
+def layer_weight(module: nn.Module) -> Tensor:
+    """The weight as the network sees it, outputs first: (out, in), (out, in, h, w) or (count, width)."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return turned(weight.detach(), module_kind(module))
+
+
+def identity(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common exactly if they are the same numbers in the same memory, seen the same way."""
+    if tensor.layout is not torch.strided:
+        return (id(tensor),)
+    address = tensor.data_ptr() or tensor.untyped_storage()._cdata
+    return (address, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 class NetworkModule(nn.Module):
@@ -22,9 +79,19 @@ class NetworkModule(nn.Module):
     decoded for a while, which trades memory for speed.
     """
 
-    def __init__(self, spec: NetworkSpec, stored: dict[str, Tensor] | None = None):
+    axes: tuple[str, ...] = ()
+
+    def __init__(self, spec: NetworkSpec, stored: dict[str, Tensor] | None = None, bias: Tensor | None = None):
+        """``bias`` (outputs,) belongs to the module, not to the network.
+
+        Raises:
+            TensorNetError: the network has not the axes of such a module's weight.
+        """
         super().__init__()
+        if len(spec.shape) != len(self.axes):
+            raise TensorNetError(f"{type(self).__name__} needs a weight ({', '.join(self.axes)}), the network has {spec.shape}")
         self.spec = spec
+        self._programs: list[list[tuple[int, Program]]] = []
         self._held: dict[torch.dtype, list[list[Tensor]]] | None = None
         for name, (shape, dtype) in expected_parts(spec).items():
             tensor = stored[name] if stored is not None else torch.empty(shape, dtype=dtype)
@@ -32,8 +99,34 @@ class NetworkModule(nn.Module):
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         if stored is not None:
             self._make_resident()
+
+    @classmethod
+    def _in_place_of(cls, module: nn.Module, network: TensorNetwork, **options: Any) -> Self:
+        """Mode, device and bias are those of the module that is replaced.
+
+        Raises:
+            TensorNetError: the network is not of the shape of the module's weight.
+        """
+        weight, bias = layer_weight(module), getattr(module, "bias", None)
+        if network.spec.shape != tuple(weight.shape):
+            given, wanted = network.spec.shape, tuple(weight.shape)
+            raise TensorNetError(f"a {type(module).__name__} with weight {wanted} cannot take a network of shape {given}")
+        if bias is not None:
+            options["bias"] = bias.detach().clone()
+        layer = cls(network.spec, stored=dict(network.stored), **options)
+        return layer.train(module.training).to(weight.device)
+
+    def _program(self, number: int, count: int) -> Program:
+        """The program of a term for a number of vectors."""
+        programs = self._programs[number]
+        return next((program for bucket, program in programs if count <= bucket), programs[-1][1])
+
+    def _plus_bias(self, y: Tensor) -> Tensor:
+        bias = self._parameters["bias"]
+        return y if bias is None else y + bias.to(y.dtype)
 
     def _coded_cores(self) -> Iterator[tuple[int, int, CodedFormat]]:
         """Term, core and format of the cores in entropy-coded integers."""
@@ -78,16 +171,8 @@ class NetworkModule(nn.Module):
 
     def share_network(self, other: NetworkModule) -> Self:
         """Use the very parameters of ``other``, so that a tied head stays tied."""
-        for name in self.stored():
-            delattr(self, name)
-            part = getattr(other, name)
-            if isinstance(part, nn.Parameter):
-                self.register_parameter(name, part)
-            else:
-                self.register_buffer(name, part)
-        for t, core, _ in self._coded_cores():
-            for part in RESIDENT_PARTS:
-                self.register_buffer(part_name(t, core) + part, getattr(other, part_name(t, core) + part), persistent=False)
+        for own, others in ((self._parameters, other._parameters), (self._buffers, other._buffers)):
+            own.update({name: part for name, part in others.items() if name != "bias"})  # type: ignore[misc]
         return self
 
     @property

@@ -12,9 +12,8 @@ from tensornet_compress.errors import TargetError
 from tensornet_compress.nn.conv import TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
-from tensornet_compress.nn.module import NetworkModule
+from tensornet_compress.nn.module import NetworkModule, identity, module_kind
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
-from tensornet_compress.nn.targets import identity, module_kind
 from tensornet_compress.tensor import TensorNetwork
 
 

@@ -10,14 +10,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TargetError
-from tensornet_compress.nn.module import NetworkModule
-
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_KINDS: tuple[tuple[type[nn.Module], str], ...] = ((nn.Linear, "linear"), (nn.Conv2d, "conv2d"), (nn.Embedding, "embedding"))
+from tensornet_compress.nn.module import FLOATS, KINDS, NetworkModule, identity, layer_weight, module_kind
 
 
 @dataclass(frozen=True)
@@ -36,55 +32,6 @@ class Skipped:
     name: str
     kind: str
     reason: str
-
-
-def module_kind(module: nn.Module) -> str | None:
-    """``linear``, ``conv1d``, ``conv2d``, ``embedding``, or None when the module cannot hold a network.
-
-    A subclass is of the kind of its base when it computes the same.
-    """
-    for base, kind in _KINDS:
-        if isinstance(module, base):
-            return kind if type(module).forward is base.forward or _is_linear(module) else None
-    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
-        return "conv1d"
-    return None
-
-
-@torch.no_grad()
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a subclass of ``nn.Linear`` with a forward of its own gives what ``nn.Linear`` would, tried on one input."""
-    if not isinstance(module, nn.Linear) or module.weight.dtype not in _FLOATS or module.weight.is_meta:
-        return False
-    x = torch.arange(2.0 * module.in_features, device=module.weight.device).cos().view(2, -1).to(module.weight.dtype)
-    try:
-        given = type(module).forward(module, x)
-    except Exception:  # whatever a stranger's forward wants beside its input
-        return False
-    tolerance = 1e-4 if module.weight.dtype.itemsize >= 4 else 2e-2
-    wanted = F.linear(x, module.weight, module.bias)
-    return isinstance(given, Tensor) and given.shape == wanted.shape and torch.allclose(given, wanted, tolerance, tolerance)
-
-
-def turned(weight: Tensor, kind: str | None) -> Tensor:
-    """A weight outputs first as a module of a kind keeps it, or the other way round: Conv1D keeps (in, out), all others keep
-    outputs first."""
-    return weight.T if kind == "conv1d" else weight
-
-
-def layer_weight(module: nn.Module) -> Tensor:
-    """The weight as the network sees it, outputs first: (out, in), (out, in, h, w) or (count, width)."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return turned(weight.detach(), module_kind(module))
-
-
-def identity(tensor: Tensor) -> tuple[Any, ...]:
-    """What two tensors have in common exactly if they are the same numbers in the same memory, seen the same way."""
-    if tensor.layout is not torch.strided:
-        return (id(tensor),)
-    address = tensor.data_ptr() or tensor.untyped_storage()._cdata
-    return (address, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
 def find_targets(
@@ -194,7 +141,7 @@ def _unusable(model: nn.Module, name: str, module: nn.Module) -> str | None:
         return f"its weight is {weight.layout}; make it dense first"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
-    if weight.dtype not in _FLOATS:
+    if weight.dtype not in FLOATS:
         return f"its weight is {weight.dtype}; convert it to bfloat16, float16, float32 or float64 first"
     if weight.numel() == 0:
         return "its weight is empty"
@@ -213,7 +160,7 @@ def _unsupported(name: str, module: nn.Module) -> str | None:
     named = f"{', '.join(held)} ({sum(tensor.numel() * tensor.element_size() for tensor in held.values()):,} bytes)"
     if isinstance(module, NetworkModule):
         return f"{named}: it is a network already"
-    base = next((base for base, _ in _KINDS if isinstance(module, base)), None)
+    base = next((base for base, _ in KINDS if isinstance(module, base)), None)
     if base is not None:
         return f"{named}: {type(module).__name__} computes something else than nn.{base.__name__}"
     return f"{named}: a {type(module).__name__} cannot hold a network; Linear, Conv1D, Conv2d and Embedding can"

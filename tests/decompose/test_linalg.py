@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tensornet_compress as tnc
 from tensornet_compress.decompose import linalg, singular_values, svd
 from tensornet_compress.decompose.linalg import fix_signs, principal_axes, require_finite, truncated
 from tensornet_compress.errors import TensorNetError
@@ -202,3 +203,27 @@ def test_principal_axes_fall_and_diagonalise() -> None:
     rows = principal_axes(factor @ factor.T)
     found = rows @ (factor @ factor.T) @ rows.T
     torch.testing.assert_close(found, torch.diag(torch.linalg.eigvalsh(factor @ factor.T).flip(0)))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (np.ones((3, 3)), "is a ndarray; give a dense torch tensor"),
+        ([[1.0, 2.0]], "is a list"),
+        (torch.eye(3).to_sparse(), "torch.sparse_coo"),
+        (torch.ones(3, 3, device="meta"), "on the meta"),
+        (torch.eye(3).to(torch.float8_e4m3fn), "float8_e4m3fn; convert it"),
+        (torch.eye(3, dtype=torch.int32), "torch.int32; give real floating point"),
+        (torch.full((4, 4), 3e38, dtype=torch.bfloat16), "beyond what cores can hold"),
+    ],
+)
+def test_what_cannot_be_decomposed_is_refused_in_one_sentence(tensor, message):
+    with pytest.raises(TensorNetError, match=message):
+        tnc.to_network(tensor, ranks=2)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(1e16, torch.float32), (1e16, torch.bfloat16), (1e32, torch.float64)])
+def test_large_numbers_are_decomposed_without_overflow(value, dtype):
+    tensor = value * 0.9 * random_tensor((8, 9)).clamp(-1, 1).to(dtype)
+    dense = tnc.to_network(tensor, max_error=1e-3).to_dense()
+    assert float((dense - tensor).double().norm() / tensor.double().norm()) < 0.01

@@ -30,6 +30,14 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
             are replaced and all of its tensors overwritten.
         device: where the tensors go.
 
+    >>> import torch, tensornet_compress as tnc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
+    >>> again = tnc.load(tnc.save(model, "saved"), model=torch.nn.Sequential(torch.nn.Linear(32, 32)))
+    >>> x = torch.randn(3, 32)
+    >>> torch.equal(again(x), model(x))
+    True
+
     Raises:
         CheckpointError: unknown version, missing or unknown tensors, wrong shapes or dtypes, truncated files.
     """
@@ -56,6 +64,14 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
 
 def load_plan(out_dir: str | Path) -> Plan:
     """The plan of a saved folder, index orders included, for ``tnc.apply_plan``.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
+    >>> plan = tnc.load_plan(tnc.save(model, "planned"))
+    >>> again = tnc.apply_plan(torch.nn.Sequential(torch.nn.Linear(32, 32)), plan)
+    >>> again[0].spec == model[0].spec
+    True
 
     Raises:
         CheckpointError: as ``load``.

@@ -78,7 +78,16 @@ class KeptModules:
 
 
 def materialize(model: nn.Module) -> nn.Module:
-    """Every network module replaced by its dense original class, in place; tied modules stay tied. Returns the model."""
+    """Every network module replaced by its dense original class, in place; tied modules stay tied. Returns the model.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
+    >>> tnc.materialize(model)
+    Sequential(
+      (0): Linear(in_features=32, out_features=32, bias=True)
+    )
+    """
     dense_of: dict[nn.Module, nn.Module] = {}
     sharing: dict[tuple[Any, ...], nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):

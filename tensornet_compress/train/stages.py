@@ -60,6 +60,15 @@ def compress_in_stages(
         heldout: batches that are only reported on; by default the last eighth of ``calibration`` (one at least).
         options: go to ``compress``, or to ``isvt`` (``targets`` and ``ignore`` only).
 
+    >>> import torch, tensornet_compress as tnc
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> data = [torch.randint(32, (2, 8)) for _ in range(4)]
+    >>> report = tnc.train.compress_in_stages(model, tnc.Budget(bits_per_weight=8), data, heal_steps=2, workers=1)
+    >>> [stage.name for stage in report.stages]
+    ['input', 'heal']
+
     Raises:
         TensorNetError: too few batches, options that exclude each other, or anything that a stage refuses.
     """

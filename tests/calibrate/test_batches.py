@@ -33,7 +33,7 @@ def test_outputs_without_a_known_tensor_are_refused(given):
         def forward(self, input_ids):
             return given
 
-    with pytest.raises(TensorNetError, match="Odd gives a .* without a tensor 'logits'"):
+    with pytest.raises(TensorNetError, match=r"Odd gives a .* without a tensor 'logits'"):
         kept_output(Odd(), {"input_ids": torch.ones(2, 3, dtype=torch.long)})
 
 

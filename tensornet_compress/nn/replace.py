@@ -56,10 +56,11 @@ def install(model: nn.Module, networks: Mapping[str, TensorNetwork], plan: Plan)
 
 
 class KeptModules:
-    """Which module sits where in a model, and the vectors (norms, biases) that training changes in place, so that a
+    """Which module sits where in a model, its plan, and the vectors (norms, biases) that training changes in place, so that a
     compression can be undone."""
 
     def __init__(self, model: nn.Module):
+        self._model, self._plan = model, getattr(model, PLAN_ATTRIBUTE, None)
         self._named = dict(model.named_modules())
         self._children = [(module, dict(module._modules)) for module in model.modules()]
         self._vectors = [(p, p.detach().clone()) for p in model.parameters() if p.ndim == 1]
@@ -69,7 +70,10 @@ class KeptModules:
         return self._named[name]
 
     def put_back(self) -> None:
-        """Make every module hold the children that it had, with the vectors that they had."""
+        """Make every module hold the children that it had, with the vectors that they had, and the model its plan."""
+        self._model.__dict__.pop(PLAN_ATTRIBUTE, None)
+        if self._plan is not None:
+            setattr(self._model, PLAN_ATTRIBUTE, self._plan)
         for module, children in self._children:
             module._modules.update(children)
         with torch.no_grad():

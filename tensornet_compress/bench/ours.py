@@ -57,7 +57,9 @@ def compressed(method: Any, refine: bool, case: WeightCase, bits: float) -> Comp
 def coded(case: WeightCase, bits: float) -> Compressed:
     """Entropy-coded integers, one step for all layers."""
     budget = Budget(bits_per_weight=bits)
-    report = compress(case.model, budget, case.batches, targets=case.patterns, method="coded", workers=1)
+    # By name: this method would take embeddings and heads too.
+    names = [target.name for target in case.targets]
+    report = compress(case.model, budget, case.batches, targets=names, method="coded", workers=1)
     families = {layer.name: layer.family for layer in report.layers}
     return case.read_back(families, note="; ".join(report.notes), settings={"metric": report.metric})
 

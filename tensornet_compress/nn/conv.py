@@ -48,8 +48,8 @@ class TNConv2d(NetworkModule):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, height, width) -> (batch, out, height', width')."""
         geometry = {name: getattr(self, name) for name in GEOMETRY if name != "padding_mode"}
-        bias: Tensor | None = self._parameters["bias"]
-        bias = None if bias is None else bias.to(x.dtype)
+        held = self._parameters["bias"]
+        bias = None if held is None else held.to(x.dtype)
         if all(_splits_out(term) for term in self.spec.terms) and geometry["groups"] == 1:
             parts = []
             for term, (out, rest) in zip(self.spec.terms, self.cores(x.dtype)):

@@ -75,6 +75,7 @@ def test_subclasses_are_of_the_kind_of_their_base_when_they_compute_the_same(dty
     for make, kind in kinds.items():
         assert module_kind(make(200, 30).to(dtype)) == kind
         assert module_kind(make(200, 30, bias=False).to(dtype)) == kind
+        assert module_kind(make(200, 30, device="meta")) == kind
     assert module_kind(Scaled(4, 3)) is None
     assert module_kind(Same(2, 2, 2)) is None
     before = torch.get_rng_state()

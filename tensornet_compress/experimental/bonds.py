@@ -33,6 +33,11 @@ def threshold_bonds(network: TensorNetwork, multiplier: float, step: float = 1.0
         multiplier, step: lambda, in squared norm per byte, and the step a.
 
     Ranks never grow, every bond keeps rank one at least, and applying it twice changes nothing.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> network = tnc.to_network(torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0])), ranks=4)
+    >>> tnc.train.threshold_bonds(network, multiplier=0.1).spec.terms[0].ranks
+    (2,)
     """
     term = _only_term(network)
     cores = network.cores(dtype=torch.float64)
@@ -70,6 +75,11 @@ def shrink_bonds(networks: Sequence[TensorNetwork], nbytes: int, weights: Sequen
     """Threshold the bonds of all networks with the least multiplier under which they take at most ``nbytes`` together.
 
     ``weights``: what a unit of squared error of each network counts, for instance its sensitivity.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> networks = [tnc.to_network(torch.randn(16, 16), ranks=8) for _ in range(2)]
+    >>> sum(network.nbytes for network in tnc.train.shrink_bonds(networks, nbytes=800)) <= 800
+    True
 
     Raises:
         BudgetError: rank one everywhere is too large.

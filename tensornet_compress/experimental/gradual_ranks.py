@@ -52,6 +52,16 @@ def reduce_gradually(
     The thresholds of ``schedule`` are spread evenly, the last one after the last step; ``one-shot`` truncates only then. Layers
     then become two-core networks in place, ready for ``heal`` and ``tnc.save``. Other arguments as for ``isvt``.
 
+    >>> import torch, tensornet_compress as tnc
+    >>> x = torch.randn(64, 12)
+    >>> data = [(x, x @ torch.randn(12, 8))]
+    >>> loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+    >>> model, schedule = torch.nn.Sequential(torch.nn.Linear(12, 8)), tnc.train.Schedule(kind="cubic", steps=2)
+    >>> options = dict(loss=loss, schedule=schedule, steps=4, metric="euclidean", fmt="fp32")
+    >>> report = tnc.train.reduce_gradually(model, data, tnc.Budget(bits_per_weight=16), **options)
+    >>> len(report.losses), len(report.nbytes)
+    (4, 2)
+
     Raises:
         BudgetError: the budget cannot be met.
         TensorNetError: any other bad input.

@@ -16,7 +16,7 @@ from tensornet_compress.files.whole import open_tensors
 from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear, module_kind
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan
 from tensornet_compress.nn.replace import set_submodule
-from tensornet_compress.tensor import check_stored, expected_tensors
+from tensornet_compress.tensor import check_stored, expected_parts, expected_tensors
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 
@@ -30,6 +30,14 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
             are replaced and all of its tensors overwritten.
         device: where the tensors go.
 
+    >>> import torch, tensornet_compress as tnc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
+    >>> again = tnc.load(tnc.save(model, "saved"), model=torch.nn.Sequential(torch.nn.Linear(32, 32)))
+    >>> x = torch.randn(3, 32)
+    >>> torch.equal(again(x), model(x))
+    True
+
     Raises:
         CheckpointError: unknown version, missing or unknown tensors, wrong shapes or dtypes, truncated files.
     """
@@ -41,21 +49,25 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
         skeleton = model if model is not None else _skeleton(folder, manifest)
         _check(skeleton, plan, manifest, header)
         tensors = {name: file.get_tensor(name).to(device) for name in header}
-    _check_contents(plan, tensors)
-    for name, layer in plan.layers.items():
-        replacement = _network_module(layer, name, tensors)
-        set_submodule(skeleton, name, replacement)
-        for other in layer.tied:
-            bias = tensors.get(manifest.shared.get(f"{other}.bias", f"{other}.bias"))
-            set_submodule(skeleton, other, _tied_module(skeleton.get_submodule(other), layer, bias, replacement))
-    _assign(skeleton, {name: value for name, value in tensors.items() if not _inside(name, plan)})
-    _share(skeleton, {name: other for name, other in manifest.shared.items() if not _inside(name, plan)})
+    for name, module in _replacements(skeleton, plan, manifest.shared, tensors).items():
+        set_submodule(skeleton, name, module)
+    replaced = _replaced(plan)
+    _assign(skeleton, {name: value for name, value in tensors.items() if _owner(name) not in replaced})
+    _share(skeleton, {name: other for name, other in manifest.shared.items() if _owner(name) not in replaced})
     setattr(skeleton, PLAN_ATTRIBUTE, plan)
     return skeleton.to(device).eval()
 
 
 def load_plan(out_dir: str | Path) -> Plan:
     """The plan of a saved folder, index orders included, for ``tnc.apply_plan``.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
+    >>> plan = tnc.load_plan(tnc.save(model, "planned"))
+    >>> again = tnc.apply_plan(torch.nn.Sequential(torch.nn.Linear(32, 32)), plan)
+    >>> again[0].spec == model[0].spec
+    True
 
     Raises:
         CheckpointError: as ``load``.
@@ -118,22 +130,18 @@ def _check(
     model: nn.Module, plan: Plan, manifest: Manifest, header: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]
 ) -> None:
     """Names, shapes and dtypes of the file against what the model and the plan ask for, before anything is changed."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, layer in plan.layers.items():
-        unknown = [other for other in (name, *layer.tied) if other not in modules]
-        if unknown:
-            raise CheckpointError(f"the plan speaks of modules {unknown} that a {type(model).__name__} does not have")
+    modules, replaced = dict(model.named_modules(remove_duplicate=False)), _replaced(plan)
+    unknown = sorted(replaced - set(modules))
+    if unknown:
+        raise CheckpointError(f"the plan speaks of modules {unknown} that a {type(model).__name__} does not have")
     wanted: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {}
     for name, layer in plan.layers.items():
-        for part, (shape, dtype) in expected_tensors(layer.spec).items():
-            wanted[f"{name}.{part}"] = (shape, dtype)
+        wanted |= {f"{name}.{part}": description for part, description in expected_tensors(layer.spec).items()}
     for name, tensor in model.state_dict().items():
-        if not _inside(name, plan) or name.rpartition(".")[2] == "bias":
+        if _owner(name) not in replaced or name.rpartition(".")[2] == "bias":
             wanted[name] = (tuple(tensor.shape), None)
     for name, other in manifest.shared.items():
-        if _inside(name, plan):
-            continue
-        if name not in wanted or other not in wanted or other in manifest.shared:
+        if _owner(name) not in replaced and (name not in wanted or other not in wanted or other in manifest.shared):
             raise CheckpointError(f"the manifest says that {name!r} is shared with {other!r}, which the model does not have so")
     for name in manifest.shared:
         wanted.pop(name, None)
@@ -151,51 +159,54 @@ def _check(
         raise CheckpointError(f"{TENSORS} holds {total:,} bytes of tensors, the manifest says {manifest.nbytes:,}")
 
 
-def _check_contents(plan: Plan, tensors: Mapping[str, Tensor]) -> None:
-    for name, layer in plan.layers.items():
-        try:
-            check_stored(layer.spec, _stored(layer, name, tensors))
-        except TensorNetError as error:
-            raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
-
-
 def _same_kind(found: torch.dtype | None, expected: torch.dtype) -> bool:
     """Equal, or both floating point: a model cast to another dtype may be saved as it is."""
     return found == expected or (found is not None and found.is_floating_point and expected.is_floating_point)
 
 
-def _inside(name: str, plan: Plan) -> bool:
-    """Whether a tensor belongs to a module that the plan replaces."""
-    owner = name.rpartition(".")[0]
-    return owner in plan.layers or any(owner in layer.tied for layer in plan.layers.values())
+def _replaced(plan: Plan) -> set[str]:
+    """Modules that the plan replaces."""
+    return {name for first, layer in plan.layers.items() for name in (first, *layer.tied)}
 
 
-def _stored(layer: LayerPlan, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {part: tensors[f"{name}.{part}"] for part in expected_tensors(layer.spec) if "order" not in part}
+def _owner(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition(".")[0]
 
 
-def _network_module(layer: LayerPlan, name: str, tensors: Mapping[str, Tensor]) -> NetworkModule:
-    stored = _stored(layer, name, tensors)
-    bias = tensors.get(f"{name}.bias")
+def _replacements(
+    model: nn.Module, plan: Plan, shared: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> dict[str, NetworkModule]:
+    """The network modules of a plan by name, those that are tied included."""
+    made: dict[str, NetworkModule] = {}
+    for name, layer in plan.layers.items():
+        stored = {part: tensors[f"{name}.{part}"] for part in expected_parts(layer.spec)}
+        try:
+            check_stored(layer.spec, stored)
+            made[name] = owner = _network_module(layer, stored, tensors.get(f"{name}.bias"))
+        except TensorNetError as error:
+            raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
+        for other in layer.tied:
+            original: Any = model.get_submodule(other)
+            if isinstance(original, nn.Embedding):
+                made[other] = TNEmbedding(layer.spec, owner.stored(), original.padding_idx).share_network(owner)
+            else:
+                bias, conv1d = tensors.get(shared.get(f"{other}.bias", f"{other}.bias")), module_kind(original) == "conv1d"
+                made[other] = TNLinear(layer.spec, owner.stored(), bias, conv1d).share_network(owner)
+    return made
+
+
+def _network_module(layer: LayerPlan, stored: dict[str, Tensor], bias: Tensor | None) -> NetworkModule:
     if layer.kind == "embedding":
         return TNEmbedding(layer.spec, stored, layer.padding_idx)
     if layer.kind == "conv2d":
-        if layer.geometry is None:
-            raise CheckpointError(f"the plan of convolution {name!r} lacks its geometry")
-        return TNConv2d(layer.spec, layer.geometry, stored, bias)
-    return TNLinear(layer.spec, stored, bias, conv1d=layer.kind == "conv1d")
-
-
-def _tied_module(original: nn.Module, layer: LayerPlan, bias: Tensor | None, owner: NetworkModule) -> NetworkModule:
-    if isinstance(original, nn.Embedding):
-        return TNEmbedding(layer.spec, owner.stored(), original.padding_idx).share_network(owner)
-    return TNLinear(layer.spec, owner.stored(), bias, conv1d=module_kind(original) == "conv1d").share_network(owner)
+        return TNConv2d(layer.spec, layer.geometry or {}, stored, bias)
+    return TNLinear(layer.spec, stored, bias, layer.kind == "conv1d")
 
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        prefix, _, leaf = name.rpartition(".")
-        module = model.get_submodule(prefix)
+        module, leaf = model.get_submodule(_owner(name)), name.rpartition(".")[2]
         if leaf in module._parameters:
             module._parameters[leaf] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
         else:
@@ -204,8 +215,7 @@ def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _share(model: nn.Module, shared: Mapping[str, str]) -> None:
     for name, other in shared.items():
-        prefix, _, leaf = name.rpartition(".")
-        source_prefix, _, source_leaf = other.rpartition(".")
-        source = model.get_submodule(source_prefix)
+        leaf, source_leaf = name.rpartition(".")[2], other.rpartition(".")[2]
+        source = model.get_submodule(_owner(other))
         registry = "_parameters" if source_leaf in source._parameters else "_buffers"
-        getattr(model.get_submodule(prefix), registry)[leaf] = getattr(source, registry)[source_leaf]
+        getattr(model.get_submodule(_owner(name)), registry)[leaf] = getattr(source, registry)[source_leaf]

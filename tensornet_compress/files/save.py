@@ -33,6 +33,13 @@ def save(
 
     The folder appears whole or not at all. ``report`` adds per-layer errors for ``inspect``.
 
+    >>> import torch, tensornet_compress as tnc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
+    >>> folder = tnc.save(model, "saved", report=report)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['model.safetensors', 'tensornet.json']
+
     Raises:
         CheckpointError: the model was not compressed, or ``out_dir`` exists and ``overwrite`` is false.
     """

@@ -219,6 +219,12 @@ def decoded(model: nn.Module) -> Iterator[None]:
     """Keep decoded cores of every network module in memory: faster decoding of many short steps, no longer small.
 
     Inside the context the cores do not follow changes of the parameters.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
+    >>> with tnc.decoded(model):
+    ...     answers = [model(torch.randn(1, 32)) for _ in range(10)]
     """
     modules = [module for module in model.modules() if isinstance(module, NetworkModule)]
     for module in modules:

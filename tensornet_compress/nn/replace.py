@@ -56,10 +56,11 @@ def install(model: nn.Module, networks: Mapping[str, TensorNetwork], plan: Plan)
 
 
 class KeptModules:
-    """Which module sits where in a model, and the vectors (norms, biases) that training changes in place, so that a
+    """Which module sits where in a model, its plan, and the vectors (norms, biases) that training changes in place, so that a
     compression can be undone."""
 
     def __init__(self, model: nn.Module):
+        self._model, self._plan = model, getattr(model, PLAN_ATTRIBUTE, None)
         self._named = dict(model.named_modules())
         self._children = [(module, dict(module._modules)) for module in model.modules()]
         self._vectors = [(p, p.detach().clone()) for p in model.parameters() if p.ndim == 1]
@@ -69,7 +70,10 @@ class KeptModules:
         return self._named[name]
 
     def put_back(self) -> None:
-        """Make every module hold the children that it had, with the vectors that they had."""
+        """Make every module hold the children that it had, with the vectors that they had, and the model its plan."""
+        self._model.__dict__.pop(PLAN_ATTRIBUTE, None)
+        if self._plan is not None:
+            setattr(self._model, PLAN_ATTRIBUTE, self._plan)
         for module, children in self._children:
             module._modules.update(children)
         with torch.no_grad():
@@ -78,7 +82,16 @@ class KeptModules:
 
 
 def materialize(model: nn.Module) -> nn.Module:
-    """Every network module replaced by its dense original class, in place; tied modules stay tied. Returns the model."""
+    """Every network module replaced by its dense original class, in place; tied modules stay tied. Returns the model.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
+    >>> tnc.materialize(model)
+    Sequential(
+      (0): Linear(in_features=32, out_features=32, bias=True)
+    )
+    """
     dense_of: dict[nn.Module, nn.Module] = {}
     sharing: dict[tuple[Any, ...], nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):

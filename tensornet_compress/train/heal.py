@@ -77,6 +77,16 @@ def heal(
     The parameters with the least held-out loss are kept, the starting ones included, after rounding to what is stored; so
     they are when training is interrupted or fails.
 
+    >>> import torch, tensornet_compress as tnc
+    >>> x = torch.randn(64, 12)
+    >>> data = [(x, x @ torch.randn(12, 8))]
+    >>> loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+    >>> model = torch.nn.Sequential(torch.nn.Linear(12, 8))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8), allocator="energy")
+    >>> healed = tnc.train.heal(model, data, loss=loss, steps=20, validation=data)
+    >>> healed.best <= healed.initial
+    True
+
     Raises:
         TensorNetError: not exactly one of ``teacher`` and ``loss``, too few batches, or a loss (of a training step or held
             out) that is not finite.
@@ -110,7 +120,15 @@ def heal(
 
 
 def next_token_loss(model: Any, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the next token, padding left out."""
+    """Mean cross-entropy of the next token, padding left out: a loss for ``heal`` or ``isvt``.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> float(tnc.train.next_token_loss(model, torch.randint(32, (2, 8)))) > 0
+    True
+    """
     inputs = model_inputs(batch, next(model.parameters()).device)
     logits, ids, mask = model(**inputs).logits[:, :-1].float(), inputs["input_ids"][:, 1:], inputs.get("attention_mask")
     losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none")

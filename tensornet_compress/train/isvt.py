@@ -94,6 +94,15 @@ def isvt(
 
     The iterate with the least loss among those that meet the budget is kept, and can be saved with ``tnc.save``.
 
+    >>> import torch, tensornet_compress as tnc
+    >>> x = torch.randn(64, 12)
+    >>> data = [(x, x @ torch.randn(12, 8))]
+    >>> loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+    >>> model = torch.nn.Sequential(torch.nn.Linear(12, 8))
+    >>> report = tnc.train.isvt(model, data, tnc.Budget(bits_per_weight=16), metric="euclidean", loss=loss, fmt="fp32")
+    >>> report.nbytes <= report.allowed
+    True
+
     Raises:
         BudgetError: the budget cannot be met.
         TensorNetError: any other bad input.

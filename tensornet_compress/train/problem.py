@@ -22,6 +22,15 @@ class Problem:
 
     Without ``loss``, L is the divergence from what the model gives when the problem is made: KL per token of logits, half the
     squared distance of other outputs relative to their mean squared length. A ``loss(model, batch)`` is a mean over a batch.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> x = torch.randn(64, 12)
+    >>> data = [(x, x @ torch.randn(12, 8))]
+    >>> loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+    >>> problem = tnc.train.Problem(torch.nn.Sequential(torch.nn.Linear(12, 8)), ["0"], data, loss)
+    >>> value, gradients = problem.gradients()
+    >>> gradients["0"].shape
+    torch.Size([8, 12])
     """
 
     def __init__(
@@ -103,7 +112,19 @@ class Problem:
 
 
 def curvature(problem: Problem, metrics: Mapping[str, KroneckerMetric], iterations: int = 8, seed: int = 0) -> float:
-    """The largest curvature L (in size) of the loss in the metric: power iteration on ``M^-1 H``, by gradient differences."""
+    """The largest curvature L (in size) of the loss in the metric: power iteration on ``M^-1 H``, by gradient differences.
+
+    On least squares, in the metric of its own Hessian, it is one.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> from tensornet_compress.metric import KroneckerMetric
+    >>> x = torch.randn(64, 12, dtype=torch.float64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(12, 8, dtype=torch.float64))
+    >>> loss = lambda model, batch: 0.5 * model(batch).square().sum(1).mean()
+    >>> problem = tnc.train.Problem(model, ["0"], [x], loss)
+    >>> round(tnc.train.curvature(problem, {"0": KroneckerMetric(columns=x.T @ x / 64)}), 3)
+    1.0
+    """
     weights = problem.weights()
     generator = torch.Generator().manual_seed(seed)
     direction = {

@@ -89,6 +89,16 @@ def propagate(
     Planned layers outside the blocks are realised on their dense inputs first, and the blocks are fed by them. Bytes are those
     of the plan. The model runs in evaluation mode, and has its own again at the end.
 
+    >>> import torch, tensornet_compress as tnc
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> dense, data = LlamaForCausalLM(model.config), [torch.randint(32, (2, 8)) for _ in range(4)]
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=6), data, method="dense", workers=1)
+    >>> blocks = tnc.train.propagate(dense, model.tensornet_plan, data)
+    >>> [block.name for block in blocks]
+    ['model.layers.0', 'model.layers.1']
+
     Raises:
         TensorNetError: no batches, a plan that names modules that the model lacks, or a bad setting.
         TargetError: no planned layer lies in a list of blocks.

@@ -157,6 +157,14 @@ def proximal_step(
 
     From a stationary point with ``step`` 1 it is the closed-form truncation in the metric: KFAC-SVD, or SVD-LLM when only
     inputs are weighted; ``gradients`` None stands for gradients that are zero.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> from tensornet_compress.metric import KroneckerMetric
+    >>> from tensornet_compress.train.proximal import Cost
+    >>> weights, costs = {"w": torch.randn(8, 12)}, {"w": Cost(unit=4 * 20, dense=4 * 96)}
+    >>> choice, reduced = tnc.train.proximal_step(weights, None, {"w": KroneckerMetric()}, costs, allowed=240, step=1.0)
+    >>> choice.ranks, int(torch.linalg.matrix_rank(reduced["w"]))
+    ({'w': 3}, 3)
     """
     moved = weights if gradients is None else gradient_step(weights, gradients, metrics, step)
     spectra = {name: matrix_spectrum(matrix, metrics[name]) for name, matrix in moved.items()}

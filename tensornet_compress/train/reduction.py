@@ -40,6 +40,11 @@ class Schedule(Frozen):
     * ``multiplier``: the price of a byte rises geometrically to the one that meets the budget, and bytes follow.
 
     ``corrections``: gradient steps without truncation before each thresholding, beside the one that belongs to it.
+
+    >>> import tensornet_compress as tnc
+    >>> schedule = tnc.train.Schedule(kind="linear", steps=4, ramp=1.0)
+    >>> [schedule.allowed(step, largest=1000, final=200) for step in range(schedule.count)]
+    [800, 600, 400, 200]
     """
 
     kind: Kind = "cycles"

@@ -7,25 +7,28 @@ chosen for doing well on some batches looks better there than it is: the figures
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import nn
 
 from tensornet_compress.calibrate import Batch
+from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, stored_metrics
 from tensornet_compress.calibrate.sensitivity import Reference
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import metric_kind
-from tensornet_compress.nn import KeptModules, find_targets
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, metric_kind
+from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, plan_targets
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
-from tensornet_compress.train.layer_errors import layer_errors
 from tensornet_compress.train.propagate import Propagation, propagate
 from tensornet_compress.train.reduction import Schedule
 from tensornet_compress.train.refine import BlockRefinement
@@ -59,6 +62,15 @@ def compress_in_stages(
             last eighth of ``calibration`` that is not ``heldout`` (one batch at least), which no stage then fits.
         heldout: batches that are only reported on; by default the last eighth of ``calibration`` (one at least).
         options: go to ``compress``, or to ``isvt`` (``targets`` and ``ignore`` only).
+
+    >>> import torch, tensornet_compress as tnc
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> data = [torch.randint(32, (2, 8)) for _ in range(4)]
+    >>> report = tnc.train.compress_in_stages(model, tnc.Budget(bits_per_weight=8), data, heal_steps=2, workers=1)
+    >>> [stage.name for stage in report.stages]
+    ['input', 'heal']
 
     Raises:
         TensorNetError: too few batches, options that exclude each other, or anything that a stage refuses.
@@ -142,19 +154,18 @@ class _Stages:
 
     def choose(self, budget: Budget, batches: Sequence[Batch], options: dict[str, Any]) -> CompressionReport:
         """Compress with every metric and keep the best."""
-        found = []
+        tried = []
         for kind in CHOICES:
             self.original.put_back()
             report = self.compress(kind, budget, batches, kind, options)
-            found.append((self.reports[-1].selection, report, KeptModules(self.model), getattr(self.model, PLAN_ATTRIBUTE)))
-        best = min(range(len(found)), key=lambda number: found[number][0])
+            tried.append((self.reports[-1].selection, report, KeptModules(self.model)))
+        best = min(range(len(tried)), key=lambda number: tried[number][0])
         self.reports = [
             stage.model_copy(update={"kept": number == best, "name": f"metric {stage.name}"})
             for number, stage in enumerate(self.reports)
         ]
-        _, report, modules, plan = found[best]
+        _, report, modules = tried[best]
         modules.put_back()
-        setattr(self.model, PLAN_ATTRIBUTE, plan)
         return report
 
     def lower_ranks(
@@ -165,7 +176,7 @@ class _Stages:
         sizes = Sizes.of(self.model, chosen, budget)
         result = isvt(self.model, batches, budget, metric=metric, schedule=schedule, progress=self.progress, **options)
         self._note(f"isvt, {metric}", started)
-        errors = layer_errors(self.model, self.original, chosen, batches, metric)
+        errors = _layer_errors(self.model, self.original, chosen, batches, metric)
         layers = []
         for target in chosen:
             network: Any = self.model.get_submodule(target.name)
@@ -181,12 +192,12 @@ class _Stages:
         """Propagation and block refinement; undone when the divergence on the selection batches does not fall, or when they
         end before they are done. Whether they were kept."""
         started = perf_counter()
-        compressed = KeptModules(self.model)
+        compressed, plan = KeptModules(self.model), getattr(self.model, PLAN_ATTRIBUTE)
         before = next(stage.selection for stage in reversed(self.reports) if stage.kept)
         settings = Propagation(refinement=BlockRefinement())
         try:
             self.original.put_back()
-            propagate(self.model, getattr(self.model, PLAN_ATTRIBUTE), batches, settings, self.progress)
+            propagate(self.model, plan, batches, settings, self.progress)
             after = self._note("refine", started)
         except BaseException:
             compressed.put_back()
@@ -205,6 +216,49 @@ class _Stages:
     def with_errors(self, report: CompressionReport, batches: Sequence[Batch], by_block: bool) -> CompressionReport:
         """The report with errors of layers as they are now."""
         plan = getattr(self.model, PLAN_ATTRIBUTE)
-        errors = layer_errors(self.model, self.original, plan_targets(self.model, plan), batches, report.metric, by_block)
+        errors = _layer_errors(self.model, self.original, plan_targets(self.model, plan), batches, report.metric, by_block)
         layers = tuple(layer.model_copy(update={"error": errors[layer.name]}) for layer in report.layers)
         return report.model_copy(update={"layers": layers})
+
+
+def _layer_errors(
+    model: nn.Module,
+    original: KeptModules,
+    targets: Sequence[Target],
+    batches: Sequence[Batch],
+    metric: str,
+    by_block: bool = False,
+) -> dict[str, float]:
+    """Squared error of each target in its metric, relative to the squared norm of the dense weight, by name.
+
+    Args:
+        model: compressed; every target is a network module. It is dense while the metrics are calibrated, and then again what
+            it was.
+        original: the dense modules of ``model``.
+        metric, by_block: as for ``compress``; with the same ``batches`` the metrics are those that it compressed in.
+    """
+    compressed = KeptModules(model)
+    with TemporaryDirectory(prefix="tensornet-metrics-") as folder:
+        metrics: Mapping[str, KroneckerMetric | StoredMetric]
+        try:
+            original.put_back()
+            if by_block:
+                metrics = stored_metrics(model, batches, targets, metric, Path(folder))
+            else:
+                metrics = calibrated_metrics(model, batches, targets, metric)
+        finally:
+            compressed.put_back()
+        return {
+            target.name: _relative_error(original.module(target.name), compressed.module(target.name), metrics.get(target.name))
+            for target in targets
+        }
+
+
+def _relative_error(dense: nn.Module, network: nn.Module, metric: KroneckerMetric | StoredMetric | None) -> float:
+    assert isinstance(network, NetworkModule)
+    inner = metric.load() if isinstance(metric, StoredMetric) else metric or euclidean()
+    weight = layer_weight(dense).float()
+    matrix = weight.reshape(len(weight), -1)
+    change = matrix - network.network().to_dense(torch.float32).reshape(matrix.shape)
+    inner = inner.to(matrix.device)
+    return inner.norm2(change) / max(inner.norm2(matrix), 1e-300)

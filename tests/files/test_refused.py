@@ -123,14 +123,28 @@ def test_a_damaged_configuration_is_refused(folder, text):
         tnc.load(folder)
 
 
-def test_a_refused_file_leaves_the_given_instance_alone(tmp_path):
+def without_geometry(folder):
+    def change(data):
+        next(layer for layer in data["plan"]["layers"].values() if layer["kind"] == "conv2d").update(geometry={"forward": 1})
+
+    edit_manifest(folder, change)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: edit_tensors(folder, lambda tensors: tensors.pop("norm.running_mean")), "running_mean"),
+        (without_geometry, "stride"),
+    ],
+)
+def test_a_refused_file_leaves_the_given_instance_alone(tmp_path, damage, message):
     model = tiny_convnet()
     compressed(model, calibration=None, allocator="energy", budget=tnc.Budget(bits_per_weight=9.0))
     folder = tnc.save(model, tmp_path / "out")
-    edit_tensors(folder, lambda tensors: tensors.pop("norm.running_mean"))
+    damage(folder)
     fresh = tiny_convnet(seed=3)
     before = {name: value.clone() for name, value in fresh.state_dict().items()}
-    with pytest.raises(CheckpointError, match="running_mean"):
+    with pytest.raises(CheckpointError, match=message):
         tnc.load(folder, model=fresh)
     after = fresh.state_dict()
     assert before.keys() == after.keys()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.bench.harness import Job
-from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.tensors import weight_of
 from tensornet_compress.bench.weights import MEASURES as WEIGHTS
 from tensornet_compress.coding import parse_format

@@ -40,7 +40,7 @@ import tensornet_compress.train as train
 # What has no public name lives in modules that may move; this is the only place to follow them.
 from tensornet_compress.coding import rans
 from tensornet_compress.coding.bits import pack_bits
-from tensornet_compress.coding.formats import grouped_view
+from tensornet_compress.coding.packed_integers import grouped_view
 from tensornet_compress.coding.permutations import pack_permutation
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.report import Machine, Result, render, write_result

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensornet_compress.bench.peer_packages import fullest
 from tensornet_compress.bench.registry import Method, Registry
-from tensornet_compress.bench.side import fullest
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.profile.calibrate import calibrate
 from tensornet_compress.kv.profile.capture import Runner, windows

@@ -16,9 +16,9 @@ from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, 
 from tensornet_compress.bench.cache_documents import Document, Reading, documents, read_on
 from tensornet_compress.bench.harness import lower
 from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
+from tensornet_compress.bench.peer_packages import require_fit
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.run import ModelBench, ModelSettings
-from tensornet_compress.bench.side import require_fit
 from tensornet_compress.bench.texts import TEXTS
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.report import BitsOfLayer, Measure

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from tensornet_compress.bench.side import reason
+from tensornet_compress.bench.peer_packages import reason
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.report import Measure, Result, Row, read_result, write_result

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheCase, CacheCoder, States
+from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Stored
-from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Compressed, WeightCase
 from tensornet_compress.coding.planes import UNIT
 from tensornet_compress.compressing import Budget, compress, survey_model

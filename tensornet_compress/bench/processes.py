@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tensornet_compress.bench.side import Unavailable
+from tensornet_compress.bench.peer_packages import Unavailable
 
 Made = TypeVar("Made")
 

@@ -10,8 +10,8 @@ from pydantic import JsonValue
 
 from tensornet_compress.bench import tracks as _registered  # noqa: F401
 from tensornet_compress.bench.harness import Job, lower
+from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.run import Bench
-from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, clock_name
 from tensornet_compress.report import Measure
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tensornet_compress.bench.peer_packages import require_fit
 from tensornet_compress.bench.registry import Method, Registry
-from tensornet_compress.bench.side import require_fit
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight, turned

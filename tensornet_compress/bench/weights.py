@@ -13,9 +13,9 @@ from torch import Tensor
 from tensornet_compress.bench import methods as _registered  # noqa: F401
 from tensornet_compress.bench.harness import ERROR, STORED, Job, lower
 from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
+from tensornet_compress.bench.peer_packages import require_fit
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.run import ModelBench, ModelSettings
-from tensornet_compress.bench.side import require_fit
 from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Compressed, WeightCase
 from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError

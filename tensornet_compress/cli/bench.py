@@ -169,8 +169,8 @@ def everything(
 def execute(make: Callable[[], Benches], output: Output) -> None:
     """Check what can be checked first, run, and print."""
     from tensornet_compress.bench.compare import compare
+    from tensornet_compress.bench.peer_packages import SIDE
     from tensornet_compress.bench.run import load_plugins, run
-    from tensornet_compress.bench.side import SIDE
     from tensornet_compress.report import read_result
 
     old = read_result(output.compare) if output.compare is not None else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.coding import IntFormat
-from tensornet_compress.coding.formats import FLOAT_DTYPES
+from tensornet_compress.coding.floats import FLOAT_DTYPES
 
 _BLOCK = 128
 _MOST_CHANGE = 2.0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.coding import IntFormat, NumberFormat
-from tensornet_compress.coding.formats import grouped_view
+from tensornet_compress.coding.packed_integers import grouped_view
 from tensornet_compress.decompose.code_descent import improved_codes
 
 _BLOCK = 128

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tensornet_compress.coding.entropy import ROUNDING, classify
+from tensornet_compress.coding.cache_quantiser import ROUNDING, classify
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.profile.profile import SIDES, Profile
 from tensornet_compress.kv.profile.tree import SideTree

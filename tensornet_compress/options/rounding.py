@@ -8,7 +8,7 @@ structure (up to 3.4 times on smooth ones, whose cores are far from normal).
 from __future__ import annotations
 
 from tensornet_compress.coding import IntFormat, NamedFormat, NumberFormat
-from tensornet_compress.coding.formats import grouped_view
+from tensornet_compress.coding.packed_integers import grouped_view
 from tensornet_compress.decompose import MatrixSpectrum
 from tensornet_compress.options.layer import LayerStatistics
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tensornet_compress.bench.side import SIDE
+from tensornet_compress.bench.peer_packages import SIDE
 from tests.models import random_text
 
 

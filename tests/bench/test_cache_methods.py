@@ -12,9 +12,9 @@ import torch
 from tensornet_compress.bench import methods  # noqa: F401
 from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheCoder, nominal
 from tensornet_compress.bench.cache_documents import Reading, documents, read_on
+from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.peers.stock_caches import STALE_SECONDS, drop_stale_lock
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.side import Unavailable
 from tests.kv.tiny_models import VOCABULARY, _llama
 
 READING = Reading(context=160, ahead=24)

@@ -10,8 +10,8 @@ import pytest
 from tensornet_compress.bench import caches, search, speed, weights
 from tensornet_compress.bench.compare import compare
 from tensornet_compress.bench.harness import Harness, Job, start
+from tensornet_compress.bench.peer_packages import SIDE, SIDE_PACKAGES, SideEnvironment, SidePackage, Unavailable
 from tensornet_compress.bench.run import load_plugins
-from tensornet_compress.bench.side import SIDE, SIDE_PACKAGES, SideEnvironment, SidePackage, Unavailable
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.report import Measure, read_result
 from tensornet_compress.report.joined import differences

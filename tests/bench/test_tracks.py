@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.processes import cost_apart
-from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.speed import SpeedBench
 from tensornet_compress.bench.speed_case import TRACKS, Heat, Raced, SpeedSettings, Track, race
 from tensornet_compress.bench.tracks import decoding

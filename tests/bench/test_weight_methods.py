@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tensornet_compress.bench import methods  # noqa: F401
+from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.peers.integers import format_for, grid_for
 from tensornet_compress.bench.peers.tensor_formats import chain_ranks, digits, numbers
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, Compressed, WeightCase
 from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tensornet_compress.coding import FloatFormat, IntFormat, format_nbytes, parse_format
 from tensornet_compress.coding.bits import pack_bits, unpack_bits
-from tensornet_compress.coding.formats import FLOAT_DTYPES, grouped_view
+from tensornet_compress.coding.floats import FLOAT_DTYPES
+from tensornet_compress.coding.packed_integers import grouped_view
 from tensornet_compress.errors import TensorNetError
 from tests.generators import FORMATS, INT_FORMATS, SEEDS, random_tensor
 

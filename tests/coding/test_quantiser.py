@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensornet_compress.coding.entropy import LOWEST, Quantiser, Statistics
+from tensornet_compress.coding.cache_quantiser import LOWEST, Quantiser, Statistics
 from tensornet_compress.errors import CheckpointError, TensorNetError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensornet_compress.bench.peer_packages import SIDE, Unavailable, fullest
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.side import SIDE, Unavailable, fullest
 from tensornet_compress.bench.weight_case import SLACK, WEIGHT_METHODS, Approximation, WeightCase, by_layer, parts_of
 from tensornet_compress.coding import parse_format
 from tensornet_compress.nn import Target

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheCase, CacheCoder, States
+from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.coding.fixed_rate import Curve
 from tensornet_compress.kv.profile.profile import SIDES
 from tensornet_compress.kv.profile.tree import layers_of, rows_of

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheCoder, States
+from tensornet_compress.bench.peer_packages import require_fit
 from tensornet_compress.bench.peers.rounded_caches import round_groups
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.side import require_fit
 from tensornet_compress.coding import parse_format
 from tensornet_compress.kv.profile.tree import layers_of, rows_of
 

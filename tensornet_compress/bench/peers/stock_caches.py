@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from tensornet_compress.bench.cache_case import CACHE_METHODS, CacheCase, CacheCoder, nominal
+from tensornet_compress.bench.peer_packages import SIDE
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.side import SIDE
 
 GROUP = 64
 STALE_SECONDS = 900

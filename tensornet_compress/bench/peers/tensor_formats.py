@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensornet_compress.bench.peer_packages import SIDE, Unavailable
 from tensornet_compress.bench.registry import Method
-from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, Approximation, WeightCase, by_layer, parts_of, require_rank_one
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend
 from tensornet_compress.nn import Target

@@ -17,9 +17,9 @@ import numpy as np
 import opt_einsum
 from torch import Tensor
 
+from tensornet_compress.bench.peer_packages import SIDE, Unavailable
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Stored
-from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import realise
 from tensornet_compress.options.offered import SEARCH_CORE_FORMATS, fine_digits

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from tensornet_compress.bench.peer_packages import reason
 from tensornet_compress.bench.processes import cost_apart
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase
-from tensornet_compress.bench.side import reason
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock
 from tensornet_compress.bench.tensors import TENSORS, BenchTensor
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS

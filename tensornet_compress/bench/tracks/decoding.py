@@ -15,9 +15,9 @@ from torch import Tensor
 
 import tensornet_compress.kv as kv
 from tensornet_compress.bench.models import find_model
+from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.peers.stock_caches import ready
 from tensornet_compress.bench.processes import apart, resident
-from tensornet_compress.bench.side import Unavailable
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock, race
 from tensornet_compress.bench.texts import Part, find_text
 from tensornet_compress.kv.live.cache import LiveCache

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tensornet_compress as tnc
+from tensornet_compress.bench.peer_packages import SIDE, Unavailable
 from tensornet_compress.bench.peers.tensor_formats import digits
-from tensornet_compress.bench.side import SIDE, Unavailable
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, race
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose.tensorly_adapter import tensorly_backend

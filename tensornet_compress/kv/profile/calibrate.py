@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tensornet_compress.bisection import least_kept
 from tensornet_compress.calibrate import InputMoment
-from tensornet_compress.coding.entropy import Statistics
+from tensornet_compress.coding.cache_quantiser import Statistics
 from tensornet_compress.decompose.groups import consecutive_groups, search_groups
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.live.codec import LiveBasis, live_bases, live_curve

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.bisection import least_kept
-from tensornet_compress.coding.entropy import Quantiser
+from tensornet_compress.coding.cache_quantiser import Quantiser
 from tensornet_compress.coding.fixed_rate import Curve, allocate
 from tensornet_compress.coding.stored_basis import StoredBasis
 from tensornet_compress.errors import CheckpointError, TensorNetError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding.entropy import Quantiser, Statistics
+from tensornet_compress.coding.cache_quantiser import Quantiser, Statistics
 from tensornet_compress.coding.rans import lane_count
 from tensornet_compress.coding.stored_basis import StoredBasis
 from tensornet_compress.decompose.linalg import principal_axes

@@ -27,7 +27,7 @@ def main() -> int:
     out, began = str(options.out), perf_counter()
     passage = " ".join(wikipedia_articles()[-1][:PASSAGE].split()[:-1])  # of an article that calibration never saw
     commands = (
-        ["weights", MODEL, out, "--method", "coded", "--bits-per-weight", f"{options.bits:g}", "--samples", "8", "--overwrite"],
+        ["weights", MODEL, out, "--bits-per-weight", f"{options.bits:g}", "--samples", "8", "--overwrite"],
         ["inspect", out],
         ["eval", out, "--reference", MODEL, "--windows", "8", "--json", str(options.out.parent / "demo.json")],
         ["kv", out, "--bits", "2", "--samples", "20", "--sensitivity-windows", "8", "--overwrite"],

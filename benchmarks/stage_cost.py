@@ -69,7 +69,7 @@ class Stages:
         return lambda: [None for _ in statistics_by_block(self.model, self.batches, self.names, [kind])]
 
     def allocation(self) -> Callable[[], Any]:
-        options: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "refine": 0, "workers": 1}
+        options: dict[str, Any] = {"method": "svd", "formats": ["bf16"], "workers": 1}
         return partial(tnc.compress, self.model, self.budget, self.batches, **options)
 
     @property

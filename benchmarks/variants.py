@@ -37,13 +37,14 @@ REFINED = Propagation(refinement=BlockRefinement(epochs=EPOCHS))
 
 def allocated(formats: tuple[str, ...], allocator: str, case: WeightCase, bits: float) -> Compressed:
     """Two cores a layer in floating point: only ranks are chosen."""
-    key = ("survey", formats)
+    key = ("survey", formats, allocator)
     if key not in case.memo:
         shares = tuple(sorted({*SIZE_SHARES, *KEEPS}))
         options: dict[str, Any] = {"targets": case.patterns, "method": "svd", "formats": list(formats), "shares": shares}
+        options["relative"] = allocator == "energy"
         case.memo[key] = survey_model(case.model, case.batches, workers=1, **options)
     budget, survey = Budget(bits_per_weight=bits), case.memo[key]
-    options = {"method": "svd", "allocator": allocator, "refine": int(allocator == "sensitivity"), "workers": 1}
+    options = {"method": "svd", "allocator": allocator, "workers": 1}
     compress(case.model, budget, case.batches, targets=case.patterns, survey=survey, **options)
     return case.read_back("two cores", settings={"allocator": allocator})
 

@@ -219,7 +219,7 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
 
 @artefact
 def folder_of_several_families() -> Parts:
-    """The default allocator in a gradient metric; all families and a layout search compete."""
+    """The default method in a gradient metric, beside a layout search."""
     return compressed(partial(seeded, planted_llama), 5.0, batches(3), metric="kronecker", search=60.0)
 
 
@@ -233,13 +233,13 @@ def folder_of_tied_embeddings() -> Parts:
 @artefact
 def folder_of_pivots() -> Parts:
     """Two bf16 cores kept by pivots."""
-    return compressed(tiny_llama, 12.0, batches(2), method="svd", formats=["bf16p", "bf16"], refine=1)
+    return compressed(tiny_llama, 12.0, batches(2), method="svd", formats=["bf16p", "bf16"])
 
 
 @artefact
 def folder_of_residuals() -> Parts:
-    """Sums of networks, probed sensitivities."""
-    return compressed(tiny_llama, 5.0, batches(2), method="residual", sensitivity="probe", refine=0)
+    """Sums of networks."""
+    return compressed(tiny_llama, 5.0, batches(2), method="residual")
 
 
 @artefact
@@ -253,7 +253,7 @@ def folder_of_searched_layouts() -> Parts:
     """Layouts found by search, or floating point."""
     targets = ["layers.0.self_attn.*", "layers.0.mlp.*"]
     make = partial(seeded, planted_llama)
-    parts = compressed(make, 9.0, batches(2), targets=targets, method="searched", search=60.0)
+    parts = compressed(make, 12.0, batches(2), targets=targets, method="searched", search=60.0)
     return loosened(parts, parts)
 
 

@@ -24,7 +24,7 @@ def test_two_half_blocks_of_a_real_model_lose_less_than_by_round_to_nearest(tmp_
     reference = Reference(model, windows)
     baseline = copy.deepcopy(model)
     budget = tnc.Budget(bits_per_weight=3.5)
-    report = tnc.compress(model, budget, calibration, targets=TARGETS, method="dense", refine=0, workers=1)
+    report = tnc.compress(model, budget, calibration, targets=TARGETS, method="dense", workers=1)
     nearest = 0
     for layer in report.layers:
         weight = baseline.get_submodule(layer.name).weight.detach()

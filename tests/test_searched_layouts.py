@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tensornet_compress as tnc
-from tensornet_compress.compressing import LayerJob, WeightSource
+from tensornet_compress.compressing import Layer, WeightSource
 from tensornet_compress.compressing.layouts import layer_kind, search_layouts
 from tensornet_compress.errors import TensorNetError
 
@@ -58,7 +58,7 @@ def test_noise_gets_no_layout_and_the_report_says_so() -> None:
 def test_every_kind_is_searched_once() -> None:
     torch.manual_seed(0)
     shapes = {"a.q": (8, 12), "b.q": (8, 12), "a.k": (4, 12), "b.k": (4, 12)}
-    jobs = [LayerJob(name, WeightSource(tensor=torch.randn(shape)), None) for name, shape in shapes.items()]
+    jobs = [Layer(name, WeightSource(0, torch.randn(shape))) for name, shape in shapes.items()]
     found = search_layouts(jobs, 5.0)
     assert list(found) == ["q 8 x 12", "k 4 x 12"] == list(dict.fromkeys(layer_kind(n, s) for n, s in shapes.items()))
     assert [item.layer for item in found.values()] == ["b.q", "b.k"]

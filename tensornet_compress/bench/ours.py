@@ -17,63 +17,41 @@ from tensornet_compress.coding.planes import UNIT
 from tensornet_compress.compressing import Budget, compress, survey_model
 from tensornet_compress.kv.storage.codec import BlockCodec, JointCodec
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec
-from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.report import Spectrum
 from tensornet_compress.report.made import drawing_of, drawings_of
 from tensornet_compress.searching import search
 
-REFINE = 1
 QUICK_SWEEPS, FULL_SWEEPS = 0, 1
 
 
-def compressed(method: Any, refine: bool, case: WeightCase, bits: float) -> Compressed:
-    """Survey once (all families), allocate for ``bits``, replace. One process, so that its processor time is known."""
-    sweeps = QUICK_SWEEPS if case.quick else FULL_SWEEPS
-    shares = SIZE_SHARES if case.quick else None
-    if "survey" not in case.memo:
-        case.memo["survey"] = survey_model(
-            case.model, case.batches, targets=case.patterns, method="auto", sweeps=sweeps, workers=1, shares=shares
-        )
-    rounds = REFINE if refine and (method == "auto" or not case.quick) else 0
-    report = compress(
-        case.model,
-        Budget(bits_per_weight=bits),
-        case.batches,
-        targets=case.patterns,
-        method=method,
-        refine=rounds,
-        workers=1,
-        survey=case.memo["survey"],
-    )
+def compressed(method: Any, case: WeightCase, bits: float) -> Compressed:
+    """Survey once for each kind of forms, allocate for ``bits``, replace. One process, so that its processor time is known."""
+    # By name: entropy-coded integers would take embeddings and heads too.
+    options: dict[str, Any] = {"targets": [target.name for target in case.targets], "method": method, "workers": 1}
+    key = ("survey", method)
+    if key not in case.memo:
+        sweeps = QUICK_SWEEPS if case.quick else FULL_SWEEPS
+        case.memo[key] = survey_model(case.model, case.batches, sweeps=sweeps, **options)
+    report = compress(case.model, Budget(bits_per_weight=bits), case.batches, survey=case.memo[key], **options)
     modules: dict[str, Any] = {target.name: case.model.get_submodule(target.name) for target in case.targets}
     return case.read_back(
         {layer.name: layer.family for layer in report.layers},
         note="; ".join(report.notes),
-        settings={"refine": rounds, "sweeps": sweeps, "metric": report.metric, "allocator": report.allocator},
+        settings={"metric": report.metric, "allocator": report.allocator},
         drawings=drawings_of({name: module.spec for name, module in modules.items()}),
     )
 
 
-def coded(case: WeightCase, bits: float) -> Compressed:
-    """Entropy-coded integers, one step for all layers."""
-    budget = Budget(bits_per_weight=bits)
-    # By name: this method would take embeddings and heads too.
-    names = [target.name for target in case.targets]
-    report = compress(case.model, budget, case.batches, targets=names, method="coded", workers=1)
-    families = {layer.name: layer.family for layer in report.layers}
-    return case.read_back(families, note="; ".join(report.notes), settings={"metric": report.metric})
-
-
-WEIGHT_METHODS.add(Method("ours-coded", coded, "entropy-coded integers, one step for all layers", ours=True))
-for _name, _method, _refine, _explanation in (
-    ("ours", "auto", True, "every family competes, bytes go where the KL falls"),
-    ("ours-dense", "dense", True, "one core a layer: our integers and allocation"),
-    ("ours-svd", "svd", False, "two cores a layer in any number format"),
-    ("ours-tt", "tt", False, "a tensor train a layer in any number format"),
-    ("ours-ttm", "ttm", False, "a TT-matrix a layer in any number format"),
-    ("ours-tree", "tree", False, "a balanced tree a layer in any number format"),
+for _name, _method, _explanation in (
+    ("ours", "auto", "entropy-coded integers and two cores of such, one step for everything"),
+    ("ours-coded", "coded", "entropy-coded integers, one step for all layers"),
+    ("ours-dense", "dense", "one core a layer in stepped integers, at one multiplier"),
+    ("ours-svd", "svd", "two cores a layer in stepped formats"),
+    ("ours-tt", "tt", "a tensor train a layer in stepped formats"),
+    ("ours-ttm", "ttm", "a TT-matrix a layer in stepped formats"),
+    ("ours-tree", "tree", "a balanced tree a layer in stepped formats"),
 ):
-    WEIGHT_METHODS.add(Method(_name, partial(compressed, _method, _refine), _explanation, ours=True))
+    WEIGHT_METHODS.add(Method(_name, partial(compressed, _method), _explanation, ours=True))
 
 
 def stored(form: str, codec: BlockCodec, profile_nbytes: int = 0) -> CacheCoder:

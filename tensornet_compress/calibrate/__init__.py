@@ -1,11 +1,10 @@
-"""Running a model under hooks: batches, blocks, statistics, divergence and sensitivities."""
+"""Running a model under hooks: batches, blocks, statistics and divergence."""
 
 from tensornet_compress.calibrate.batches import Batch, first_tokens, kept_output, model_inputs
 from tensornet_compress.calibrate.blocks import BlockRunner
 from tensornet_compress.calibrate.by_blocks import statistics_by_block
 from tensornet_compress.calibrate.collect import collect_statistics
-from tensornet_compress.calibrate.divergence import kl_divergence, output_divergence, sampled_loss, total_divergence
-from tensornet_compress.calibrate.sensitivity import OperatingPoint, fisher_sensitivity, measure_sensitivity
+from tensornet_compress.calibrate.divergence import Reference, kl_divergence, output_divergence, sampled_loss, total_divergence
 from tensornet_compress.calibrate.statistics import GradientStatistics, InputMoment
 
 __all__ = [
@@ -13,13 +12,11 @@ __all__ = [
     "BlockRunner",
     "GradientStatistics",
     "InputMoment",
-    "OperatingPoint",
+    "Reference",
     "collect_statistics",
     "first_tokens",
-    "fisher_sensitivity",
     "kept_output",
     "kl_divergence",
-    "measure_sensitivity",
     "model_inputs",
     "output_divergence",
     "sampled_loss",

@@ -71,7 +71,12 @@ def statistics_by_block(
 
 def block_passes(model: nn.Module, names: Collection[str]) -> int:
     """How many passes over the batches ``statistics_by_block`` makes."""
-    return max(1, sum(bool(group) for group in _groups(block_list(model, list(names)), names)))
+    return max(1, sum(map(bool, block_groups(model, names))))
+
+
+def block_groups(model: nn.Module, names: Collection[str]) -> list[list[str]]:
+    """The names outside all blocks of a model, then those inside each."""
+    return _groups(block_list(model, list(names)), names)
 
 
 def _groups(blocks: Blocks, names: Collection[str]) -> list[list[str]]:

@@ -5,12 +5,15 @@ Padding must be taken out of outputs beforehand, as ``kept_output`` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs
+from tensornet_compress.calibrate.hooks import evaluating
 
 # Numbers of an output that are worked on at once: large vocabularies would need several times the memory of their logits.
 CHUNK_NUMBERS = 1 << 25
@@ -77,3 +80,24 @@ def sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) ->
         return F.cross_entropy(output, labels, reduction="sum")
     noise = torch.randn(output.shape, generator=generator, device=output.device)
     return (F.normalize(output, dim=-1) * noise).sum()
+
+
+class Reference:
+    """What a model gives on fixed batches, logits in half precision, to measure how far its outputs lie from that later."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]):
+        device = next(model.parameters()).device
+        self.model = model
+        self.inputs = [model_inputs(batch, device) for batch in batches]
+        self.outputs: list[tuple[Tensor, bool]] = []
+        with evaluating(model), torch.no_grad():
+            for batch in self.inputs:
+                output, logits = kept_output(model, batch)
+                self.outputs.append((output.half() if logits else output, logits))
+
+    def divergence(self) -> float:
+        """``output_divergence`` of the model as it is now, mean over batches."""
+        with evaluating(self.model), torch.no_grad():
+            pairs = zip(self.inputs, self.outputs)
+            values = [output_divergence(known, kept_output(self.model, batch)[0], logits) for batch, (known, logits) in pairs]
+        return sum(values) / len(values)

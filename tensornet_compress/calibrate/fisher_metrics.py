@@ -21,6 +21,7 @@ from tensornet_compress.calibrate.collect import Loss
 from tensornet_compress.calibrate.divergence import sampled_loss
 from tensornet_compress.calibrate.hooks import (
     Backward,
+    autocast,
     calls_and_gradients,
     frozen,
     has_input_vectors,
@@ -56,19 +57,21 @@ def fisher_metrics(
     targets: Sequence[Target],
     *,
     loss: Loss | None = None,
+    precision: torch.dtype | None = None,
     advance: Callable[[], None] = lambda: None,
     seed: int = 0,
-) -> tuple[dict[str, KroneckerMetric], dict[str, str]]:
-    """Metrics by target, in nats per token, and notes on those that calibration says little about.
+) -> dict[str, KroneckerMetric]:
+    """Metrics, in nats per token, of the targets that calibration reached.
 
     Layers that were fed one tensor share one column factor (the same object). The model is left as found.
 
     Args:
         loss: ``loss(model, batch)``, summed over examples, to which divergences then refer in place of tokens; by default minus
             the log-likelihood of labels drawn from the model.
+        precision: dtype of matrix products under autocast, None for the model's own.
 
     Raises:
-        TensorNetError: no batches, or no target reaches the loss.
+        TensorNetError: no batches, or the loss depends on none of the model's parts.
     """
     collector = _Collector(model, targets)
     device = next(model.parameters()).device
@@ -77,12 +80,14 @@ def fisher_metrics(
         for batch in batches:
             collector.begin(batch)
             if loss is None:
-                output, is_logits = kept_output(model, model_inputs(batch, device))
+                with autocast(device, precision):
+                    output, is_logits = kept_output(model, model_inputs(batch, device))
                 collector.end_forward(output if is_logits else None)
                 collector.tokens += len(output)
                 total = sampled_loss(output, is_logits, generator)
             else:
-                total = loss(model, batch)
+                with autocast(device, precision):
+                    total = loss(model, batch)
                 collector.end_forward(None)
                 collector.tokens += _examples(batch)
             if not total.requires_grad:
@@ -129,21 +134,9 @@ class _Collector:
             self.seen[name].inputs = moment
         self._head = None
 
-    def metrics(self, targets: Sequence[Target]) -> tuple[dict[str, KroneckerMetric], dict[str, str]]:
-        found: dict[str, KroneckerMetric] = {}
-        notes: dict[str, str] = {}
-        for target in targets:
-            metric = self._metric(target)
-            if metric is None:
-                notes[target.name] = "calibration never reached it: its errors count like those of a layer of middling weight"
-            else:
-                found[target.name] = metric
-        if not found:
-            raise TensorNetError(f"no targeted layer reaches the loss of {type(self.model).__name__}")
-        levels = sorted(float(_level(metric)) for metric in found.values())
-        for name in notes:
-            found[name] = KroneckerMetric(rate=0.5 * levels[len(levels) // 2])
-        return found, notes
+    def metrics(self, targets: Sequence[Target]) -> dict[str, KroneckerMetric]:
+        found = {target.name: self._metric(target) for target in targets}
+        return {name: metric for name, metric in found.items() if metric is not None}
 
     def _metric(self, target: Target) -> KroneckerMetric | None:
         seen = [self.seen[name] for name in dict.fromkeys((target.name, *target.tied))]
@@ -221,9 +214,6 @@ def _added(rows: Tensor | None, columns: Tensor | None, weight: Tensor, moment: 
     return (weight if rows is None else rows + weight), (share if columns is None else columns + share)
 
 
-def _level(metric: KroneckerMetric) -> Tensor:
+def metric_level(metric: KroneckerMetric) -> float:
     """Mean weight of an entry's squared error, in nats."""
-    columns = metric.columns
-    per_column = 1.0 if columns is None else (columns if columns.ndim == 1 else columns.diagonal()).mean()
-    per_row = 1.0 if metric.rows is None else metric.rows.mean()
-    return torch.as_tensor(2 * (metric.rate or 0.5) * per_row * per_column)
+    return 2 * (0.5 if metric.rate is None else metric.rate) * metric.mean_price

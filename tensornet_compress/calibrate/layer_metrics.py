@@ -8,14 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from tensornet_compress.calibrate.by_blocks import block_passes, statistics_by_block
+from tensornet_compress.calibrate.by_blocks import block_groups, block_passes, statistics_by_block
 from tensornet_compress.calibrate.collect import collect_statistics
-from tensornet_compress.calibrate.fisher_metrics import fisher_metrics
+from tensornet_compress.calibrate.fisher_metrics import fisher_metrics, metric_level
 from tensornet_compress.calibrate.hooks import has_input_vectors, weight_users
 from tensornet_compress.calibrate.statistics import InputMoment
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import GRADIENT_KINDS, KroneckerMetric, MetricKind, StoredMetric, metric_kind
+from tensornet_compress.metric import GRADIENT_KINDS, METRIC_KINDS, KroneckerMetric, MetricKind, StoredMetric, metric_kind
 from tensornet_compress.nn import Target
+
+LAYER_METRICS = ("fisher", *METRIC_KINDS)
+_MIDDLING = "its errors are Euclidean, and count like those of a layer of middling weight"
+
+
+def check_metric(name: str) -> None:
+    """Raises ``TensorNetError`` unless a metric of layers has this name."""
+    if name not in LAYER_METRICS:
+        raise TensorNetError(f"unknown metric {name!r}; choose one of {', '.join(LAYER_METRICS)}")
 
 
 def calibrated_metrics(
@@ -24,20 +33,21 @@ def calibrated_metrics(
     chosen: Sequence[Target],
     kind: str,
     advance: Callable[[], None] = lambda: None,
+    notes: dict[str, str] | None = None,
     **options: Any,
 ) -> dict[str, KroneckerMetric]:
     """Metrics by target, for layers that have one: none for ``euclidean`` or without batches.
 
     Layers without input vectors of their own (embeddings) take the input metric of the head tied to them, and layers that no
     gradient reaches (a pooler beside the output) their input metric, whatever ``kind``; layers that are never called (experts
-    that no token chose) have none. ``fisher`` has rules of its own, see ``fisher_metrics``. ``options`` go to
-    ``collect_statistics`` (or ``fisher_metrics``).
+    that no token chose) have none, except under ``fisher``, where they count like a layer of middling weight. ``notes`` takes
+    what a reader should know of single layers. ``options`` go to ``collect_statistics`` (or ``fisher_metrics``).
 
     Raises:
         TensorNetError: an unknown metric, the elementwise one, which has no closed-form truncation, or batches that reach no
             target.
     """
-    return dict(_metrics(model, batches, chosen, kind, False, {"advance": advance} | options))
+    return dict(_metrics(model, batches, chosen, kind, False, {} if notes is None else notes, {"advance": advance} | options))
 
 
 def stored_metrics(
@@ -47,27 +57,64 @@ def stored_metrics(
     kind: str,
     folder: Path,
     advance: Callable[[], None] = lambda: None,
+    notes: dict[str, str] | None = None,
 ) -> dict[str, StoredMetric]:
     """``calibrated_metrics`` collected block by block and written to ``folder``: memory holds those of one block at a time.
 
     ``advance`` is called ``calibration_passes`` times as often as there are batches. Raises as ``calibrated_metrics``.
     """
-    metrics = _metrics(model, batches, chosen, kind, True, {"advance": advance})
+    metrics = _metrics(model, batches, chosen, kind, True, {} if notes is None else notes, {"advance": advance})
     return {name: StoredMetric.write(metric, folder / f"{number}.safetensors") for number, (name, metric) in enumerate(metrics)}
 
 
-def calibration_passes(model: nn.Module, chosen: Sequence[Target]) -> int:
+def calibration_passes(model: nn.Module, chosen: Sequence[Target], kind: str) -> int:
     """Passes over the batches that ``stored_metrics`` reports to ``advance``."""
-    return block_passes(model, [target.name for target in chosen if has_input_vectors(model.get_submodule(target.name))])
+    modules = {target.name: model.get_submodule(target.name) for target in chosen}
+    return block_passes(model, [name for name, module in modules.items() if kind == "fisher" or has_input_vectors(module)])
 
 
 def _metrics(
-    model: nn.Module, batches: Sequence[Any], chosen: Sequence[Target], kind: str, by_block: bool, options: dict[str, Any]
+    model: nn.Module,
+    batches: Sequence[Any],
+    chosen: Sequence[Target],
+    kind: str,
+    by_block: bool,
+    notes: dict[str, str],
+    options: dict[str, Any],
 ) -> Iterator[tuple[str, KroneckerMetric]]:
     """Names and metrics as they become known."""
-    if kind == "fisher" and batches and not by_block:
-        yield from fisher_metrics(model, batches, chosen, **options)[0].items()
-        return
+    check_metric(kind)
+    unseen = {target.name: f"calibration never reached it: {_MIDDLING}" for target in chosen} if batches else {}
+    metrics = _fisher if kind == "fisher" else _collected_metrics
+    for name, metric in metrics(model, batches, chosen, kind, by_block, options):
+        if metric.columns is not None or metric.rows is not None:
+            unseen.pop(name)
+        yield name, metric
+    notes |= unseen if kind != "euclidean" else {}
+
+
+def _fisher(
+    model: nn.Module, batches: Sequence[Any], chosen: Sequence[Target], _kind: str, by_block: bool, options: dict[str, Any]
+) -> Iterator[tuple[str, KroneckerMetric]]:
+    """Of one block after the other if asked for; layers that were never reached come last, and count like a middling one."""
+    named = {target.name: target for target in chosen}
+    groups = block_groups(model, list(named)) if by_block else [list(named)]
+    levels = []
+    for group in filter(None, groups if batches else []):
+        for name, metric in fisher_metrics(model, batches, [named[name] for name in group], **options).items():
+            levels.append(metric_level(metric))
+            named.pop(name)
+            yield name, metric
+    if batches and not levels:
+        raise TensorNetError(f"no targeted layer reaches the loss of {type(model).__name__}")
+    if batches:
+        middling = KroneckerMetric(rate=0.5 * sorted(levels)[len(levels) // 2])
+        yield from dict.fromkeys(named, middling).items()
+
+
+def _collected_metrics(
+    model: nn.Module, batches: Sequence[Any], chosen: Sequence[Target], kind: str, by_block: bool, options: dict[str, Any]
+) -> Iterator[tuple[str, KroneckerMetric]]:
     wanted = metric_kind(kind)
     if wanted == "elementwise":
         raise TensorNetError("the elementwise metric has no closed-form truncation; choose kronecker or row-fisher")

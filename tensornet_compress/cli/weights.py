@@ -26,7 +26,7 @@ from tensornet_compress.cli.report import leave_report
 from tensornet_compress.compressing import Budget
 from tensornet_compress.errors import TensorNetError
 
-_METRICS = ("auto", "euclidean", "diagonal", "input", "row-fisher", "kronecker")
+_METRICS = ("auto", "fisher", "euclidean", "diagonal", "input", "row-fisher", "kronecker")
 _UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
 
 
@@ -41,13 +41,14 @@ def weights(
     ignore: Annotated[list[str] | None, typer.Option(help="Patterns of modules to leave alone (repeatable).")] = None,
     method: Annotated[
         str,
-        typer.Option(help="coded, auto, dense, svd, residual, tt, ttm, tree or searched."),
+        typer.Option(help="auto, coded, dense, svd, residual, tt, ttm, tree or searched."),
     ] = "auto",
     format: Annotated[list[str] | None, typer.Option(help="Number formats allowed, e.g. bf16, int4g64z (repeatable).")] = None,  # noqa: A002
     allocator: Annotated[str, typer.Option(help="sensitivity, energy or uniform.")] = "sensitivity",
     metric: Annotated[
-        str, typer.Option(help="auto (least held-out divergence), euclidean, diagonal, input, row-fisher or kronecker.")
-    ] = "input",
+        str,
+        typer.Option(help="fisher, euclidean, diagonal, input, row-fisher, kronecker, or auto (least held-out divergence)."),
+    ] = "fisher",
     refine: Annotated[bool, typer.Option("--refine", help="Fit behind the compressed prefix, then block by block.")] = False,
     isvt: Annotated[bool, typer.Option("--isvt", help="Lower ranks (bf16) by iterative singular value thresholding.")] = False,
     heal: Annotated[int, typer.Option(help="Steps of distillation from the original afterwards.", min=0)] = 0,

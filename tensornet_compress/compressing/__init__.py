@@ -1,30 +1,30 @@
-"""One model: budget, allocation, realisation, plan and report."""
+"""One model: budget, survey, allocation, making, plan and report."""
 
+from tensornet_compress.compressing.allocate import choose_options, uniform_options
 from tensornet_compress.compressing.apply import apply_plan
 from tensornet_compress.compressing.budget import Budget
-from tensornet_compress.compressing.knapsack import choose_options, uniform_options
-from tensornet_compress.compressing.layer_jobs import LayerJob, Realised, Survey, WeightSource, realise_layer, survey_layer
-from tensornet_compress.compressing.run import compress
+from tensornet_compress.compressing.jobs import Job, Layer, Made, Method, Offer, Surveyed, WeightSource, make_job, survey_job
+from tensornet_compress.compressing.run import Allocator, compress
 from tensornet_compress.compressing.sizes import model_nbytes
 from tensornet_compress.compressing.survey import ModelSurvey, survey_model
-from tensornet_compress.compressing.words import Allocator, Method, Sensitivity
 
 __all__ = [
     "Allocator",
     "Budget",
-    "LayerJob",
+    "Job",
+    "Layer",
+    "Made",
     "Method",
     "ModelSurvey",
-    "Realised",
-    "Sensitivity",
-    "Survey",
+    "Offer",
+    "Surveyed",
     "WeightSource",
     "apply_plan",
     "choose_options",
     "compress",
+    "make_job",
     "model_nbytes",
-    "realise_layer",
-    "survey_layer",
+    "survey_job",
     "survey_model",
     "uniform_options",
 ]

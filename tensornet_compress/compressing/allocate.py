@@ -1,171 +1,164 @@
-"""Predict, allocate, realise, measure, and allocate again with what was learned."""
+"""One multiplier for everything: of all forms that layers may take those of least ``nats + multiplier * bytes``.
+
+Entropy-coded integers fill the budget smoothly. A further bit saves ``step^2 ln 2 / 12`` nats there, whatever the layer, which
+is the multiplier that ranks of two cores and networks in stepped formats are held to.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import exp, log
+from dataclasses import dataclass
+from math import log, log2
 
-from torch import Tensor
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
 
-from tensornet_compress.calibrate import OperatingPoint
-from tensornet_compress.compressing.clock import Clock
-from tensornet_compress.compressing.knapsack import choose_options, uniform_options
-from tensornet_compress.compressing.layer_jobs import Realised, realise_layer
-from tensornet_compress.compressing.sizes import Sizes
-from tensornet_compress.compressing.survey import ModelSurvey
-from tensornet_compress.compressing.words import Allocator, Method
-from tensornet_compress.compressing.workers import run_jobs
-from tensornet_compress.nn import turned
-from tensornet_compress.options import Option, pareto
+from tensornet_compress.bisection import bracket, least_kept
+from tensornet_compress.compressing.jobs import SIDE_BITS, Offer, Surveyed
+from tensornet_compress.decompose.one_step import SLOPE
+from tensornet_compress.errors import BudgetError
+from tensornet_compress.tensor import NetworkSpec
 
-_MISPREDICTED = 0.1
-_CORRECTIONS = 3
-_LARGEST_STEP = 16.0
-_NO_ERROR = 1e-9
+# Predicted gains below this share are not worth giving up one dense core for.
+_WORTH_A_NETWORK = 0.95
 
 
-@dataclass
-class _Front:
-    """Options of one layer, whose predictions are corrected as families and formats are measured."""
-
-    options: list[Option]
-    corrections: dict[tuple[str, str], float] = field(default_factory=dict)
-
-    def error(self, option: Option) -> float:
-        return option.error * self.corrections.get(_kind(option), 1.0)
-
-    def learn(self, option: Option, measured: float) -> bool:
-        """Note a measured error; True when the prediction was off."""
-        off = abs(measured - self.error(option)) > _MISPREDICTED * max(measured, self.error(option))
-        self.corrections[_kind(option)] = measured / max(option.error, 1e-300)
-        return off
+def byte_price(step: float) -> float:
+    """What a byte is worth in nats where integers are coded at this step."""
+    return 8 * step**2 * log(2) / 12
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """An allocation with the model's divergence under it, and each layer's derivative of that."""
+class Pick:
+    """A form of a layer: predicted bytes and nats. Without a ``spec`` it is entropy-coded integers at the step of the moment,
+    as one core or as two of a ``rank``."""
 
-    divergence: float
-    derivative: dict[str, float]
-    options: list[Option]
-    realised: list[Realised]
-
-    @property
-    def has_networks(self) -> bool:
-        return any(option.family != "dense" for option in self.options)
+    family: str
+    nbytes: float
+    nats: float
+    spec: NetworkSpec | None = None
+    rank: int | None = None
 
 
-def _kind(option: Option) -> tuple[str, str]:
-    return option.family, option.spec.terms[0].formats[0].name
+class Market:
+    """All layers of a model with their forms at any step."""
+
+    def __init__(self, layers: Sequence[Surveyed], offer: Offer):
+        self.layers, self.offer = layers, offer
+        octaves = np.log2(offer.steps)
+        rates = np.array([[(bits / 8, log(max(layer.price * e, 1e-300))) for bits, e in layer.coded] for layer in layers])
+        self._foretold = PchipInterpolator(octaves, rates, axis=1)
+        self.finest, self.coarsest = offer.steps[0], offer.steps[-1]
+
+    def at(self, step: float) -> list[Pick]:
+        """The best form of every layer."""
+        price = byte_price(step)
+        picks = []
+        for layer, (nbytes, log_nats) in zip(self.layers, self._foretold(log2(step))):
+            best = Pick("dense", float(nbytes), float(np.exp(log_nats)))
+            cost = _WORTH_A_NETWORK * (best.nats + price * best.nbytes)
+            others = [Pick(o.family, o.nbytes, layer.price * o.error, spec=o.spec) for o in layer.options]
+            for other in [*others, *_two_cores(layer, step)]:
+                if other.nats + price * other.nbytes < cost:
+                    best, cost = other, other.nats + price * other.nbytes
+            picks.append(best)
+        return picks
+
+    def step_for(self, allowed: float) -> float:
+        """The finest step at which all layers together take at most ``allowed`` bytes, as foretold."""
+
+        def fits(step: float) -> bool:
+            return sum(pick.nbytes for pick in self.at(step)) <= allowed
+
+        if not fits(self.coarsest):
+            least = int(sum(pick.nbytes for pick in self.at(self.coarsest)))
+            raise BudgetError(
+                f"the budget leaves {int(allowed):,} bytes for the targeted layers, which take {least:,} at the coarsest step; "
+                "raise the budget, or target more layers"
+            )
+        return least_kept(fits, self.finest, self.coarsest, ratio=1.0005)
 
 
-class Allocation:
-    """One allocation in the making: options of every layer, what their errors count, and what was realised so far."""
+def _two_cores(layer: Surveyed, step: float) -> list[Pick]:
+    """Two entropy-coded cores, as far as their spectrum foretells them.
 
-    def __init__(
-        self, survey: ModelSurvey, method: Method, sizes: Sizes, allocator: Allocator, workers: int | None, clock: Clock
-    ):
-        self.survey, self.method, self.sizes, self.allocator = survey, method, sizes, allocator
-        self.workers, self.clock = workers, clock
-        self.fronts = [_Front(_offered(layer.options, method)) for layer in survey.layers]
-        self.weights = [survey.damage_weight(layer, allocator == "sensitivity") for layer in survey.layers]
-        self._done: dict[tuple[int, Option], Realised] = {}
-        self._rounds = self._measurements = 0
-
-    def solve(self) -> tuple[list[Option], list[Realised]]:
-        """Allocate and realise, again while realised errors belie the predictions."""
-        options: list[Option] = []
-        for _ in range(_CORRECTIONS):
-            options = [front.options[pick] for front, pick in zip(self.fronts, self._pick())]
-            if not self._realise([pick for pick in enumerate(options) if pick not in self._done]):
-                break
-        return options, [self._done[pick] for pick in enumerate(options)]
-
-    def refine(self, point: OperatingPoint, rounds: int) -> tuple[list[Option], list[Realised], list[float]]:
-        """Allocate with sensitivities measured anew at the compressed model, ``rounds`` times; the allocation of least
-        divergence wins. Also gives the divergence of each.
-
-        Networks beside dense integers have to prove themselves: unless the model diverges less with them than with the best
-        allocation of dense layers alone, they are dropped."""
-        best = current = self._measured(point)
-        history = [best.divergence]
-        networks, dense = self.fronts, self._dense_fronts()
-        if self.method == "auto" and best.has_networks and self._fits(dense):
-            self.fronts = dense
-            plain = self._measured(point)
-            history.append(plain.divergence)
-            if plain.divergence <= best.divergence:
-                best = current = plain
-            else:
-                self.fronts = networks
-        for _ in range(rounds):
-            self._learn(current)
-            current = self._measured(point)
-            history.append(current.divergence)
-            best = min(best, current, key=lambda measured: measured.divergence)
-        return best.options, best.realised, history
-
-    def _dense_fronts(self) -> list[_Front]:
-        return [
-            _Front(pareto([o for o in layer.options if o.family == "dense"]), front.corrections)
-            for layer, front in zip(self.survey.layers, self.fronts)
-        ]
-
-    def _fits(self, fronts: Sequence[_Front]) -> bool:
-        return sum(min(option.nbytes for option in front.options) for front in fronts) <= self.sizes.allowed
-
-    def _measured(self, point: OperatingPoint) -> _Measured:
-        options, realised = self.solve()
-        with self.clock.stage(f"measure {self._measurements}", 1):
-            divergence, derivative = point.measure(self._module_weights(realised))
-        self._measurements += 1
-        return _Measured(divergence, derivative, options, realised)
-
-    def _pick(self) -> list[int]:
-        nbytes = [[option.nbytes for option in front.options] for front in self.fronts]
-        damage = [[w * front.error(option) for option in front.options] for w, front in zip(self.weights, self.fronts)]
-        if self.allocator != "uniform":
-            return choose_options(nbytes, damage, self.sizes.allowed)
-        share = self.sizes.allowed / sum(self.sizes.weights.values())
-        return uniform_options(nbytes, damage, [share * self.sizes.weights[job.name] for job in self.survey.jobs])
-
-    def _realise(self, fresh: list[tuple[int, Option]]) -> int:
-        """Make networks; the number whose error was not as predicted."""
-        tasks = [(self.survey.jobs[layer], option.spec) for layer, option in fresh]
-        with self.clock.stage("realise" if self._rounds == 0 else f"realise {self._rounds}", len(tasks)) as advance:
-            results = run_jobs(realise_layer, tasks, self.workers, advance)
-        self._rounds += 1
-        off = 0
-        for (layer, option), result in zip(fresh, results):
-            self._done[layer, option] = result
-            off += self.fronts[layer].learn(option, result.error)
-        return off
-
-    def _module_weights(self, realised: Sequence[Realised]) -> dict[str, Tensor]:
-        """Dense weights as the modules store them."""
-        dense = {}
-        for target, done in zip(self.survey.chosen, realised):
-            dense[target.name] = turned(done.network.to_dense(), target.kind)
-        return dense
-
-    def _learn(self, measured: _Measured) -> None:
-        """Move what errors count half way, on a logarithmic scale, to what was measured; layers without an error, or
-        that were not called, follow the others' mean."""
-        steps: list[float | None] = []
-        for weight, layer, done in zip(self.weights, self.survey.layers, measured.realised):
-            if done.error <= _NO_ERROR * layer.energy or weight <= 0 or not measured.derivative[layer.name]:
-                steps.append(None)
-                continue
-            seen = measured.derivative[layer.name] / (2 * done.error)
-            steps.append(log(min(max(seen / weight, 1 / _LARGEST_STEP), _LARGEST_STEP)) / 2)
-        known = [step for step in steps if step is not None]
-        mean = sum(known) / len(known) if known else 0.0
-        self.weights = [w * exp(mean if step is None else step) for w, step in zip(self.weights, steps)]
+    A number of the left core has variance ``s / rows`` in the metric for a component of squared singular value s, one of the
+    right core ``s / columns``. A component is kept while it loses more than its numbers cost.
+    """
+    if layer.squares is None:
+        return []
+    rows, columns = layer.shape[0], int(np.prod(layer.shape[1:]))
+    unit = step**2 / (2 * layer.price)
+    dropped = layer.squares.double() / unit
+    bits = rows * _gaussian_bits(dropped / rows) + columns * _gaussian_bits(dropped / columns)
+    cost = (rows + columns) / 12 + SLOPE * bits
+    rank = int((cost < dropped).sum())
+    if not rank:
+        return []
+    nats = layer.price * unit * (float(dropped[rank:].sum()) + rank * (rows + columns) / 12)
+    side = 2 * rank + rows + columns + 2 * SIDE_BITS / 8
+    return [Pick("svd", float(bits[:rank].sum()) / 8 + side, nats, rank=rank)]
 
 
-def _offered(options: Sequence[Option], method: Method) -> list[Option]:
-    """The undominated options of a method: its own family, and dense floating point."""
-    if method == "auto":
-        return pareto(options)
-    return pareto([o for o in options if o.family == method or (o.family == "dense" and o.is_float)])
+def _gaussian_bits(variance: torch.Tensor) -> torch.Tensor:
+    """Bits of a normal number of a variance in squared steps, rounded and entropy-coded: its differential entropy at high
+    rates, nothing at low ones."""
+    return 0.5 * torch.log2(1 + 2 * torch.pi * torch.e * variance)
+
+
+def choose_options(nbytes: Sequence[Sequence[int]], nats: Sequence[Sequence[float]], max_bytes: int) -> list[int]:
+    """Index of the chosen option of each layer: all at one multiplier, the least that stays within ``max_bytes``, then upgrades
+    with what is left, those that save most nats for a byte first.
+
+    Raises:
+        BudgetError: even the smallest options are too large together.
+    """
+    smallest = sum(min(sizes) for sizes in nbytes)
+    if smallest > max_bytes:
+        raise BudgetError(
+            f"the budget leaves {max_bytes:,} bytes for the targeted layers, their smallest options take {smallest:,}; "
+            "raise the budget, or target more layers"
+        )
+    sizes, values = [np.array(s, float) for s in nbytes], [np.array(v, float) for v in nats]
+
+    def picks(price: float) -> list[int]:
+        return [int(np.lexsort((size, value + price * size))[0]) for size, value in zip(sizes, values)]
+
+    def fits(price: float) -> bool:
+        return sum(size[pick] for size, pick in zip(sizes, picks(price))) <= max_bytes
+
+    try:
+        low, high = bracket(fits)
+        chosen = picks(least_kept(fits, low, high))
+    except ValueError:
+        chosen = [int(np.lexsort((value, size))[0]) for size, value in zip(sizes, values)]
+    left = max_bytes - sum(size[pick] for size, pick in zip(nbytes, chosen))
+    while True:
+        best: tuple[float, int, int] | None = None
+        for layer, (size, value, pick) in enumerate(zip(sizes, values, chosen)):
+            more, gain = size - size[pick], value[pick] - value
+            worth = np.where((more <= left) & (gain > 0), gain / np.maximum(more, 1e-9), 0.0)
+            option = int(worth.argmax())
+            if worth[option] > 0 and (best is None or worth[option] > best[0]):
+                best = float(worth[option]), layer, option
+        if best is None:
+            return chosen
+        _, layer, option = best
+        left -= nbytes[layer][option] - nbytes[layer][chosen[layer]]
+        chosen[layer] = option
+
+
+def uniform_options(nbytes: Sequence[Sequence[int]], nats: Sequence[Sequence[float]], shares: Sequence[float]) -> list[int]:
+    """The least damaging option of each layer within that layer's own share of the bytes (the baseline allocator).
+
+    Raises:
+        BudgetError: a layer has no option within its share.
+    """
+    chosen = []
+    for layer, (sizes, values, share) in enumerate(zip(nbytes, nats, shares)):
+        fitting = [option for option, size in enumerate(sizes) if size <= share]
+        if not fitting:
+            raise BudgetError(f"layer {layer} may take {share:,.0f} bytes, its smallest option takes {min(sizes):,}")
+        chosen.append(min(fitting, key=lambda option: values[option]))
+    return chosen

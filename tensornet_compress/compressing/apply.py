@@ -9,8 +9,8 @@ from torch import nn
 from tensornet_compress.calibrate import Batch
 from tensornet_compress.calibrate.batches import calibration_fingerprint
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
-from tensornet_compress.compressing.layer_jobs import LayerJob, realise_layer
-from tensornet_compress.compressing.survey import weight_source
+from tensornet_compress.compressing.jobs import Layer, make_job
+from tensornet_compress.compressing.survey import grouped, weight_source
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import install
@@ -34,12 +34,13 @@ def apply_plan(
         )
     chosen = plan_targets(model, plan)
     metrics = calibrated_metrics(model, batches, chosen, plan.metric)
-    tasks = [
-        (
-            LayerJob(target.name, weight_source(model, target, {}), metrics.get(target.name), sweeps=plan.sweeps),
-            plan.layers[target.name].spec,
-        )
-        for target in chosen
-    ]
-    install(model, {result.name: result.network for result in run_jobs(realise_layer, tasks, workers)}, plan)
+    jobs = grouped(
+        [Layer(target.name, weight_source(model, target, {}), metrics.get(target.name)) for target in chosen], plan.sweeps
+    )
+    specs = {name: layer.spec for name, layer in plan.layers.items()}
+    results = run_jobs(make_job, [(job, [specs[layer.name] for layer in job.layers]) for job in jobs], workers)
+    networks = {made.name: made.network for result in results for made in result}
+    # Entropy-coded cores of another model's numbers take other bytes.
+    layers = {name: layer.model_copy(update={"spec": networks[name].spec}) for name, layer in plan.layers.items()}
+    install(model, networks, plan.model_copy(update={"layers": layers}))
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tensornet_compress.compressing.layer_jobs import LayerJob
+from tensornet_compress.compressing.jobs import Layer
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.searching import search
@@ -40,7 +40,7 @@ def layer_kind(name: str, shape: Sequence[int]) -> str:
     return f"{name.rpartition('.')[2]} {' x '.join(map(str, shape))}"
 
 
-def search_layouts(jobs: Sequence[LayerJob], seconds: float, progress: Progress | None = None) -> dict[str, LayoutSearch]:
+def search_layouts(jobs: Sequence[Layer], seconds: float, progress: Progress | None = None) -> dict[str, LayoutSearch]:
     """Search mode orders and topologies on the middle layer of every kind, in the layer's metric.
 
     Fibre orders are left out: they belong to one tensor and would have to be stored again for every sibling.
@@ -51,7 +51,7 @@ def search_layouts(jobs: Sequence[LayerJob], seconds: float, progress: Progress 
     Returns:
         By kind (see ``layer_kind``), in the order of the layers.
     """
-    kinds: dict[str, list[LayerJob]] = {}
+    kinds: dict[str, list[Layer]] = {}
     for job in jobs:
         kinds.setdefault(layer_kind(job.name, job.source.load().shape), []).append(job)
     found = {}
@@ -66,7 +66,7 @@ def search_layouts(jobs: Sequence[LayerJob], seconds: float, progress: Progress 
     return found
 
 
-def _search_kind(kind: str, job: LayerJob, seconds: float) -> LayoutSearch:
+def _search_kind(kind: str, job: Layer, seconds: float) -> LayoutSearch:
     weight = job.source.load()
     result = search(
         weight.float(),

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
-from tensornet_compress.calibrate import Batch, OperatingPoint, first_tokens
-from tensornet_compress.compressing.allocate import Allocation
+from tensornet_compress.calibrate import Batch
+from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
-from tensornet_compress.compressing.coded import compress_coded
+from tensornet_compress.compressing.jobs import Made, Method, Surveyed, make_job
 from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.compressing.sizes import Sizes
-from tensornet_compress.compressing.survey import FISHER_TOKENS, ModelSurvey, survey_model, uniform_share
-from tensornet_compress.compressing.words import Allocator, Method, Sensitivity
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.compressing.survey import ModelSurvey, survey_model, uniform_share
+from tensornet_compress.compressing.workers import run_jobs
+from tensornet_compress.errors import BudgetError, TensorNetError
 from tensornet_compress.nn import find_targets, install
 from tensornet_compress.nn.plan import plan_of
+from tensornet_compress.options import FAMILIES, Option, pareto
+from tensornet_compress.options.offered import DENSE_FORMATS
 from tensornet_compress.progress import Progress, SilentProgress
+from tensornet_compress.tensor import NetworkSpec
+
+Allocator = Literal["sensitivity", "energy", "uniform"]
+# Beyond these bits most codes would no longer fit the eight that they are multiplied in.
+_MOST_CODED_BITS = 8.0
+_LEAST_USED, _AIM = 0.99, 0.997
+_ROUNDS = 5
+_RETIRED = ("refine", "sensitivity")
 
 
 def compress(
@@ -32,9 +46,7 @@ def compress(
     method: Method = "auto",
     formats: Sequence[str] | None = None,
     allocator: Allocator = "sensitivity",
-    sensitivity: Sensitivity = "fisher",
-    metric: str = "input",
-    refine: int = 2,
+    metric: str = "fisher",
     sweeps: int = 1,
     workers: int | None = None,
     source: Path | None = None,
@@ -42,28 +54,31 @@ def compress(
     by_block: bool = False,
     survey: ModelSurvey | None = None,
     progress: Progress | None = None,
+    **retired: object,
 ) -> CompressionReport:
     """Replace the targeted layers of ``model`` by networks, in place, within ``budget``.
+
+    One multiplier joins nats of divergence and bytes: it sets the step of entropy-coded integers, the ranks of networks, and
+    the form that each layer takes.
 
     Args:
         model: any module; transformers models can afterwards be saved with ``tnc.save``.
         budget: see ``Budget``.
-        calibration: batches of int64 ids (batch, length), or dicts with ``input_ids`` and ``attention_mask``. Without them the
-            Euclidean metric is used and sensitivities cannot be measured.
-        targets, ignore: patterns on module names, see ``nn.find_targets``. By default every linear and convolution layer
-            but the output head; with ``coded`` embeddings and heads too.
-        method: ``coded`` stores every layer as entropy-coded integers, with one quantisation step in the Fisher metric for all
-            of them: up to 4.5 bits the least loss of all methods. Otherwise the family of networks; ``auto`` lets all
-            families compete. Dense floating point always competes, dense integers
-            only under ``dense`` and ``auto``.
-        formats: number formats that cores may take (see ``parse_format``); by default all of them.
-        allocator: ``sensitivity`` (measured divergence per unit of error, knapsack), ``energy`` (relative error, knapsack) or
-            ``uniform`` (every layer the same share).
-        metric: in which errors are measured: ``euclidean``, ``diagonal``, ``input``, ``row-fisher`` or ``kronecker``.
-        sensitivity: how sensitivities are measured: ``fisher`` (one backward pass for all layers) or ``probe`` (one forward
-            pass per layer with that layer compressed).
-        refine: with calibration and the ``sensitivity`` allocator, how often sensitivities are measured anew at the compressed
-            model and the bytes allocated again; the allocation of least divergence on calibration tokens wins.
+        calibration: batches of int64 ids (batch, length), or dicts with ``input_ids`` and ``attention_mask``. Without them
+            errors are Euclidean, and the allocator must be ``energy`` or ``uniform``.
+        targets, ignore: patterns on module names, see ``nn.find_targets``. By default every linear layer, convolution and
+            embedding, tied output heads included; where only stepped ``formats`` are asked for, embeddings and heads are left
+            alone.
+        method: ``auto`` stores layers as entropy-coded integers with one quantisation step in the metric, or as two cores
+            of such where their singular values promise less loss. ``coded`` does the first alone. A family (``dense``,
+            ``svd``, ``residual``, ``tt``, ``ttm``, ``tree``, ``searched``) takes its own networks in stepped formats, dense
+            floating point beside them.
+        formats: stepped number formats that cores may take (see ``parse_format``), for kernels or exports; with them, or above
+            8 bits a weight, ``auto`` lets all families compete.
+        allocator: how errors count: ``sensitivity`` in nats of divergence, ``energy`` relative to each layer's norm;
+            ``uniform`` gives every layer the same share of the bytes (stepped formats only).
+        metric: in which errors are measured: ``fisher``, ``euclidean``, ``diagonal``, ``input``, ``row-fisher`` or
+            ``kronecker``.
         sweeps: ALS sweeps for trains and trees.
         workers: processes; results do not depend on it.
         source: a folder of safetensors files that holds exactly the model's weights: jobs then read their tensors from there.
@@ -79,24 +94,26 @@ def compress(
         BudgetError: the budget cannot be met.
         TensorNetError: any other bad input.
     """
+    _check_retired(retired)
     if allocator not in ("sensitivity", "energy", "uniform"):
         raise TensorNetError(f"unknown allocator {allocator!r}; choose sensitivity, energy or uniform")
     batches = list(calibration) if calibration is not None else []
-    if method == "coded":
-        ignored = {"formats": formats, "search": search, "by_block": by_block or None, "survey": survey}
-        given = [name for name, value in ignored.items() if value is not None]
-        if given or (allocator, metric) != ("sensitivity", "input"):
-            raise TensorNetError(
-                f"method 'coded' has one step in the Fisher metric for all layers; leave out {given or 'allocator and metric'}"
-            )
-        return compress_coded(model, budget, batches, targets=targets, ignore=ignore, workers=workers, progress=progress)
     if allocator == "sensitivity" and not batches and survey is None:
         raise TensorNetError(
             "the sensitivity allocator needs calibration batches; give some, or choose allocator='energy' or 'uniform'"
         )
-    chosen = survey.chosen if survey is not None else find_targets(model, targets, ignore)[0]
-    sizes = Sizes.of(model, chosen, budget)
+    if method == "coded" and (formats is not None or allocator == "uniform" or search is not None):
+        raise TensorNetError("method 'coded' has one step for all layers; leave out formats, search and allocator='uniform'")
     if survey is None:
+        shares = None
+        if allocator == "uniform" or (method == "auto" and formats is None):
+            chosen = find_targets(model, targets, ignore, tables=allocator != "uniform")[0]
+            sizes = Sizes.of(model, chosen, budget)
+            (share,) = uniform_share(sizes)
+            if allocator == "uniform":
+                shares = (share,)
+            elif 16 * share > _MOST_CODED_BITS:
+                formats = DENSE_FORMATS
         survey = survey_model(
             model,
             batches,
@@ -104,9 +121,9 @@ def compress(
             ignore=ignore,
             method=method,
             formats=formats,
-            sensitivity=sensitivity if allocator == "sensitivity" else None,
+            relative=allocator != "sensitivity",
             metric=metric,
-            shares=uniform_share(sizes) if allocator == "uniform" else None,
+            shares=shares,
             sweeps=sweeps,
             workers=workers,
             source=source,
@@ -114,63 +131,146 @@ def compress(
             by_block=by_block,
             progress=progress,
         )
-    clock = Clock(progress or SilentProgress())
-    allocation = Allocation(survey, method, sizes, allocator, workers, clock)
-    divergences: list[float] = []
-    if allocator == "sensitivity" and refine and batches:
-        tied = {target.name: target.tied for target in chosen}
-        point = OperatingPoint(model, first_tokens(batches, FISHER_TOKENS, 256), tied)
-        picks, realised, divergences = allocation.refine(point, refine)
-    else:
-        picks, realised = allocation.solve()
-    layers = [
-        LayerReport.of(
-            sizes,
-            target,
-            done.network,
-            done.error / max(layer.energy, 1e-300),
-            family=pick.family,
-            sensitivity=survey.sensitivity.get(target.name),
-            note=survey.note(job),
+    run = _Run(model, budget, survey, method, allocator, workers, Clock(progress or SilentProgress()))
+    picks, made = run.coded() if survey.offer.coded else run.stepped()
+    return run.finish(picks, made)
+
+
+def _check_retired(options: Mapping[str, object]) -> None:
+    unknown = [name for name in options if name not in _RETIRED]
+    if unknown:
+        raise TypeError(f"compress() got unexpected keyword arguments {unknown}")
+    for name in options:
+        warnings.warn(
+            f"compress({name}=...) has no effect any more: one multiplier in the Fisher metric allocates bytes",
+            DeprecationWarning,
+            stacklevel=3,
         )
-        for target, job, layer, pick, done in zip(chosen, survey.jobs, survey.layers, picks, realised)
-    ]
-    networks = {target.name: done.network for target, done in zip(chosen, realised)}
-    origin = {"calibration": survey.calibration, "metric": survey.metric, "sweeps": survey.jobs[0].sweeps}
-    install(model, networks, plan_of(model, chosen, networks, **origin))
-    return _report(budget, method, allocator, sizes, layers, survey, clock, divergences)
 
 
-def _report(
-    budget: Budget,
-    method: str,
-    allocator: str,
-    sizes: Sizes,
-    layers: Sequence[LayerReport],
-    survey: ModelSurvey,
-    clock: Clock,
-    divergences: Sequence[float],
-) -> CompressionReport:
-    targeted = sum(layer.nbytes for layer in layers)
-    allowed = sizes.allowed + sum(sizes.fixed.values())
-    notes = []
-    if targeted < 0.99 * allowed:
-        notes.append(f"{targeted:,} of {allowed:,} bytes are used: no better combination of the offered options fits")
-    kept = [layer.name for layer in layers if layer.family == "dense"]
-    if kept and method not in ("dense", "auto"):
-        notes.append(f"{len(kept)} layers stay dense: no {method} network of theirs was worth its bytes")
-    notes += [str(found) for found in survey.searches]
-    if survey.calibration is None:
-        notes.append("no calibration was given: errors are Euclidean")
-    return CompressionReport.of(
-        budget,
-        sizes,
-        layers,
-        survey.skipped,
-        allocator=allocator,
-        method=method,
-        metric=survey.metric if survey.calibration is not None else "euclidean",
-        seconds=survey.seconds | clock.seconds,
-        divergences=tuple(divergences),
-        notes=tuple(notes),
-    )
+@dataclass
+class _Run:
+    """One compression under way."""
+
+    model: nn.Module
+    budget: Budget
+    survey: ModelSurvey
+    method: str
+    allocator: str
+    workers: int | None
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self.sizes = Sizes.of(self.model, self.survey.chosen, self.budget)
+        self.layers = [self.survey.layers[target.name] for target in self.survey.chosen]
+        self.notes: list[str] = []
+
+    def coded(self) -> tuple[list[Pick], dict[str, Made]]:
+        """The step that meets the budget: foretold, then corrected by the bytes that all layers really take."""
+        market = Market(self.layers, self.survey.offer)
+        allowed = self.sizes.allowed
+        step = market.step_for(_AIM * allowed)
+        picks = market.at(step)
+        if all(pick.spec is not None for pick in picks):
+            return self.stepped()
+        entries = sum(self.sizes.weights[layer.name] for layer, pick in zip(self.layers, picks) if pick.spec is None)
+        best: tuple[float, dict[str, Made]] | None = None
+        tried: list[tuple[float, int]] = []
+        for number in range(_ROUNDS):
+            made = self._make([_spec(layer, pick, step) for layer, pick in zip(self.layers, picks)], number)
+            used = sum(done.network.nbytes for done in made.values())
+            tried.append((log2(step), used))
+            if used <= allowed and (best is None or step < best[0]):
+                best = step, made
+                if used >= _LEAST_USED * allowed or step <= market.finest:
+                    break
+            # Bytes per octave of the step: as seen between two steps, or a bit for each number.
+            slope = -entries / 8
+            if len(tried) > 1 and tried[-1][0] != tried[-2][0]:
+                slope = min((tried[-1][1] - tried[-2][1]) / (tried[-1][0] - tried[-2][0]), 0.2 * slope)
+            step = max(step * 2.0 ** ((_AIM * allowed - used) / slope), market.finest)
+        if best is None:
+            raise BudgetError(f"{allowed:,} bytes could not be met: {tried[-1][1]:,} were taken at the last step")
+        step, made = best
+        foretold = sum(layer.price * made[layer.name].error for layer in self.layers)
+        if self.allocator == "sensitivity":
+            self.notes.append(
+                f"one step of {step:.4g} for all layers; their errors foretell a divergence of {foretold:.4g} nats per token"
+            )
+        return picks, made
+
+    def stepped(self) -> tuple[list[Pick], dict[str, Made]]:
+        """Options in stepped formats."""
+        offers = [_offered(layer.options, self.method) for layer in self.layers]
+        nbytes = [[option.nbytes for option in options] for options in offers]
+        nats = [[layer.price * option.error for option in options] for layer, options in zip(self.layers, offers)]
+        if self.allocator == "uniform":
+            share = self.sizes.allowed / sum(self.sizes.weights.values())
+            chosen = uniform_options(nbytes, nats, [share * self.sizes.weights[layer.name] for layer in self.layers])
+        else:
+            chosen = choose_options(nbytes, nats, self.sizes.allowed)
+        options = [offered[pick] for offered, pick in zip(offers, chosen)]
+        picks = [Pick(o.family, o.nbytes, layer.price * o.error, spec=o.spec) for layer, o in zip(self.layers, options)]
+        return picks, self._make([option.spec for option in options], 0)
+
+    def _make(self, specs: Sequence[NetworkSpec], number: int) -> dict[str, Made]:
+        wanted = {layer.name: spec for layer, spec in zip(self.layers, specs)}
+        tasks = [(job, [wanted[layer.name] for layer in job.layers]) for job in self.survey.jobs]
+        with self.clock.stage("make" if number == 0 else f"make {number}", len(tasks)) as advance:
+            results = run_jobs(make_job, tasks, self.workers, advance)
+        return {done.name: done for result in results for done in result}
+
+    def finish(self, picks: Sequence[Pick], made: Mapping[str, Made]) -> CompressionReport:
+        """Put the networks into the model, and tell of them."""
+        survey, chosen = self.survey, self.survey.chosen
+        layers = [
+            LayerReport.of(
+                self.sizes,
+                target,
+                made[target.name].network,
+                made[target.name].error / max(layer.energy, 1e-300),
+                family=pick.family,
+                sensitivity=layer.price if self.allocator == "sensitivity" else None,
+                note=survey.notes.get(target.name, ""),
+            )
+            for target, layer, pick in zip(chosen, self.layers, picks)
+        ]
+        networks = {name: done.network for name, done in made.items()}
+        origin = {"calibration": survey.calibration, "metric": survey.metric, "sweeps": survey.jobs[0].sweeps}
+        install(self.model, networks, plan_of(self.model, chosen, networks, **origin))
+        return CompressionReport.of(
+            self.budget,
+            self.sizes,
+            layers,
+            survey.skipped,
+            allocator=self.allocator,
+            method=self.method,
+            metric=survey.metric,
+            seconds=survey.seconds | self.clock.seconds,
+            notes=(*self.notes, *self._notes(layers)),
+        )
+
+    def _notes(self, layers: Sequence[LayerReport]) -> list[str]:
+        targeted = sum(layer.nbytes for layer in layers)
+        allowed = self.sizes.allowed + sum(self.sizes.fixed.values())
+        notes = []
+        if targeted < _LEAST_USED * allowed:
+            notes.append(f"{targeted:,} of {allowed:,} bytes are used: no better combination of the offered options fits")
+        kept = [layer.name for layer in layers if layer.family == "dense"]
+        if kept and self.method not in ("dense", "auto", "coded"):
+            notes.append(f"{len(kept)} layers stay dense: no {self.method} network of theirs was worth its bytes")
+        notes += [str(found) for found in self.survey.searches]
+        if self.survey.calibration is None:
+            notes.append("no calibration was given: errors are Euclidean")
+        return notes
+
+
+def _spec(layer: Surveyed, pick: Pick, step: float) -> NetworkSpec:
+    return pick.spec if pick.spec is not None else layer.coded_spec(step, pick.rank)
+
+
+def _offered(options: Sequence[Option], method: str) -> list[Option]:
+    """The undominated options of a method: its own family, and dense floating point."""
+    if method not in FAMILIES:
+        return pareto(options)
+    return pareto([o for o in options if o.family == method or (o.family == "dense" and o.is_float)])

@@ -1,61 +1,60 @@
-"""The survey of a model: calibration, every layer's options, and sensitivities; shared by several budgets."""
+"""The survey of a model: calibration, and what every layer may become; shared by several budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import e, log2, pi
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from tensornet_compress.calibrate import Batch, first_tokens, fisher_sensitivity, measure_sensitivity
+from tensornet_compress.calibrate import Batch
 from tensornet_compress.calibrate.batches import calibration_fingerprint
-from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, calibration_passes, stored_metrics
+from tensornet_compress.calibrate.layer_metrics import (
+    calibrated_metrics,
+    calibration_passes,
+    check_metric,
+    stored_metrics,
+)
 from tensornet_compress.compressing.clock import Clock
-from tensornet_compress.compressing.layer_jobs import LayerJob, Survey, WeightSource, survey_layer
+from tensornet_compress.compressing.jobs import Job, Layer, Method, Offer, Surveyed, WeightSource, survey_job
 from tensornet_compress.compressing.layouts import LayoutSearch, layer_kind, search_layouts
 from tensornet_compress.compressing.sizes import Sizes
-from tensornet_compress.compressing.words import Method, Sensitivity
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric, StoredMetric, metric_kind
-from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight, turned
+from tensornet_compress.metric import KroneckerMetric, StoredMetric
+from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
 from tensornet_compress.options import FAMILIES
 from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.progress import Progress, SilentProgress
 
+METHODS: tuple[Method, ...] = ("auto", "coded", *FAMILIES)
 _FINE_LAYERS = 24
-PROBE_TOKENS = 512
-FISHER_TOKENS = 4096
+# Rates are foretold at steps of these octaves around the one at which normal numbers would take so many bits.
+_OCTAVES = tuple(range(-6, 6))
+_MIDDLING_BITS = 4.0
+_NORMAL_BITS = 0.5 * log2(2 * pi * e)
 
 
 @dataclass
 class ModelSurvey:
-    """What was learned about a model before any bytes are allocated; several budgets and methods can share it."""
+    """What was learned about a model before any bytes are allocated; several budgets can share it."""
 
     chosen: list[Target]
     skipped: list[Skipped]
-    jobs: list[LayerJob]
-    layers: list[Survey]
-    sensitivity: dict[str, float]
+    jobs: list[Job]
+    offer: Offer
+    layers: dict[str, Surveyed]
     calibration: str | None
+    metric: str
     seconds: dict[str, float]
+    notes: dict[str, str] = field(default_factory=dict)
     searches: list[LayoutSearch] = field(default_factory=list)
-    metric: str = "input"
     # Where the jobs' metrics lie when they were calibrated by block; emptied with this object.
     scratch: TemporaryDirectory[str] | None = None
-
-    def note(self, job: LayerJob) -> str:
-        """What a reader should know of how the errors of a layer were weighed."""
-        if job.metric is not None or self.calibration is None or self.metric == "euclidean":
-            return ""
-        return "calibration gave this layer no input: its errors are Euclidean, and count like those of a middling layer"
-
-    def damage_weight(self, layer: Survey, measured: bool) -> float:
-        """What a unit of squared metric error of a layer counts: measured at the output, or relative to its own norm."""
-        return self.sensitivity[layer.name] if measured else 1.0 / max(layer.energy, 1e-300)
 
 
 def survey_model(
@@ -66,8 +65,8 @@ def survey_model(
     ignore: Sequence[str] = (),
     method: Method = "auto",
     formats: Sequence[str] | None = None,
-    sensitivity: Sensitivity | None = "fisher",
-    metric: str = "input",
+    relative: bool = False,
+    metric: str = "fisher",
     shares: Sequence[float] | None = None,
     sweeps: int = 1,
     workers: int | None = None,
@@ -76,66 +75,121 @@ def survey_model(
     by_block: bool = False,
     progress: Progress | None = None,
 ) -> ModelSurvey:
-    """Calibrate, list every layer's options and measure sensitivities; the model is left as found.
+    """Calibrate, and list what every layer may become; the model is left as found.
 
-    Arguments as for ``compress``; ``shares`` are the sizes of networks to consider, as shares of the dense bf16 bytes, and
-    ``sensitivity=None`` measures none.
+    Arguments as for ``compress``; ``relative`` counts errors relative to each layer's own norm, and ``shares`` are the sizes of
+    networks to consider, as shares of the dense bf16 bytes.
     """
-    metric_kind(metric)
-    if method != "auto" and method not in FAMILIES:
-        raise TensorNetError(f"unknown method {method!r}; choose auto or one of {FAMILIES}")
+    check_metric(metric)
+    if method not in METHODS:
+        raise TensorNetError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     if method == "searched" and search is None:
         raise TensorNetError("method 'searched' needs the seconds of a search for each kind of layer: give search=60, say")
     if search is not None and not search > 0:
         raise TensorNetError(f"search takes the seconds for each kind of layer, was given {search}")
-    if sensitivity not in ("fisher", "probe", None):
-        raise TensorNetError(f"unknown sensitivity {sensitivity!r}; choose fisher or probe")
     batches = list(calibration) if calibration is not None else []
-    chosen, skipped = find_targets(model, targets, ignore)
+    stepped = formats is not None or shares is not None or method in FAMILIES
+    chosen, skipped = find_targets(model, targets, ignore, tables=not stepped)
     clock = Clock(progress or SilentProgress())
+    notes: dict[str, str] = {}
     metrics: Mapping[str, KroneckerMetric | StoredMetric] = {}
     scratch = TemporaryDirectory(prefix="tensornet-metrics-") if by_block and batches else None
+    prices: Mapping[str, float] = {}
     if batches:
-        passes = calibration_passes(model, chosen) if by_block else 1
+        passes = calibration_passes(model, chosen, metric) if by_block else 1
         with clock.stage("calibrate", passes * len(batches)) as advance:
             if scratch is None:
-                metrics = calibrated_metrics(model, batches, chosen, metric, advance)
+                metrics = calibrated_metrics(model, batches, chosen, metric, advance, notes=notes)
             else:
-                metrics = stored_metrics(model, batches, chosen, metric, Path(scratch.name), advance)
+                metrics = stored_metrics(model, batches, chosen, metric, Path(scratch.name), advance, notes=notes)
+        if not relative:
+            prices = _prices(model, batches, chosen, metrics, clock)
     index = weight_index(source) if source is not None else {}
-    jobs = [
-        LayerJob(
-            name=target.name,
-            source=weight_source(model, target, index),
-            metric=metrics.get(target.name),
-            families=FAMILIES if method == "auto" else (method,),
-            formats=None if formats is None else tuple(formats),
-            shares=tuple(shares) if shares is not None else ladder(len(chosen)),
-            sweeps=sweeps,
-        )
+    layers = [
+        Layer(target.name, weight_source(model, target, index), metrics.get(target.name), prices.get(target.name))
         for target in chosen
     ]
     searches: list[LayoutSearch] = []
     if search is not None:
-        searches = list(search_layouts(jobs, search, clock).values())
+        searches = list(search_layouts(layers, search, clock).values())
         layouts = {found.kind: found.layout for found in searches}
-        jobs = [replace(job, layout=layouts[layer_kind(job.name, job.source.load().shape)]) for job in jobs]
+        layers = [replace(layer, layout=layouts[layer_kind(layer.name, layer.source.load().shape)]) for layer in layers]
+    jobs = grouped(layers, sweeps)
+    offer = _offer(method, stepped, formats, shares, search is not None, layers)
     with clock.stage("survey", len(jobs)) as advance:
-        layers = run_jobs(survey_layer, jobs, workers, advance)
-    measured: dict[str, float] = {}
-    if sensitivity is not None and batches:
-        measured = _sensitivities(model, chosen, layers, batches, sensitivity, clock)
-        measured |= _middling(jobs, layers, measured)
+        found = run_jobs(survey_job, [(job, offer) for job in jobs], workers, advance)
+    surveyed = {layer.name: layer for layers_of_job in found for layer in layers_of_job}
     fingerprint = calibration_fingerprint(batches) if batches else None
-    return ModelSurvey(chosen, skipped, jobs, layers, measured, fingerprint, clock.seconds, searches, metric, scratch)
+    used = metric if batches else "euclidean"
+    return ModelSurvey(chosen, skipped, jobs, offer, surveyed, fingerprint, used, clock.seconds, notes, searches, scratch)
 
 
-def _middling(jobs: Sequence[LayerJob], layers: Sequence[Survey], measured: Mapping[str, float]) -> dict[str, float]:
-    """Sensitivities of layers that calibration never called: relative errors of theirs count as much as those of the median
-    layer."""
-    known = sorted(measured[layer.name] * layer.energy for layer in layers if measured[layer.name] > 0)
-    unseen = [layer for job, layer in zip(jobs, layers) if job.metric is None and not measured[layer.name]]
-    return {layer.name: known[len(known) // 2] / max(layer.energy, 1e-300) for layer in unseen if known}
+def _offer(
+    method: Method,
+    stepped: bool,
+    formats: Sequence[str] | None,
+    shares: Sequence[float] | None,
+    searched: bool,
+    layers: Sequence[Layer],
+) -> Offer:
+    if method != "coded" and stepped:
+        families = FAMILIES if method == "auto" else (method,)
+        sizes = tuple(shares) if shares is not None else ladder(len(layers))
+        return Offer(families, None if formats is None else tuple(formats), sizes)
+    spreads = [layer.source.numel * 0.5 * log2(max(_variance(layer), 1e-300)) for layer in layers]
+    spread = sum(spreads) / sum(layer.source.numel for layer in layers)
+    middle = spread + _NORMAL_BITS - _MIDDLING_BITS
+    steps = tuple(2.0 ** (middle + octave) for octave in _OCTAVES)
+    return Offer(("searched",) if searched else (), None, SIZE_SHARES, coded=True, coded_cores=method == "auto", steps=steps)
+
+
+def _variance(layer: Layer) -> float:
+    """Mean square of a layer's numbers in squared steps of one, weighed by the diagonals of its metric."""
+    if layer.price is None:
+        return 2 / layer.source.numel
+    weight, metric = layer.source.load().float(), layer.loaded_metric()
+    squares = weight.reshape(len(weight), -1).square()
+    importance, rows = metric.importance(), metric.rows
+    by_row = squares.sum(1) if importance is None else squares @ importance.to(squares)
+    rows = rows if rows is None or rows.ndim == 1 else rows.diagonal()
+    total = by_row.double().sum() if rows is None else by_row.double() @ rows.double()
+    return 2 * layer.price * float(total) / layer.source.numel
+
+
+def grouped(layers: Sequence[Layer], sweeps: int) -> list[Job]:
+    """Layers as jobs: those whose metrics share their column factor are one; the largest first."""
+    groups: dict[int, list[Layer]] = {}
+    for number, layer in enumerate(layers):
+        columns = None if layer.metric is None or isinstance(layer.metric, StoredMetric) else layer.metric.columns
+        groups.setdefault(~number if columns is None else id(columns), []).append(layer)
+    jobs = [Job(tuple(group), sweeps) for group in groups.values()]
+    return sorted(jobs, key=lambda job: -sum(layer.source.numel for layer in job.layers))
+
+
+def _prices(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    chosen: Sequence[Target],
+    metrics: Mapping[str, KroneckerMetric | StoredMetric],
+    clock: Clock,
+) -> dict[str, float]:
+    """Nats per token of a unit of squared error. In a metric that knows nothing of the loss a layer's weight counts as much in
+    all as in the Fisher metric; a layer without a metric counts like the middling one."""
+    rates = {name: metric.rate for name, metric in metrics.items()}
+    found = {name: rate for name, rate in rates.items() if rate is not None}
+    if len(found) == len(chosen):
+        return found
+    with clock.stage("calibrate prices", len(batches)) as advance:
+        fisher = calibrated_metrics(model, batches, chosen, "fisher", advance)
+    for target in chosen:
+        if target.name in found:
+            continue
+        weight = layer_weight(model.get_submodule(target.name)).float().cpu()
+        matrix = weight.reshape(len(weight), -1)
+        exact, own = fisher[target.name], metrics.get(target.name) or KroneckerMetric()
+        own = own.load() if isinstance(own, StoredMetric) else own
+        found[target.name] = (exact.rate or 0.5) * exact.norm2(matrix) / max(own.norm2(matrix), 1e-300)
+    return found
 
 
 def uniform_share(sizes: Sizes) -> tuple[float, ...]:
@@ -159,32 +213,8 @@ def weight_index(folder: Path) -> dict[str, Path]:
 
 
 def weight_source(model: nn.Module, target: Target, index: dict[str, Path]) -> WeightSource:
+    weight = layer_weight(model.get_submodule(target.name))
     key = f"{target.name}.weight"
     if key in index:
-        dtype = layer_weight(model.get_submodule(target.name)).dtype
-        return WeightSource(file=index[key], key=key, kind=target.kind, dtype=dtype)
-    return WeightSource(tensor=layer_weight(model.get_submodule(target.name)).cpu().contiguous())
-
-
-def _sensitivities(
-    model: nn.Module,
-    chosen: Sequence[Target],
-    surveys: Sequence[Survey],
-    batches: Sequence[Batch],
-    method: Sensitivity,
-    clock: Clock,
-) -> dict[str, float]:
-    def probe(target: Target, survey: Survey) -> Callable[[], tuple[Tensor, float]]:
-        def make() -> tuple[Tensor, float]:
-            dense = survey.probe.to_dense()
-            return turned(dense, target.kind), survey.probe_error
-
-        return make
-
-    probes = {target.name: probe(target, survey) for target, survey in zip(chosen, surveys)}
-    if method == "probe":
-        with clock.stage("sensitivity", len(probes)) as advance:
-            return measure_sensitivity(model, first_tokens(batches, PROBE_TOKENS, 256), probes, advance)
-    kept = first_tokens(batches, FISHER_TOKENS, 256)
-    with clock.stage("sensitivity", len(kept)) as advance:
-        return fisher_sensitivity(model, kept, probes, {target.name: target.tied for target in chosen}, advance)
+        return WeightSource(weight.numel(), file=index[key], key=key, kind=target.kind, dtype=weight.dtype)
+    return WeightSource(weight.numel(), tensor=weight.cpu().contiguous())

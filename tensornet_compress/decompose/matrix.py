@@ -86,6 +86,25 @@ def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric, most: int | None = 
     return MatrixSpectrum(matrix, metric, squares[:keep], left[:, : keep if most is None else min(keep, most)])
 
 
+def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
+    """``matrix_spectrum(...).squares`` alone, at a fraction of the time: float64 (min(m, n),), descending."""
+    rows, columns = matrix.shape
+    if rows <= columns:
+        gram = metric.gram(matrix)
+    else:
+        whitened = metric.left_whiten(matrix.double())
+        gram = whitened.T @ whitened
+        if metric.columns is not None and metric.columns.ndim == 1:
+            root = metric.columns.double().sqrt()
+            gram = root[:, None] * gram * root
+        elif metric.columns is not None:
+            moment = metric.columns.double()
+            ridge = _RIDGE**2 * float(moment.diagonal().mean()) * torch.eye(columns, dtype=moment.dtype)
+            root = torch.linalg.cholesky(moment + ridge)
+            gram = root.T @ gram @ root
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+
+
 def _column_root(metric: KroneckerMetric, columns: int) -> Tensor:
     if metric.columns is None:
         return torch.eye(columns, dtype=torch.float64)

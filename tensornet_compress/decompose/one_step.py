@@ -132,9 +132,17 @@ def row_weights(metric: KroneckerMetric, rows: int) -> Tensor:
     return level * weight.clamp_min(_LEAST_ROW * float(weight.mean()))
 
 
-def one_step_parts(matrix: Tensor, fmt: CodedFormat, metric: KroneckerMetric) -> dict[str, Tensor]:
+def coded_tree_step(step: float, metric: KroneckerMetric, gain: float) -> float:
+    """The step of all numbers of a core, of whose squared error ``gain`` is seen in the tensor, at a metric's mean price."""
+    level = (2.0 if metric.rate is None else 2 * metric.rate) * metric.mean_price
+    return step / max(level * gain, 1e-300) ** 0.5
+
+
+def one_step_parts(
+    matrix: Tensor, fmt: CodedFormat, metric: KroneckerMetric, canceller: Canceller | None = None, damping: float = _DAMPING
+) -> dict[str, Tensor]:
     """Stored parts of a matrix (m, n) at the step of a format."""
-    canceller = Canceller.of(metric.columns, matrix.shape[1])
+    canceller = canceller or Canceller.of(metric.columns, matrix.shape[1], damping)
     return fmt.assemble(canceller.codes(matrix, row_weights(metric, len(matrix)), fmt.step))
 
 

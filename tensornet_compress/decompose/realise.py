@@ -12,13 +12,13 @@ from tensornet_compress.coding import CodedFormat, FloatFormat, IntFormat, Numbe
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum, refit_rows, stable_pivots
-from tensornet_compress.decompose.one_step import one_step_parts
+from tensornet_compress.decompose.one_step import Canceller, coded_tree_step, one_step_parts
 from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
 from tensornet_compress.decompose.tree import decompose_tree
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric, euclidean
+from tensornet_compress.metric import KroneckerMetric, euclidean, squared_norm
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
-from tensornet_compress.tensor.network import part_name
+from tensornet_compress.tensor.network import contract_term, part_name
 
 _ITERATIONS = 3
 Parts = dict[str, Tensor]
@@ -32,6 +32,7 @@ def realise(
     sweeps: int = 1,
     spectrum: MatrixSpectrum | None = None,
     feedback: ErrorFeedback | None = None,
+    canceller: Canceller | None = None,
 ) -> TensorNetwork:
     """The network of ``spec`` nearest to ``tensor`` in ``metric`` (Euclidean by default).
 
@@ -39,7 +40,8 @@ def realise(
     be kept by pivots; any other tree is decomposed in the Euclidean norm and refined by ``sweeps`` of ALS in the metric.
     Integer cores are rounded one after the other, each with the cores not rounded yet fitted to what was rounded before. Terms
     of a sum are fitted to what the earlier ones left. Ranks that the tensor cannot have are an error: the spec must be what the
-    file will hold. ``spectrum`` and ``feedback`` save time where they are known.
+    file will hold; only the bytes of entropy-coded cores are filled in. ``spectrum``, ``feedback`` and ``canceller`` save time
+    where they are known.
 
     >>> import torch
     >>> import tensornet_compress as tnc
@@ -58,8 +60,8 @@ def realise(
     rest = tensor.detach().to(working_dtype(tensor.dtype))
     networks = []
     for number, term in enumerate(spec.terms):
-        parts = _realise_term(rest, term, metric, sweeps, spectrum if number == 0 else None, feedback)
-        network = TensorNetwork(spec if len(spec.terms) == 1 else spec.model_copy(update={"terms": (term,)}), parts)
+        parts = _realise_term(rest, term, metric, sweeps, spectrum if number == 0 else None, feedback, canceller)
+        network = TensorNetwork(spec.model_copy(update={"terms": (_sized(term, parts),)}), parts)
         networks.append(network)
         if number < len(spec.terms) - 1:
             rest = rest - network.to_dense(rest.dtype)
@@ -100,10 +102,16 @@ def alternate_terms(
     return best, errors
 
 
-def fit_network(tensor: Tensor, spec: NetworkSpec, metric: KroneckerMetric | None = None, sweeps: int = 1) -> TensorNetwork:
+def fit_network(
+    tensor: Tensor,
+    spec: NetworkSpec,
+    metric: KroneckerMetric | None = None,
+    sweeps: int = 1,
+    canceller: Canceller | None = None,
+) -> TensorNetwork:
     """What is stored for a ``spec`` in a compression: ``realise``, and for a sum the best of ``alternate_terms``."""
     if len(spec.terms) == 1:
-        return realise(tensor, spec, metric, sweeps=sweeps)
+        return realise(tensor, spec, metric, sweeps=sweeps, canceller=canceller)
     return alternate_terms(tensor, spec, metric, sweeps=sweeps)[0]
 
 
@@ -121,9 +129,10 @@ def _realise_term(
     sweeps: int,
     spectrum: MatrixSpectrum | None,
     feedback: ErrorFeedback | None,
+    canceller: Canceller | None,
 ) -> Parts:
     if len(term.formats) == 1:
-        return _dense_parts(tensor, term, metric, feedback)
+        return _dense_parts(tensor, term, metric, feedback, canceller)
     if is_matrix_cut(term) and not isinstance(term.formats[1], PivotFormat):
         return _matrix_parts(tensor, term, metric, spectrum, feedback)
     if any(isinstance(fmt, PivotFormat) for fmt in term.formats):
@@ -134,6 +143,15 @@ def _realise_term(
     return _tree_parts(tensor, term, metric, sweeps)
 
 
+def _sized(term: TermSpec, parts: Parts) -> TermSpec:
+    """The term with the bytes that its entropy-coded cores came to."""
+    formats = [
+        fmt.of({"_coded": parts[part_name(0, core, "_coded")]}) if isinstance(fmt, CodedFormat) else fmt
+        for core, fmt in enumerate(term.formats)
+    ]
+    return term.model_copy(update={"formats": tuple(formats)})
+
+
 def is_matrix_cut(term: TermSpec) -> bool:
     """True for two cores that cut the first axis of an unpermuted tensor from all others."""
     positions = term.topology.positions
@@ -141,18 +159,23 @@ def is_matrix_cut(term: TermSpec) -> bool:
 
 
 def _rounded(core: Tensor, fmt: NumberFormat, metric: KroneckerMetric, feedback: ErrorFeedback | None) -> Parts:
-    """A core whose last axis is that of the metric's columns, as stored: with error feedback if it is a matrix."""
+    """A core whose last axes are those of the metric's columns, as stored: with error feedback if it is a matrix."""
+    if isinstance(fmt, CodedFormat):
+        return one_step_parts(core.reshape(len(core), -1), fmt, KroneckerMetric(None, metric.columns, metric.rate))
     if core.ndim != 2 or not isinstance(fmt, IntFormat):
         return fmt.encode(core)
     feedback = feedback or column_feedback(metric)
     return fmt.encode(core) if feedback is None else feedback.encode(core, fmt)
 
 
-def _dense_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None) -> Parts:
+def _dense_parts(
+    tensor: Tensor, term: TermSpec, metric: KroneckerMetric, feedback: ErrorFeedback | None, canceller: Canceller | None
+) -> Parts:
     core = term.layout.apply(tensor).permute(term.topology.legs[0]).contiguous()
     fmt = term.formats[0]
     if isinstance(fmt, CodedFormat):
-        return _named(one_step_parts(core.reshape(len(core), -1) if core.ndim else core.reshape(1, 1), fmt, metric))
+        matrix = core.reshape(len(core), -1) if core.ndim else core.reshape(1, 1)
+        return _named(one_step_parts(matrix, fmt, metric, canceller))
     return _named(_rounded(core, fmt, metric, feedback) if term.layout.is_native else fmt.encode(core))
 
 
@@ -183,6 +206,9 @@ def _matrix_parts(
     left = torch.linalg.solve(gram, weighted @ matrix.double().T).T.to(matrix.dtype)
     if isinstance(left_format, FloatFormat):
         return _named(left_format.encode(left), right_parts)
+    if isinstance(left_format, CodedFormat):
+        left_metric = KroneckerMetric(metric.rows, gram, metric.rate)
+        return _named(one_step_parts(left, left_format, left_metric, damping=1e-6), right_parts)
     return _named(ErrorFeedback(gram, damping=1e-6).encode(left, left_format), right_parts)
 
 
@@ -198,11 +224,22 @@ def _tree_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, sweeps:
     while pending:
         core = pending.pop(0)
         fmt = term.formats[core]
-        parts[core] = fmt.encode(cores[core])
+        if isinstance(fmt, CodedFormat):
+            gain = _gain(term, cores, core)
+            parts[core] = fmt.model_copy(update={"step": coded_tree_step(fmt.step, metric, gain)}).encode(cores[core])
+        else:
+            parts[core] = fmt.encode(cores[core])
         cores[core] = fmt.decode(parts[core], tuple(cores[core].shape), cores[core].dtype)
         if pending and sweeps and not isinstance(fmt, FloatFormat):
             cores, _ = refine_cores(cores, term, tensor, metric, sweeps=1, iterations=_ITERATIONS, only=pending[:1])
     return _named(*parts)
+
+
+def _gain(term: TermSpec, cores: list[Tensor], core: int) -> float:
+    """Squared change of the tensor for a unit of squared change of one core that points nowhere in particular."""
+    noise = torch.randn(cores[core].shape, generator=torch.Generator().manual_seed(core), dtype=torch.float64)
+    changed = contract_term(term, [*cores[:core], noise.to(cores[core]), *cores[core + 1 :]])
+    return squared_norm(changed) / squared_norm(noise)
 
 
 def _named(*cores: Parts) -> Parts:

@@ -66,7 +66,7 @@ def load_plan(out_dir: str | Path) -> Plan:
     >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")
     >>> plan = tnc.load_plan(tnc.save(model, "planned"))
     >>> again = tnc.apply_plan(torch.nn.Sequential(torch.nn.Linear(32, 32)), plan)
-    >>> again[0].spec == model[0].spec
+    >>> again[0].spec.describe() == model[0].spec.describe()
     True
 
     Raises:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -111,6 +112,13 @@ class KroneckerMetric:
         if self.columns is None:
             return None
         return self.columns if self.columns.ndim == 1 else self.columns.diagonal()
+
+    @property
+    def mean_price(self) -> float:
+        """What a unit of squared error that points nowhere in particular costs."""
+        rows = self.rows if self.rows is None or self.rows.ndim == 1 else self.rows.diagonal()
+        weights = [weight for weight in (rows, self.importance()) if weight is not None]
+        return prod(float(weight.double().mean()) for weight in weights)
 
     @cached_property
     def _row_powers(self) -> _Powers | None:

@@ -103,4 +103,4 @@ def _tree_options(
             truncated = float(sum(float(drop[rank]) for drop, rank in zip(dropped, ranks)))
             spec = statistics.spec(layout, topology, ranks, (fmt,) * len(topology.legs))
             rounded = rounding_error(fmt) * energy * len(topology.legs)
-            yield Option(family, spec, spec.nbytes, (truncated + rounded) * statistics.mean_price)
+            yield Option(family, spec, spec.nbytes, (truncated + rounded) * statistics.metric.mean_price)

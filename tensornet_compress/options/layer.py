@@ -71,13 +71,6 @@ class LayerStatistics:
             return torch.ones(len(self.matrix), dtype=torch.float64)
         return (rows if rows.ndim == 1 else rows.diagonal()).double()
 
-    @cached_property
-    def mean_price(self) -> float:
-        """Metric price of a unit of squared Euclidean error that points nowhere in particular."""
-        importance = self.metric.importance()
-        columns = 1.0 if importance is None else float(importance.double().mean())
-        return columns * float(self.row_prices.mean())
-
     def spec(self, layout: Layout, topology: Topology, ranks: Sequence[int], formats: Sequence[NumberFormat]) -> NetworkSpec:
         """A one-term spec for this weight."""
         term = TermSpec(layout=layout, topology=topology, ranks=tuple(ranks), formats=tuple(formats))

@@ -41,7 +41,7 @@ def rounding_by_rank(statistics: LayerStatistics, fmt: IntFormat, spectrum: Matr
     elif statistics.feedback.applies(right, fmt):
         right_errors = statistics.feedback.predicted_error(right, fmt)
     else:
-        right_errors = right.double().square().sum(1) * statistics.mean_price
+        right_errors = right.double().square().sum(1) * statistics.metric.mean_price
     rows, run = grouped_view(tuple(left.shape), fmt.group)
     steps = fmt.spread(fmt.fit_grid(left.reshape(rows, run))[0], run).reshape(left.shape).double().square() / 12
     per_rank = right_errors + (statistics.row_prices @ steps) * spectrum.squares[:most]

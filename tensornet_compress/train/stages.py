@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensornet_compress.calibrate import Batch
-from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, stored_metrics
-from tensornet_compress.calibrate.sensitivity import Reference
+from tensornet_compress.calibrate import Batch, Reference
+from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, check_metric, stored_metrics
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, metric_kind
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, plan_targets
 from tensornet_compress.progress import Progress, SilentProgress
@@ -33,7 +32,7 @@ from tensornet_compress.train.propagate import Propagation, propagate
 from tensornet_compress.train.reduction import Schedule
 from tensornet_compress.train.refine import BlockRefinement
 
-CHOICES = ("euclidean", "row-fisher", "input", "kronecker")
+CHOICES = ("euclidean", "row-fisher", "input", "kronecker", "fisher")
 
 
 def compress_in_stages(
@@ -41,7 +40,7 @@ def compress_in_stages(
     budget: Budget,
     calibration: Sequence[Batch],
     *,
-    metric: str = "input",
+    metric: str = "fisher",
     refine: bool = False,
     rank_schedule: Schedule | None = None,
     heal_steps: int = 0,
@@ -70,7 +69,7 @@ def compress_in_stages(
     >>> data = [torch.randint(32, (2, 8)) for _ in range(4)]
     >>> report = tnc.train.compress_in_stages(model, tnc.Budget(bits_per_weight=8), data, heal_steps=2, workers=1)
     >>> [stage.name for stage in report.stages]
-    ['input', 'heal']
+    ['fisher', 'heal']
 
     Raises:
         TensorNetError: too few batches, options that exclude each other, or anything that a stage refuses.
@@ -78,7 +77,7 @@ def compress_in_stages(
     if rank_schedule is not None and (refine or metric == "auto"):
         raise TensorNetError("isvt goes with one metric and without block refinement; leave out refine and metric='auto'")
     if metric != "auto":
-        metric_kind(metric)
+        check_metric(metric)
     batches, chosen_by, held = _split(calibration, selection, heldout)
     run = _Stages(model, chosen_by, held, progress or SilentProgress(), keep_original=heal_steps > 0)
     if rank_schedule is not None:

@@ -180,7 +180,7 @@ def test_the_version():
         (["--metric", "kronecker", "--refine", "--heal", 2, "--method", "dense"], ["kronecker", "refine", "heal"]),
         (
             ["--metric", "auto", "--method", "svd"],
-            ["metric euclidean", "metric row-fisher", "metric input", "metric kronecker"],
+            ["metric euclidean", "metric row-fisher", "metric input", "metric kronecker", "metric fisher"],
         ),
         (["--isvt", "--metric", "input"], ["isvt, input"]),
     ],

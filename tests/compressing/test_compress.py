@@ -136,7 +136,7 @@ def test_a_layer_of_zeros_is_no_obstacle():
         ({"calibration": [torch.ones(3)]}, TensorNetError, r"input_ids"),
         ({"budget": tnc.Budget(bits_per_weight=0.01)}, BudgetError, "smallest options"),
         ({"budget": tnc.Budget(nbytes=10)}, BudgetError, "10 bytes"),
-        ({"sensitivity": "guess"}, TensorNetError, "guess"),
+        ({"unheard_of": 1}, TypeError, "unheard_of"),
     ],
 )
 def test_bad_requests_are_refused_and_leave_the_model_alone(options, error, message):
@@ -147,6 +147,12 @@ def test_bad_requests_are_refused_and_leave_the_model_alone(options, error, mess
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["refine", "sensitivity"])
+def test_options_of_older_versions_are_said_to_have_no_effect(name):
+    with pytest.warns(DeprecationWarning, match=f"{name}=.*no effect"):
+        run(tiny_llama(layers=1), **{name: 0})
 
 
 def test_nothing_global_changes():

@@ -12,24 +12,24 @@ from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "diagonal", "input", "row-fisher", "kronecker"])
+@pytest.mark.parametrize("metric", ["fisher", "euclidean", "diagonal", "input", "row-fisher", "kronecker"])
 def test_plans_of_every_metric_make_the_same_bytes_again(metric):
     model, data = tiny_gpt2(), batches(3)
     first, second = copy.deepcopy(model), copy.deepcopy(model)
-    report = tnc.compress(first, tnc.Budget(bits_per_weight=9.0), data, metric=metric, method="svd", workers=1, refine=0)
+    report = tnc.compress(first, tnc.Budget(bits_per_weight=9.0), data, metric=metric, method="svd", workers=1)
     assert report.metric == metric
     assert getattr(first, PLAN_ATTRIBUTE).metric == metric
     tnc.apply_plan(second, getattr(first, PLAN_ATTRIBUTE), data, workers=1)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
 
 
-@pytest.mark.parametrize("metric", ["diagonal", "input", "row-fisher", "kronecker"])
+@pytest.mark.parametrize("metric", ["fisher", "diagonal", "input", "row-fisher", "kronecker"])
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_bert])
 def test_statistics_by_block_give_the_same_bytes(metric, make):
     """The pooler of the encoder lies outside the blocks, and no gradient reaches it."""
     model, data = make(), batches(3)
     first, second = copy.deepcopy(model), copy.deepcopy(model)
-    options = {"metric": metric, "method": "svd", "workers": 1, "refine": 0, "targets": ["re:."]}
+    options = {"metric": metric, "method": "svd", "workers": 1, "targets": ["re:."]}
     reports = [
         tnc.compress(other, tnc.Budget(bits_per_weight=9.0), data, by_block=by_block, **options)
         for other, by_block in ((first, False), (second, True))

@@ -7,7 +7,7 @@ import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.calibrate.statistics import shrunk
-from tensornet_compress.compressing import LayerJob, WeightSource, model_nbytes, realise_layer
+from tensornet_compress.compressing import Job, Layer, WeightSource, make_job, model_nbytes
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tensornet_compress.options import LayerStatistics, layer_options, pareto
@@ -20,7 +20,8 @@ SHARES = (0.2, 0.4, 0.6, 0.8, 0.95)
 
 
 def realised(option, metric):
-    return realise_layer((LayerJob("layer", WeightSource(tensor=WEIGHT), metric), option.spec))
+    job = Job((Layer("layer", WeightSource(WEIGHT.numel(), WEIGHT), metric),))
+    return make_job((job, [option.spec]))[0]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -127,7 +128,7 @@ def test_without_integers_there_is_no_residual():
 def test_sums_are_compressed_saved_and_made_again(tmp_path):
     model, data = tiny_llama(layers=1), batches(3)
     other = copy.deepcopy(model)
-    options = {"method": "residual", "workers": 1, "refine": 0, "formats": ["int3g16z", "bf16"]}
+    options = {"method": "residual", "workers": 1, "formats": ["int3g16z", "bf16"]}
     report = tnc.compress(model, tnc.Budget(bits_per_weight=6.0), data, **options)
     chosen = [layer for layer in report.layers if layer.family == "residual"]
     assert chosen

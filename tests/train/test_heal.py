@@ -14,7 +14,7 @@ from tests.models import batches, tiny_bert, tiny_llama
 
 def compressed(model, bits=5.0, formats=("int3g16o",), method="dense"):
     other = copy.deepcopy(model)
-    tnc.compress(other, tnc.Budget(bits_per_weight=bits), batches(4), method=method, formats=list(formats), workers=1, refine=0)
+    tnc.compress(other, tnc.Budget(bits_per_weight=bits), batches(4), method=method, formats=list(formats), workers=1)
     return other
 
 

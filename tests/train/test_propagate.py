@@ -18,7 +18,7 @@ from tests.models import VOCABULARY, batches, tiny_bert, tiny_gpt2, tiny_llama
 
 def planned(model, bits, data, **options):
     other = copy.deepcopy(model)
-    tnc.compress(other, tnc.Budget(bits_per_weight=bits), data, workers=1, refine=0, **options)
+    tnc.compress(other, tnc.Budget(bits_per_weight=bits), data, workers=1, **options)
     return other, getattr(other, PLAN_ATTRIBUTE)
 
 

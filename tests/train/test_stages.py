@@ -32,7 +32,7 @@ def test_the_metric_that_diverges_least_where_it_is_chosen_is_kept():
     options = {"selection": chosen_by, "heldout": held, "method": "svd", "formats": ["bf16"], "workers": 1, "bits": 9.0}
     report = stages(other, metric="auto", **options)
     assert [stage.name for stage in report.stages] == [
-        "metric euclidean", "metric row-fisher", "metric input", "metric kronecker",
+        "metric euclidean", "metric row-fisher", "metric input", "metric kronecker", "metric fisher",
     ]  # fmt: skip
     best = min(report.stages, key=lambda stage: stage.selection)
     assert [stage.name for stage in report.stages if stage.kept] == [best.name]
@@ -85,7 +85,7 @@ def test_refinement_and_healing_follow_and_the_result_can_be_saved(tmp_path, lla
     compress_options = {key: value for key, value in options.items() if key != "refine"}
     uses = {"selection": chosen_by, "heldout": held, "data": batches(16, rows=8)}
     report = stages(model, refine=True, heal_steps=20, **uses, **compress_options)
-    assert [stage.name for stage in report.stages] == ["input", "refine", "heal"]
+    assert [stage.name for stage in report.stages] == ["fisher", "refine", "heal"]
     last = report.stages[-1]
     assert last.selection <= min(stage.selection for stage in report.stages if stage.kept) * 1.02
     assert divergence(original, model, held) == pytest.approx(last.divergence, rel=1e-2)
@@ -124,7 +124,7 @@ def test_layer_errors_are_those_of_the_model_left_behind(last):
     model, data = tiny_llama(), batches(6, rows=8)
     other = copy.deepcopy(model)
     uses = {"selection": batches(2, rows=8, seed=3), "heldout": batches(2, rows=8, seed=4), "data": data}
-    report = stages(other, **uses, **LAST_STAGES[last])
+    report = stages(other, metric="input", **uses, **LAST_STAGES[last])
     assert report.stages[-1].kept
     inputs = {layer.name: [] for layer in report.layers}
     for name, found in inputs.items():

@@ -24,7 +24,7 @@ from tensornet_compress.searching import search
 QUICK_SWEEPS, FULL_SWEEPS = 0, 1
 
 
-def compressed(method: Any, case: WeightCase, bits: float) -> Compressed:
+def compressed(method: Any, effort: Any, case: WeightCase, bits: float) -> Compressed:
     """Survey once for each kind of forms, allocate for ``bits``, replace. One process, so that its processor time is known."""
     # By name: entropy-coded integers would take embeddings and heads too.
     options: dict[str, Any] = {"targets": [target.name for target in case.targets], "method": method, "workers": 1}
@@ -32,26 +32,28 @@ def compressed(method: Any, case: WeightCase, bits: float) -> Compressed:
     if key not in case.memo:
         sweeps = QUICK_SWEEPS if case.quick else FULL_SWEEPS
         case.memo[key] = survey_model(case.model, case.batches, sweeps=sweeps, **options)
-    report = compress(case.model, Budget(bits_per_weight=bits), case.batches, survey=case.memo[key], **options)
+    budget = Budget(bits_per_weight=bits)
+    report = compress(case.model, budget, case.batches, survey=case.memo[key], effort=effort, **options)
     modules: dict[str, Any] = {target.name: case.model.get_submodule(target.name) for target in case.targets}
     return case.read_back(
         {layer.name: layer.family for layer in report.layers},
         note="; ".join(report.notes),
-        settings={"metric": report.metric, "allocator": report.allocator},
+        settings={"metric": report.metric, "allocator": report.allocator, "effort": effort, "seconds": report.seconds},
         drawings=drawings_of({name: module.spec for name, module in modules.items()}),
     )
 
 
-for _name, _method, _explanation in (
-    ("ours", "auto", "entropy-coded integers and two cores of such, one step for everything"),
-    ("ours-coded", "coded", "entropy-coded integers, one step for all layers"),
-    ("ours-dense", "dense", "one core a layer in stepped integers, at one multiplier"),
-    ("ours-svd", "svd", "two cores a layer in stepped formats"),
-    ("ours-tt", "tt", "a tensor train a layer in stepped formats"),
-    ("ours-ttm", "ttm", "a TT-matrix a layer in stepped formats"),
-    ("ours-tree", "tree", "a balanced tree a layer in stepped formats"),
+for _name, _method, _effort, _explanation in (
+    ("ours", "auto", "default", "entropy-coded integers and two cores of such, one step for everything"),
+    ("ours-max", "auto", "max", "the same, fitted behind the compressed layers before"),
+    ("ours-coded", "coded", "default", "entropy-coded integers, one step for all layers"),
+    ("ours-dense", "dense", "default", "one core a layer in stepped integers, at one multiplier"),
+    ("ours-svd", "svd", "default", "two cores a layer in stepped formats"),
+    ("ours-tt", "tt", "default", "a tensor train a layer in stepped formats"),
+    ("ours-ttm", "ttm", "default", "a TT-matrix a layer in stepped formats"),
+    ("ours-tree", "tree", "default", "a balanced tree a layer in stepped formats"),
 ):
-    WEIGHT_METHODS.add(Method(_name, partial(compressed, _method), _explanation, ours=True))
+    WEIGHT_METHODS.add(Method(_name, partial(compressed, _method, _effort), _explanation, ours=True))
 
 
 def stored(form: str, codec: BlockCodec, profile_nbytes: int = 0) -> CacheCoder:

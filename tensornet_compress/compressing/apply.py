@@ -10,6 +10,7 @@ from tensornet_compress.calibrate import Batch
 from tensornet_compress.calibrate.batches import calibration_fingerprint
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
 from tensornet_compress.compressing.jobs import Layer, make_job
+from tensornet_compress.compressing.propagate import Propagation, propagate
 from tensornet_compress.compressing.survey import grouped, weight_source
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
@@ -32,6 +33,9 @@ def apply_plan(
             f"the plan was made with calibration {plan.calibration or 'none'}, was given {fingerprint or 'none'}; "
             "pass the same batches in the same order"
         )
+    if plan.propagation is not None:
+        propagate(model, plan, batches, Propagation.model_validate(plan.propagation))
+        return model
     chosen = plan_targets(model, plan)
     metrics = calibrated_metrics(model, batches, chosen, plan.metric)
     jobs = grouped(
@@ -40,7 +44,5 @@ def apply_plan(
     specs = {name: layer.spec for name, layer in plan.layers.items()}
     results = run_jobs(make_job, [(job, [specs[layer.name] for layer in job.layers]) for job in jobs], workers)
     networks = {made.name: made.network for result in results for made in result}
-    # Entropy-coded cores of another model's numbers take other bytes.
-    layers = {name: layer.model_copy(update={"spec": networks[name].spec}) for name, layer in plan.layers.items()}
-    install(model, networks, plan.model_copy(update={"layers": layers}))
+    install(model, networks, plan.of_networks(networks))
     return model

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -16,13 +16,15 @@ from torch import Tensor
 from tensornet_compress.coding import CodedFormat
 from tensornet_compress.decompose import fit_network
 from tensornet_compress.decompose.matrix import squared_singular_values
-from tensornet_compress.decompose.one_step import Canceller, row_weights
-from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean
+from tensornet_compress.decompose.one_step import Canceller, is_coded, row_weights
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import turned
 from tensornet_compress.options import Family, LayerStatistics, Option, layer_options
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
 
 Method = Literal["auto", "coded", "dense", "svd", "residual", "tt", "ttm", "tree", "searched"]
+Effort = Literal["fast", "default", "max"]
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
 _SAMPLED_ROWS = 24
 _SAMPLED_SHARE = 16
 # Stepped integers compete where what a coded matrix takes beside its codes weighs.
@@ -65,8 +67,7 @@ class Layer:
 
     def loaded_metric(self) -> KroneckerMetric:
         """The layer's metric, Euclidean where none was calibrated."""
-        metric = self.metric or euclidean()
-        return metric.load() if isinstance(metric, StoredMetric) else metric
+        return loaded(self.metric) or euclidean()
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,7 @@ def make_job(task: tuple[Job, Sequence[NetworkSpec]]) -> list[Made]:
     job, specs = task
     bench, made = _Bench(job), []
     for (layer, weight, matrix, metric), spec in zip(bench.layers(), specs):
-        coded = spec.is_dense and isinstance(spec.terms[0].formats[0], CodedFormat)
-        network = fit_network(weight, spec, metric, job.sweeps, bench.canceller if coded else None)
+        network = fit_network(weight, spec, metric, job.sweeps, bench.canceller if is_coded(spec) else None)
         error = metric.norm2(matrix - network.to_dense(torch.float32).reshape(matrix.shape))
         made.append(Made(layer.name, network, error))
     return made

@@ -7,22 +7,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from tensornet_compress.calibrate import Batch
+from tensornet_compress.coding import CodedFormat, NumberFormat
 from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
-from tensornet_compress.compressing.jobs import Made, Method, Surveyed, make_job
+from tensornet_compress.compressing.jobs import EFFORTS, Effort, Made, Method, Surveyed, make_job
+from tensornet_compress.compressing.propagate import Propagation, propagate
 from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.compressing.survey import ModelSurvey, survey_model, uniform_share
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import BudgetError, TensorNetError
-from tensornet_compress.nn import find_targets, install
-from tensornet_compress.nn.plan import plan_of
+from tensornet_compress.nn import KeptModules, find_targets, install, layer_weight
+from tensornet_compress.nn.plan import Plan, plan_of
 from tensornet_compress.options import FAMILIES, Option, pareto
 from tensornet_compress.options.offered import DENSE_FORMATS
 from tensornet_compress.progress import Progress, SilentProgress
@@ -34,6 +37,9 @@ _MOST_CODED_BITS = 8.0
 _LEAST_USED, _AIM = 0.99, 0.997
 _ROUNDS = 5
 _RETIRED = ("refine", "sensitivity")
+# Half of what calibration asks for: the whole of it fits the calibration text rather than the language.
+PROPAGATION = Propagation(correction=0.5)
+_TYPICAL_BITS, _MARGIN = 3.5, 0.005
 
 
 def compress(
@@ -52,6 +58,7 @@ def compress(
     source: Path | None = None,
     search: float | None = None,
     by_block: bool = False,
+    effort: Effort = "default",
     survey: ModelSurvey | None = None,
     progress: Progress | None = None,
     **retired: object,
@@ -86,6 +93,8 @@ def compress(
             found competes as the family ``searched``. None searches nothing.
         by_block: hold the statistics of one block of the model at a time, and metrics in temporary files; the numbers are the
             same. Gradient metrics then take a backward pass per block.
+        effort: ``fast`` leaves two cores out; ``max`` fits every layer again behind the compressed ones before it (see
+            ``train.propagate``), which takes a few more passes over the calibration batches and loses about a quarter less.
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
         progress: receives stages and steps.
 
@@ -102,6 +111,10 @@ def compress(
         raise TensorNetError(
             "the sensitivity allocator needs calibration batches; give some, or choose allocator='energy' or 'uniform'"
         )
+    if effort not in EFFORTS:
+        raise TensorNetError(f"unknown effort {effort!r}; choose {', '.join(EFFORTS)}")
+    if effort == "max" and not batches:
+        raise TensorNetError("effort='max' fits layers to what they are fed; give calibration batches")
     if method == "coded" and (formats is not None or allocator == "uniform" or search is not None):
         raise TensorNetError("method 'coded' has one step for all layers; leave out formats, search and allocator='uniform'")
     if survey is None:
@@ -129,11 +142,16 @@ def compress(
             source=source,
             search=search,
             by_block=by_block,
+            effort=effort,
             progress=progress,
         )
     run = _Run(model, budget, survey, method, allocator, workers, Clock(progress or SilentProgress()))
     picks, made = run.coded() if survey.offer.coded else run.stepped()
-    return run.finish(picks, made)
+    if effort != "max":
+        run.install(made)
+    else:
+        made = run.propagated(batches, picks, made)
+    return run.report(picks, made)
 
 
 def _check_retired(options: Mapping[str, object]) -> None:
@@ -220,8 +238,50 @@ class _Run:
             results = run_jobs(make_job, tasks, self.workers, advance)
         return {done.name: done for result in results for done in result}
 
-    def finish(self, picks: Sequence[Pick], made: Mapping[str, Made]) -> CompressionReport:
-        """Put the networks into the model, and tell of them."""
+    def plan(self, made: Mapping[str, Made]) -> Plan:
+        """The plan of these networks, while the model is the original one."""
+        survey, networks = self.survey, {name: done.network for name, done in made.items()}
+        origin = {"calibration": survey.calibration, "metric": survey.metric, "sweeps": survey.jobs[0].sweeps}
+        return plan_of(self.model, survey.chosen, networks, **origin)
+
+    def install(self, made: Mapping[str, Made]) -> None:
+        """Put the networks into the model."""
+        install(self.model, {name: done.network for name, done in made.items()}, self.plan(made))
+
+    def propagated(self, batches: Sequence[Batch], picks: Sequence[Pick], made: Mapping[str, Made]) -> dict[str, Made]:
+        """Put networks into the model that are fitted behind the compressed layers before them.
+
+        Their codes are others, and so are their bytes: a coarser step follows while these are too many.
+        """
+        metrics = {layer.name: layer.loaded_metric() for job in self.survey.jobs for layer in job.layers}
+        original, plan, allowed = KeptModules(self.model), self.plan(made), self.sizes.allowed
+        dense = {target.name: layer_weight(self.model.get_submodule(target.name)) for target in self.survey.chosen}
+        try:
+            for number in range(_ROUNDS):
+                title = "propagate" if number == 0 else f"propagate {number}"
+                with self.clock.stage(title, 1):
+                    propagate(self.model, plan, batches, PROPAGATION, metrics=metrics)
+                modules: dict[str, Any] = {name: self.model.get_submodule(name) for name in plan.layers}
+                networks = {name: module.network() for name, module in modules.items()}
+                used = sum(network.nbytes for network in networks.values())
+                if used <= allowed or number == _ROUNDS - 1:
+                    break
+                original.put_back()
+                plan = _coarser(plan, used / allowed)
+            if used > allowed:
+                raise BudgetError(f"{allowed:,} bytes could not be met: {used:,} were taken at the last step")
+        except BaseException:
+            original.put_back()
+            raise
+        found = {}
+        for name, network in networks.items():
+            matrix = dense[name].float().cpu().reshape(len(dense[name]), -1)
+            error = metrics[name].norm2(matrix - network.to_dense(torch.float32).cpu().reshape(matrix.shape))
+            found[name] = Made(name, network, error)
+        return found
+
+    def report(self, picks: Sequence[Pick], made: Mapping[str, Made]) -> CompressionReport:
+        """What was done."""
         survey, chosen = self.survey, self.survey.chosen
         layers = [
             LayerReport.of(
@@ -235,9 +295,6 @@ class _Run:
             )
             for target, layer, pick in zip(chosen, self.layers, picks)
         ]
-        networks = {name: done.network for name, done in made.items()}
-        origin = {"calibration": survey.calibration, "metric": survey.metric, "sweeps": survey.jobs[0].sweeps}
-        install(self.model, networks, plan_of(self.model, chosen, networks, **origin))
         return CompressionReport.of(
             self.budget,
             self.sizes,
@@ -267,6 +324,21 @@ class _Run:
 
 def _spec(layer: Surveyed, pick: Pick, step: float) -> NetworkSpec:
     return pick.spec if pick.spec is not None else layer.coded_spec(step, pick.rank)
+
+
+def _coarser(plan: Plan, excess: float) -> Plan:
+    """A plan whose entropy-coded cores have a step for that many times fewer bytes."""
+
+    def coarser(fmt: NumberFormat) -> NumberFormat:
+        if not isinstance(fmt, CodedFormat):
+            return fmt
+        return fmt.model_copy(update={"step": fmt.step * 2.0 ** (_TYPICAL_BITS * (excess - 1) + _MARGIN)})
+
+    layers = {}
+    for name, layer in plan.layers.items():
+        terms = [term.model_copy(update={"formats": tuple(map(coarser, term.formats))}) for term in layer.spec.terms]
+        layers[name] = layer.model_copy(update={"spec": layer.spec.model_copy(update={"terms": tuple(terms)})})
+    return plan.model_copy(update={"layers": layers})
 
 
 def _offered(options: Sequence[Option], method: str) -> list[Option]:

@@ -20,12 +20,12 @@ from tensornet_compress.calibrate.layer_metrics import (
     stored_metrics,
 )
 from tensornet_compress.compressing.clock import Clock
-from tensornet_compress.compressing.jobs import Job, Layer, Method, Offer, Surveyed, WeightSource, survey_job
+from tensornet_compress.compressing.jobs import Effort, Job, Layer, Method, Offer, Surveyed, WeightSource, survey_job
 from tensornet_compress.compressing.layouts import LayoutSearch, layer_kind, search_layouts
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric, StoredMetric
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
 from tensornet_compress.options import FAMILIES
 from tensornet_compress.options.forms import SIZE_SHARES
@@ -73,6 +73,7 @@ def survey_model(
     source: Path | None = None,
     search: float | None = None,
     by_block: bool = False,
+    effort: Effort = "default",
     progress: Progress | None = None,
 ) -> ModelSurvey:
     """Calibrate, and list what every layer may become; the model is left as found.
@@ -115,7 +116,8 @@ def survey_model(
         layouts = {found.kind: found.layout for found in searches}
         layers = [replace(layer, layout=layouts[layer_kind(layer.name, layer.source.load().shape)]) for layer in layers]
     jobs = grouped(layers, sweeps)
-    offer = _offer(method, stepped, formats, shares, search is not None, layers)
+    networks = method == "auto" and effort != "fast"
+    offer = _offer(method, stepped, formats, shares, search is not None, networks, layers)
     with clock.stage("survey", len(jobs)) as advance:
         found = run_jobs(survey_job, [(job, offer) for job in jobs], workers, advance)
     surveyed = {layer.name: layer for layers_of_job in found for layer in layers_of_job}
@@ -130,6 +132,7 @@ def _offer(
     formats: Sequence[str] | None,
     shares: Sequence[float] | None,
     searched: bool,
+    networks: bool,
     layers: Sequence[Layer],
 ) -> Offer:
     if method != "coded" and stepped:
@@ -140,7 +143,7 @@ def _offer(
     spread = sum(spreads) / sum(layer.source.numel for layer in layers)
     middle = spread + _NORMAL_BITS - _MIDDLING_BITS
     steps = tuple(2.0 ** (middle + octave) for octave in _OCTAVES)
-    return Offer(("searched",) if searched else (), None, SIZE_SHARES, coded=True, coded_cores=method == "auto", steps=steps)
+    return Offer(("searched",) if searched else (), None, SIZE_SHARES, coded=True, coded_cores=networks, steps=steps)
 
 
 def _variance(layer: Layer) -> float:
@@ -186,8 +189,7 @@ def _prices(
             continue
         weight = layer_weight(model.get_submodule(target.name)).float().cpu()
         matrix = weight.reshape(len(weight), -1)
-        exact, own = fisher[target.name], metrics.get(target.name) or KroneckerMetric()
-        own = own.load() if isinstance(own, StoredMetric) else own
+        exact, own = fisher[target.name], loaded(metrics.get(target.name)) or euclidean()
         found[target.name] = (exact.rate or 0.5) * exact.norm2(matrix) / max(own.norm2(matrix), 1e-300)
     return found
 

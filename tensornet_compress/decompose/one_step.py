@@ -27,6 +27,7 @@ from tensornet_compress.coding.coded_matrix import MAGNITUDES_PER_OCTAVE, STEPS_
 from tensornet_compress.coding.laws import HALF
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.tensor import NetworkSpec
 
 NATS_PER_ENTRY = 1 / 24
 """Divergence per token of one entry at high rates, in squared steps."""
@@ -130,6 +131,11 @@ def row_weights(metric: KroneckerMetric, rows: int) -> Tensor:
         return torch.full((rows,), level, dtype=torch.float64)
     weight = (metric.rows if metric.rows.ndim == 1 else metric.rows.diagonal()).double()
     return level * weight.clamp_min(_LEAST_ROW * float(weight.mean()))
+
+
+def is_coded(spec: NetworkSpec) -> bool:
+    """Whether a spec is one core of entropy-coded integers."""
+    return spec.is_dense and isinstance(spec.terms[0].formats[0], CodedFormat)
 
 
 def coded_tree_step(step: float, metric: KroneckerMetric, gain: float) -> float:

@@ -8,6 +8,7 @@ from tensornet_compress.metric.metric import (
     StoredMetric,
     euclidean,
     input_second_moment,
+    loaded,
     squared_norm,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "StoredMetric",
     "euclidean",
     "input_second_moment",
+    "loaded",
     "metric_kind",
     "squared_norm",
 ]

@@ -193,6 +193,11 @@ class StoredMetric:
         return KroneckerMetric(factors.get("rows"), factors.get("columns"), self.rate)
 
 
+def loaded(metric: KroneckerMetric | StoredMetric | None) -> KroneckerMetric | None:
+    """A metric in memory, wherever it was kept."""
+    return metric.load() if isinstance(metric, StoredMetric) else metric
+
+
 def _checked(factor: Tensor | None, side: str) -> Tensor | None:
     if factor is None:
         return None

@@ -29,13 +29,20 @@ class LayerPlan(Frozen):
 
 
 class Plan(Frozen):
-    """Layers by name, the calibration that the numbers depend on (None without), and the metric that was made from it."""
+    """Layers by name, the calibration that the numbers depend on (None without), the metric that was made from it, and the
+    settings under which layers were fitted behind the compressed ones before them (None: on the dense model's inputs)."""
 
     version: Literal[1] = 1
     calibration: str | None = None
     metric: str = "input"
     sweeps: int = 1
+    propagation: dict[str, Any] | None = None
     layers: dict[str, LayerPlan]
+
+    def of_networks(self, networks: Mapping[str, TensorNetwork]) -> Plan:
+        """The plan with the specs of networks that were made: entropy-coded cores have the bytes that they came to."""
+        made = {name: self.layers[name].model_copy(update={"spec": network.spec}) for name, network in networks.items()}
+        return self.model_copy(update={"layers": self.layers | made})
 
 
 def layer_plan(target: Target, module: nn.Module, spec: NetworkSpec) -> LayerPlan:

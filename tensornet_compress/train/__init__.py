@@ -3,13 +3,13 @@
 from importlib import import_module
 from typing import Any
 
+from tensornet_compress.compressing.propagate import BlockReport, Propagation, propagate
+from tensornet_compress.compressing.refine import BlockRefinement
 from tensornet_compress.train.heal import HealReport, heal, next_token_loss
 from tensornet_compress.train.isvt import IsvtReport, isvt
 from tensornet_compress.train.problem import Problem, curvature
-from tensornet_compress.train.propagate import BlockReport, Propagation, propagate
 from tensornet_compress.train.proximal import proximal_step
 from tensornet_compress.train.reduction import Schedule
-from tensornet_compress.train.refine import BlockRefinement
 from tensornet_compress.train.stages import compress_in_stages
 from tensornet_compress.train.state import IsvtStep
 

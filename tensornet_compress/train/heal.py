@@ -18,12 +18,12 @@ from tensornet_compress.calibrate import Batch, kept_output, model_inputs, total
 from tensornet_compress.calibrate.batches import named_parts
 from tensornet_compress.calibrate.blocks import find_blocks, replaced_forwards, without_cache
 from tensornet_compress.calibrate.hooks import autocast, evaluating
+from tensornet_compress.compressing.refine import master_parameters, relative_groups
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn import NetworkModule
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.problem import MeanLoss
-from tensornet_compress.train.refine import master_parameters, relative_groups
 
 
 class HealReport(Frozen):

@@ -19,18 +19,18 @@ from torch import nn
 from tensornet_compress.calibrate import Batch, Reference
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, check_metric, stored_metrics
 from tensornet_compress.compressing import Budget, compress
+from tensornet_compress.compressing.propagate import Propagation, propagate
+from tensornet_compress.compressing.refine import BlockRefinement
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, plan_targets
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
-from tensornet_compress.train.propagate import Propagation, propagate
 from tensornet_compress.train.reduction import Schedule
-from tensornet_compress.train.refine import BlockRefinement
 
 CHOICES = ("euclidean", "row-fisher", "input", "kronecker", "fisher")
 
@@ -255,7 +255,7 @@ def _layer_errors(
 
 def _relative_error(dense: nn.Module, network: nn.Module, metric: KroneckerMetric | StoredMetric | None) -> float:
     assert isinstance(network, NetworkModule)
-    inner = metric.load() if isinstance(metric, StoredMetric) else metric or euclidean()
+    inner = loaded(metric) or euclidean()
     weight = layer_weight(dense).float()
     matrix = weight.reshape(len(weight), -1)
     change = matrix - network.network().to_dense(torch.float32).reshape(matrix.shape)

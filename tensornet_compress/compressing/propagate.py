@@ -7,7 +7,7 @@ GPTAQ 2504.02692 for rounding). Blocks are taken in sequence and refined on thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -19,16 +19,17 @@ from tensornet_compress.calibrate import Batch, BlockRunner
 from tensornet_compress.calibrate.blocks import Hook
 from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics
+from tensornet_compress.compressing.refine import BlockRefinement, refine_block, relative_error
+from tensornet_compress.compressing.shift import ShiftMoments, crossed_share
 from tensornet_compress.decompose import fit_network
+from tensornet_compress.decompose.one_step import Canceller, is_coded
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.metric import input_second_moment
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, input_second_moment, loaded
 from tensornet_compress.nn import Target, install, layer_weight
 from tensornet_compress.nn.plan import Plan, plan_targets
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.threads import limited_threads
-from tensornet_compress.train.refine import BlockRefinement, refine_block, relative_error
-from tensornet_compress.train.shift import ShiftMoments, crossed_share
 
 
 class Propagation(Frozen):
@@ -83,11 +84,14 @@ def propagate(
     calibration: Sequence[Batch],
     settings: Propagation | None = None,
     progress: Progress | None = None,
+    metrics: Mapping[str, KroneckerMetric | StoredMetric] | None = None,
 ) -> list[BlockReport]:
     """Compress ``model`` (dense, in place) by the specs of ``plan``, fitting every layer behind the compressed ones before it.
 
     Planned layers outside the blocks are realised on their dense inputs first, and the blocks are fed by them. Bytes are those
-    of the plan. The model runs in evaluation mode, and has its own again at the end.
+    of the plan, except of entropy-coded cores, whose codes are others; the model's plan tells both. Outputs are weighed by the
+    plan's metric if that is ``fisher`` or ``kronecker``, and alike otherwise; ``metrics`` saves its calibration where it is
+    known. The model runs in evaluation mode, and has its own again at the end.
 
     >>> import torch, tensornet_compress as tnc
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -105,16 +109,21 @@ def propagate(
     """
     settings = settings or Propagation()
     targets = plan_targets(model, plan)
+    if plan.metric not in ("fisher", "kronecker"):
+        metrics = {}
+    elif metrics is None:
+        metrics = calibrated_metrics(model, calibration, targets, plan.metric)
+    plan = plan.model_copy(update={"propagation": settings.model_dump(mode="json")})
     reports = []
     with evaluating(model):
         runner = BlockRunner(model, calibration, list(plan.layers), settings.dtype)
         prefixes = [f"{name}." for name, _ in runner.blocks]
         outside = [target for target in targets if not target.name.startswith(tuple(prefixes))]
         with limited_threads():
-            _realise_outside(model, plan, calibration, outside, settings)
+            plan = _realise_outside(model, plan, calibration, outside, settings, metrics)
         # What lies outside may feed the blocks: the states behind it, and all else that blocks are called with.
         behind = BlockRunner(model, calibration, list(plan.layers), settings.dtype) if outside else runner
-        fitting = _Fitting(model, plan, runner, behind, settings)
+        fitting = _Fitting(model, plan, runner, behind, settings, metrics)
         with (progress or SilentProgress()).stage("propagate", len(runner.blocks)) as advance:
             for number in range(len(runner.blocks)):
                 reports.append(fitting.block(number))
@@ -123,15 +132,25 @@ def propagate(
 
 
 def _realise_outside(
-    model: nn.Module, plan: Plan, calibration: Sequence[Batch], targets: Sequence[Target], settings: Propagation
-) -> None:
-    metrics = calibrated_metrics(model, calibration, targets, "input") if targets else {}
+    model: nn.Module,
+    plan: Plan,
+    calibration: Sequence[Batch],
+    targets: Sequence[Target],
+    settings: Propagation,
+    metrics: Mapping[str, KroneckerMetric | StoredMetric],
+) -> Plan:
+    if targets and not metrics:
+        metrics = calibrated_metrics(model, calibration, targets, "input")
     networks = {}
     for name in (target.name for target in targets):
         weight = layer_weight(model.get_submodule(name)).contiguous()
-        metric = metrics[name].to(weight.device) if name in metrics else None
-        networks[name] = fit_network(weight, plan.layers[name].spec, metric, sweeps=settings.sweeps)
+        metric = loaded(metrics.get(name))
+        networks[name] = fit_network(
+            weight, plan.layers[name].spec, metric and metric.to(weight.device), sweeps=settings.sweeps
+        )
+    plan = plan.of_networks(networks)
     install(model, networks, plan)
+    return plan
 
 
 @dataclass
@@ -144,6 +163,7 @@ class _Fitting:
     original: BlockRunner
     runner: BlockRunner
     settings: Propagation
+    metrics: Mapping[str, KroneckerMetric | StoredMetric]
 
     def __post_init__(self) -> None:
         self.dense = list(self.original.states)
@@ -230,10 +250,18 @@ class _Fitting:
                 share = crossed_share(halves, torch.cat(matrices), ridge)
             shift = share * whole.regression(ridge) if share else None
             networks = {}
+            columns = input_second_moment(whole.second).columns
+            assert columns is not None
+            coded = [is_coded(self.plan.layers[f"{prefix}.{name}"].spec) for name in group]
+            canceller = Canceller.of(columns, len(columns)) if any(coded) else None
             for name, weight, matrix in zip(group, weights, matrices):
                 target = matrix if shift is None else matrix + matrix @ shift
                 target = target.reshape(weight.shape).to(weight.dtype).contiguous()
-                spec, metric = self.plan.layers[f"{prefix}.{name}"].spec, input_second_moment(whole.second)
-                networks[f"{prefix}.{name}"] = fit_network(target, spec, metric, sweeps=self.settings.sweeps)
+                full = f"{prefix}.{name}"
+                own = loaded(self.metrics.get(full)) or euclidean()
+                metric = KroneckerMetric(own.rows, columns, own.rate)
+                spec = self.plan.layers[full].spec
+                networks[full] = fit_network(target, spec, metric, self.settings.sweeps, canceller if is_coded(spec) else None)
+            self.plan = self.plan.of_networks(networks)
             install(self.model, networks, self.plan)
         return share

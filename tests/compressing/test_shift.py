@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tensornet_compress.compressing.shift import ShiftMoments, crossed_share
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.train.shift import ShiftMoments, crossed_share
 from tests.generators import random_tensor
 
 

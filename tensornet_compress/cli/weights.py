@@ -52,6 +52,9 @@ def weights(
     refine: Annotated[bool, typer.Option("--refine", help="Fit behind the compressed prefix, then block by block.")] = False,
     isvt: Annotated[bool, typer.Option("--isvt", help="Lower ranks (bf16) by iterative singular value thresholding.")] = False,
     heal: Annotated[int, typer.Option(help="Steps of distillation from the original afterwards.", min=0)] = 0,
+    effort: Annotated[
+        str, typer.Option(help="fast, default, or max (layers are fitted behind the compressed ones before them).")
+    ] = "default",
     calibration: Calibration = None,
     samples: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = 32,
     length: Length = 512,
@@ -82,11 +85,11 @@ def weights(
     check_dtype(dtype)
     if metric not in _METRICS:
         raise TensorNetError(f"unknown metric {metric!r}; choose one of {', '.join(_METRICS)}")
-    others = method != "auto" or format or allocator != "sensitivity" or search is not None or by_block
+    others = method != "auto" or format or allocator != "sensitivity" or search is not None or by_block or effort != "default"
     if isvt and (others or refine or metric == "auto"):
         raise TensorNetError(
             "--isvt lowers ranks of two bf16 cores of each layer by itself; leave out --method, --format, --allocator, "
-            "--search, --by-block, --refine and --metric auto"
+            "--search, --by-block, --effort, --refine and --metric auto"
         )
     if (Path(model) / MANIFEST).is_file():
         raise TensorNetError(f"{model!r} is compressed already; give the original model")
@@ -100,7 +103,7 @@ def weights(
     folder = Path(resolve_model(model))
     which: dict[str, Any] = {"targets": targets, "ignore": ignore or (), "metric": metric, "progress": RichProgress()}
     how: dict[str, Any] = {"method": method, "formats": format, "allocator": allocator, "workers": workers, "search": search}
-    how |= {"by_block": by_block, "source": folder if folder.is_dir() and dtype == "auto" else None}
+    how |= {"by_block": by_block, "effort": effort, "source": folder if folder.is_dir() and dtype == "auto" else None}
     if isvt or refine or heal or metric == "auto":
         from tensornet_compress.train import Schedule, compress_in_stages
 

@@ -15,6 +15,11 @@ from tensornet_compress.errors import BudgetError
 from tests.models import batches, tiny_bert, tiny_llama
 
 
+def kl_divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean()
+
+
 def logits(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model(batches(1, 2, 24)[0]).logits
@@ -159,3 +164,49 @@ def test_two_coded_cores_are_saved_loaded_and_made_again(tmp_path: Path) -> None
     assert torch.equal(logits(tnc.load(tmp_path / "coded")), logits(model))
     tnc.apply_plan(again, model.tensornet_plan, batches(), workers=1)
     assert torch.equal(logits(again), logits(model))
+
+
+def trained_llama() -> nn.Module:
+    """Sharper than random weights, so that layers feel the errors of those before them."""
+    model = tiny_llama(layers=3)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "proj" in name:
+                weight.mul_(3)
+    return model
+
+
+def test_the_most_effort_loses_least_and_its_plan_repeats_it() -> None:
+    exact, data, test = trained_llama(), batches(8, 4, 32), batches(4, 4, 32, seed=5)
+    lost = {}
+    for effort in ("fast", "max"):
+        model = trained_llama()
+        report = tnc.compress(model, tnc.Budget(bits_per_weight=4.0), data, effort=effort, workers=1)
+        assert report.targeted_nbytes <= report.allowed_nbytes
+        with torch.no_grad():
+            lost[effort] = sum(float(kl_divergence(exact(i).logits, model(i).logits)) for i in test)
+    assert lost["max"] < lost["fast"]
+    again = trained_llama()
+    tnc.apply_plan(again, tnc.Plan.from_json(model.tensornet_plan.to_json()), data, workers=1)
+    wanted, made = model.state_dict(), again.state_dict()
+    assert all(torch.equal(wanted[name], made[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"effort": "some"}, "'some'"), ({"effort": "max", "calibration": None}, "give")]
+)
+def test_efforts_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    options = {"calibration": batches(), "allocator": "energy"} | options
+    with pytest.raises(tnc.TensorNetError, match=message):
+        tnc.compress(tiny_llama(), tnc.Budget(bits_per_weight=4.0), workers=1, **options)
+
+
+def test_a_compression_that_fails_on_its_way_leaves_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensornet_compress.compressing.propagate as module
+
+    model = tiny_llama()
+    wanted = logits(model)
+    monkeypatch.setattr(module, "relative_error", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tnc.compress(model, tnc.Budget(bits_per_weight=4.0), batches(), effort="max", workers=1)
+    assert torch.equal(logits(model), wanted)

@@ -20,6 +20,7 @@ import tensornet_compress as tnc
 from tensornet_compress.cli.common import RichProgress
 from tensornet_compress.cli.report import leave_report
 from tensornet_compress.cli.weights import folder_nbytes
+from tensornet_compress.compressing import model_nbytes
 from tensornet_compress.evaluate import Reference, evaluate_cache, evaluate_language
 from tensornet_compress.inputs import calibration_windows, heldout_windows, load_causal_lm, load_tokenizer, wikipedia_articles
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
@@ -40,7 +41,7 @@ def main() -> None:
         reference = Reference(model, held, advance=advance)
         original = evaluate_language(model, held, reference, advance=advance)
     speed, sentence = spoken(model, tokenizer, PROMPT)
-    rows = [("original", tnc.model_nbytes(model), original, speed)]
+    rows = [("original", model_nbytes(model), original, speed)]
 
     batches = list(calibration_windows(tokenizer, LENGTH, WINDOWS).split(2))
     budget = tnc.Budget(bits_per_weight=options.bits)

@@ -1,6 +1,6 @@
 """Running a model under hooks: batches, blocks, statistics and divergence."""
 
-from tensornet_compress.calibrate.batches import Batch, first_tokens, kept_output, model_inputs
+from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs
 from tensornet_compress.calibrate.blocks import BlockRunner
 from tensornet_compress.calibrate.by_blocks import statistics_by_block
 from tensornet_compress.calibrate.collect import collect_statistics
@@ -14,7 +14,6 @@ __all__ = [
     "InputMoment",
     "Reference",
     "collect_statistics",
-    "first_tokens",
     "kept_output",
     "kl_divergence",
     "model_inputs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -67,44 +67,3 @@ def calibration_fingerprint(batches: Iterable[Batch]) -> str:
             digest.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
             digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def first_tokens(batches: Sequence[Batch], tokens: int, longest: int) -> list[Batch]:
-    """The first sequences of the first batches, up to about ``tokens`` tokens, each cut to at most ``longest``.
-
-    Padding before the text counts as nothing: columns that start no text yet in any row are left out first, then rows whose
-    text begins behind the cut. Padding behind the text counts with it.
-
-    Raises:
-        TensorNetError: no batch holds a token.
-    """
-    kept: list[Batch] = []
-    left = tokens
-    for batch in batches:
-        parts = named_parts(batch)
-        real = _real_tokens(parts)
-        if not real.any():
-            continue
-        start = int(real.any(0).int().argmax())
-        window = slice(start, start + min(max(left, 1), longest))
-        real = real[:, window]
-        filled = real.any(1).nonzero()[:, 0]
-        # Positions from the first real one of each row on.
-        sizes = real.shape[1] - real[filled].int().argmax(1)
-        count = max(1, int((sizes.cumsum(0) <= left).sum()))
-        cut = {name: part[filled[:count].to(part.device), window] for name, part in parts.items()}
-        kept.append(cut["input_ids"] if isinstance(batch, Tensor) else cut)
-        left -= int(sizes[:count].sum())
-        if left <= 0:
-            break
-    if not kept:
-        raise TensorNetError(
-            f"none of the {len(batches)} calibration batches holds a token that is not padding; check their attention_mask"
-        )
-    return kept
-
-
-def _real_tokens(parts: Mapping[str, Tensor]) -> Tensor:
-    """Which of the ids (rows, length) are not padding, boolean, on the CPU."""
-    mask, shape = parts.get("attention_mask"), parts["input_ids"].shape
-    return torch.ones(shape, dtype=torch.bool) if mask is None or mask.shape != shape else mask.bool().cpu()

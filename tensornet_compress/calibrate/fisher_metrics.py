@@ -82,6 +82,9 @@ def fisher_metrics(
             if loss is None:
                 with autocast(device, precision):
                     output, is_logits = kept_output(model, model_inputs(batch, device))
+                if not len(output):
+                    advance()
+                    continue
                 collector.end_forward(output if is_logits else None)
                 collector.tokens += len(output)
                 total = sampled_loss(output, is_logits, generator)
@@ -95,7 +98,7 @@ def fisher_metrics(
             total.backward()
             advance()
     if not collector.tokens:
-        raise TensorNetError("calibration was given no batches")
+        raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
     return collector.metrics(targets)
 
 

@@ -17,5 +17,9 @@ class BudgetError(TensorNetError):
     """A byte budget that no combination of the offered options can meet."""
 
 
+class CodeError(TensorNetError):
+    """A quantisation step so fine that codes would be too large to store."""
+
+
 class MissingExtraError(TensorNetError):
     """An optional package is needed for what was asked."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tensornet_compress.coding import laws, rans
 from tensornet_compress.coding.laws import ESCAPE, HALF, HIGHEST
-from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.errors import CheckpointError, CodeError
 
 _HEADER = 8
 _MOST_CLASSES = 1024
@@ -37,13 +37,11 @@ def encode_integers(codes: Integers, row_scale: Integers, column_scale: Integers
     quarter octaves.
 
     Raises:
-        TensorNetError: a code is beyond 2^30.
+        CodeError: a code is beyond 2^30.
     """
     rows, columns, classes = _classes(row_scale, column_scale)
     if codes.size and max(int(codes.max()), -int(codes.min())) > _LARGEST:
-        raise TensorNetError(
-            f"a code of {int(np.abs(codes).max()):,} is too large to store; the step is too fine for this tensor"
-        )
+        raise CodeError(f"a code of {int(np.abs(codes).max()):,} is too large to store; the step is too fine for this tensor")
     law, low_bits, _ = _fitted(codes, rows, columns, classes)
     tables = _tables(law)
     available = tables.frequency[:, HALF : HALF + HALF + 1] > 0

@@ -121,7 +121,7 @@ class Canceller:
         return CodedMatrix(codes[:, back], row_step, column_step[back], row_scale, column_scale[back])
 
 
-def row_weights(metric: KroneckerMetric, rows: int) -> Tensor:
+def row_weights(metric: KroneckerMetric, rows: int, least: float = _LEAST_ROW) -> Tensor:
     """Fisher information of each output, float64 (rows,), floored so that no output is given up.
 
     A metric that knows nothing of the loss (``rate`` None) weighs a unit of squared error as one nat.
@@ -130,7 +130,7 @@ def row_weights(metric: KroneckerMetric, rows: int) -> Tensor:
     if metric.rows is None:
         return torch.full((rows,), level, dtype=torch.float64)
     weight = (metric.rows if metric.rows.ndim == 1 else metric.rows.diagonal()).double()
-    return level * weight.clamp_min(_LEAST_ROW * float(weight.mean()))
+    return level * weight.clamp_min(max(least, 1e-12) * float(weight.mean()))
 
 
 def is_coded(spec: NetworkSpec) -> bool:
@@ -138,18 +138,18 @@ def is_coded(spec: NetworkSpec) -> bool:
     return spec.is_dense and isinstance(spec.terms[0].formats[0], CodedFormat)
 
 
-def coded_tree_step(step: float, metric: KroneckerMetric, gain: float) -> float:
-    """The step of all numbers of a core, of whose squared error ``gain`` is seen in the tensor, at a metric's mean price."""
-    level = (2.0 if metric.rate is None else 2 * metric.rate) * metric.mean_price
-    return step / max(level * gain, 1e-300) ** 0.5
-
-
 def one_step_parts(
-    matrix: Tensor, fmt: CodedFormat, metric: KroneckerMetric, canceller: Canceller | None = None, damping: float = _DAMPING
+    matrix: Tensor,
+    fmt: CodedFormat,
+    metric: KroneckerMetric,
+    canceller: Canceller | None = None,
+    damping: float = _DAMPING,
+    least: float = _LEAST_ROW,
 ) -> dict[str, Tensor]:
-    """Stored parts of a matrix (m, n) at the step of a format."""
+    """Stored parts of a matrix (m, n) at the step of a format; ``damping`` and ``least``: shares of the mean that every column
+    and row counts at least."""
     canceller = canceller or Canceller.of(metric.columns, matrix.shape[1], damping)
-    return fmt.assemble(canceller.codes(matrix, row_weights(metric, len(matrix)), fmt.step))
+    return fmt.assemble(canceller.codes(matrix, row_weights(metric, len(matrix), least), fmt.step))
 
 
 def _exponents(values: Tensor, per_octave: int) -> np.ndarray:

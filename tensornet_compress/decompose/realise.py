@@ -5,6 +5,8 @@ Applying a plan again to the original model calls it again, and gives the same b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,13 +14,13 @@ from tensornet_compress.coding import CodedFormat, FloatFormat, IntFormat, Numbe
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum, refit_rows, stable_pivots
-from tensornet_compress.decompose.one_step import Canceller, coded_tree_step, one_step_parts
+from tensornet_compress.decompose.one_step import Canceller, one_step_parts
 from tensornet_compress.decompose.quantise import ROUNDS, ErrorFeedback
-from tensornet_compress.decompose.tree import decompose_tree
+from tensornet_compress.decompose.tree import core_metric, decompose_tree
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric, euclidean, squared_norm
+from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
-from tensornet_compress.tensor.network import contract_term, part_name
+from tensornet_compress.tensor.network import part_name
 
 _ITERATIONS = 3
 Parts = dict[str, Tensor]
@@ -33,6 +35,7 @@ def realise(
     spectrum: MatrixSpectrum | None = None,
     feedback: ErrorFeedback | None = None,
     canceller: Canceller | None = None,
+    cores: Sequence[Tensor] | None = None,
 ) -> TensorNetwork:
     """The network of ``spec`` nearest to ``tensor`` in ``metric`` (Euclidean by default).
 
@@ -40,8 +43,8 @@ def realise(
     be kept by pivots; any other tree is decomposed in the Euclidean norm and refined by ``sweeps`` of ALS in the metric.
     Integer cores are rounded one after the other, each with the cores not rounded yet fitted to what was rounded before. Terms
     of a sum are fitted to what the earlier ones left. Ranks that the tensor cannot have are an error: the spec must be what the
-    file will hold; only the bytes of entropy-coded cores are filled in. ``spectrum``, ``feedback`` and ``canceller`` save time
-    where they are known.
+    file will hold; only the bytes of entropy-coded cores are filled in. ``spectrum``, ``feedback``, ``canceller`` and, of a
+    tree, the ``cores`` that it is decomposed in save time where they are known.
 
     >>> import torch
     >>> import tensornet_compress as tnc
@@ -60,7 +63,7 @@ def realise(
     rest = tensor.detach().to(working_dtype(tensor.dtype))
     networks = []
     for number, term in enumerate(spec.terms):
-        parts = _realise_term(rest, term, metric, sweeps, spectrum if number == 0 else None, feedback, canceller)
+        parts = _realise_term(rest, term, metric, sweeps, spectrum if number == 0 else None, feedback, canceller, cores)
         network = TensorNetwork(spec.model_copy(update={"terms": (_sized(term, parts),)}), parts)
         networks.append(network)
         if number < len(spec.terms) - 1:
@@ -130,6 +133,7 @@ def _realise_term(
     spectrum: MatrixSpectrum | None,
     feedback: ErrorFeedback | None,
     canceller: Canceller | None,
+    cores: Sequence[Tensor] | None,
 ) -> Parts:
     if len(term.formats) == 1:
         return _dense_parts(tensor, term, metric, feedback, canceller)
@@ -140,7 +144,7 @@ def _realise_term(
             "pivots are stored for the first of two cores that cut rows from columns in native order, not for "
             f"{term.topology.legs} with formats {[fmt.name for fmt in term.formats]}"
         )
-    return _tree_parts(tensor, term, metric, sweeps)
+    return _tree_parts(tensor, term, metric, sweeps, cores)
 
 
 def _sized(term: TermSpec, parts: Parts) -> TermSpec:
@@ -212,34 +216,31 @@ def _matrix_parts(
     return _named(ErrorFeedback(gram, damping=1e-6).encode(left, left_format), right_parts)
 
 
-def _tree_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, sweeps: int) -> Parts:
+def _tree_parts(tensor: Tensor, term: TermSpec, metric: KroneckerMetric, sweeps: int, known: Sequence[Tensor] | None) -> Parts:
     """Decompose, refine, then round core after core, largest first, and refit the largest of those still exact after each."""
-    cores, ranks = decompose_tree(term.layout.apply(tensor), term.topology, term.ranks)
+    cores, ranks = (
+        decompose_tree(term.layout.apply(tensor), term.topology, term.ranks) if known is None else (list(known), term.ranks)
+    )
     for bond, (used, wanted) in enumerate(zip(ranks, term.ranks)):
         _require_rank(wanted, used, bond)
     if metric.rows is not None or metric.columns is not None:
         cores, _ = refine_cores(cores, term, tensor, metric, sweeps=sweeps, iterations=_ITERATIONS)
     parts: list[Parts] = [{} for _ in cores]
+    seen = list(cores)
     pending = sorted(range(len(cores)), key=lambda core: -cores[core].numel())
     while pending:
         core = pending.pop(0)
         fmt = term.formats[core]
         if isinstance(fmt, CodedFormat):
-            gain = _gain(term, cores, core)
-            parts[core] = fmt.model_copy(update={"step": coded_tree_step(fmt.step, metric, gain)}).encode(cores[core])
+            own = core_metric(term.topology, seen, core, metric)
+            matrix = cores[core].reshape(len(cores[core]), -1) if cores[core].ndim else cores[core].reshape(1, 1)
+            parts[core] = one_step_parts(matrix, fmt, own, damping=0.0, least=0.0)
         else:
             parts[core] = fmt.encode(cores[core])
         cores[core] = fmt.decode(parts[core], tuple(cores[core].shape), cores[core].dtype)
         if pending and sweeps and not isinstance(fmt, FloatFormat):
             cores, _ = refine_cores(cores, term, tensor, metric, sweeps=1, iterations=_ITERATIONS, only=pending[:1])
     return _named(*parts)
-
-
-def _gain(term: TermSpec, cores: list[Tensor], core: int) -> float:
-    """Squared change of the tensor for a unit of squared change of one core that points nowhere in particular."""
-    noise = torch.randn(cores[core].shape, generator=torch.Generator().manual_seed(core), dtype=torch.float64)
-    changed = contract_term(term, [*cores[:core], noise.to(cores[core]), *cores[core + 1 :]])
-    return squared_norm(changed) / squared_norm(noise)
 
 
 def _named(*cores: Parts) -> Parts:

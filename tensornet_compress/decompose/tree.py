@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import networkx as nx
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.tensorly_adapter import train_cores, truncated_svd
+from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.tensor import Topology
 
 
@@ -38,7 +40,7 @@ def _decompose_chain(laid_out: Tensor, topology: Topology, ranks: Sequence[int])
 
 
 def _decompose_from_leaves(laid_out: Tensor, topology: Topology, ranks: Sequence[int]) -> tuple[list[Tensor], tuple[int, ...]]:
-    root = nx.center(topology.graph())[0]
+    root = _root(topology)
     labels = [f"p{position}" for position in range(topology.positions)]
     rest, used, cores = laid_out, list(ranks), {}
     for core, parent in reversed(list(nx.bfs_predecessors(topology.graph(), root))):
@@ -58,3 +60,37 @@ def _decompose_from_leaves(laid_out: Tensor, topology: Topology, ranks: Sequence
 
 def _arrange(tensor: Tensor, labels: Sequence[str], topology: Topology, core: int) -> Tensor:
     return tensor.permute([labels.index(label) for label in topology.core_labels(core)]).contiguous()
+
+
+def core_metric(topology: Topology, cores: Sequence[Tensor], core: int, metric: KroneckerMetric) -> KroneckerMetric:
+    """What errors of a core, as a matrix (first axis, all others), cost in the whole tensor, at the mean price of ``metric``.
+
+    Cores are orthonormal towards the root, as ``decompose_tree`` leaves them, so only the bond that leads there weighs: each of
+    its indices by the squared norm of what the rest of the network makes of it.
+    """
+    root = _root(topology)
+    weight: Tensor | None = None
+    upward, labels, path = "", topology.core_labels, nx.shortest_path(topology.graph(), root, core)
+    for parent, child in pairwise(path):
+        bond = f"b{topology.edges.index((min(parent, child), max(parent, child)))}"
+        squares = cores[parent].double().square()
+        if weight is not None:
+            squares = squares * _along(weight, squares.ndim, labels(parent).index(upward))
+        axis = labels(parent).index(bond)
+        weight, upward = squares.movedim(axis, 0).flatten(1).sum(1).clamp_min(1e-300), bond
+    rate = (1.0 if metric.rate is None else metric.rate) * metric.mean_price
+    if weight is None:
+        return KroneckerMetric(rate=rate)
+    axis, shape = labels(core).index(upward), cores[core].shape
+    if axis == 0:
+        return KroneckerMetric(rows=weight, rate=rate)
+    return KroneckerMetric(columns=_along(weight, len(shape) - 1, axis - 1).expand(shape[1:]).flatten(), rate=rate)
+
+
+def _along(weight: Tensor, ndim: int, axis: int) -> Tensor:
+    return weight.view([len(weight) if i == axis else 1 for i in range(ndim)])
+
+
+def _root(topology: Topology) -> int:
+    """The core that holds the norm after decomposition: the last of a chain, the middle of other trees."""
+    return len(topology.legs) - 1 if topology.is_chain else int(nx.center(topology.graph())[0])

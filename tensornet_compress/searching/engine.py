@@ -62,6 +62,9 @@ class Search:
         self.target, self.measured, self.deadline = Target(tensor, metric), Measured(limit), Deadline(deadline)
         self.work, self.limit, self.orderings, self.families = self.target.work, limit, orderings, families
         peak = peak_of(self.work)
+        # Entropy-coded integers have no scales that could be out of reach, and come last: a step for the best layouts.
+        self.coded = formats is None or "ec" in formats
+        formats = (formats and tuple(name for name in formats if name != "ec")) or None
         self.dense_formats, self.note = in_reach(peak, [parse_format(name) for name in formats or SEARCH_DENSE_FORMATS])
         core_formats, _ = in_reach(peak, [parse_format(name) for name in formats or SEARCH_CORE_FORMATS])
         self.trials = Trials(self.target, self.measured, core_formats)
@@ -72,6 +75,8 @@ class Search:
         """Run; True when the user interrupted after something was found."""
         try:
             self.run()
+            if self.coded and not self.target.zero:
+                self.trials.try_coded(self.deadline)
         except KeyboardInterrupt:
             if not self.measured.networks:
                 raise

@@ -67,7 +67,8 @@ def search(
             when asked for, ``entry`` (EinSort: all entries sorted, charged as packed). Entry sorts compete for
             ``result.entry_sort``; ``best`` stays a network, as a permutation of entries cannot be stored as one.
         topologies: families that compete besides ``dense``.
-        formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32.
+        formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32, and then
+            entropy-coded integers (``ec``) for the best layouts.
         time_budget: seconds, null control included (about half); the best so far is returned when they are over or on an
             interrupt (Ctrl-C), and then depends on the speed of the machine. Without its control no ordering counts.
         null: whether to run the null control (of shuffles by ``seed``: one, or several where a gain is not much above its
@@ -121,6 +122,10 @@ def _check_formats(given: Sequence[str] | None) -> None:
         raise TensorNetError("formats is empty; give some, or None for all")
     if strange := [name for name in given or () if not isinstance(name, str)]:
         raise TensorNetError(f"formats takes names such as 'int4g64z', was given {strange[0]!r}")
+    if given is not None and set(given) == {"ec"}:
+        raise TensorNetError(
+            "entropy-coded integers ('ec') are made of the best layouts in other formats; give some of these too"
+        )
 
 
 def _check_numbers(time_budget: float, seed: int) -> None:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf, prod
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding import NamedFormat
+from tensornet_compress.coding import CodedFormat, NamedFormat, parse_format
 from tensornet_compress.decompose import ErrorFeedback, realise
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.decompose.realise import is_matrix_cut
+from tensornet_compress.decompose.tree import decompose_tree
+from tensornet_compress.errors import CodeError, TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean
 from tensornet_compress.searching.candidates import Candidate, Shape, predicted
-from tensornet_compress.searching.limits import View
+from tensornet_compress.searching.limits import Deadline, View
 from tensornet_compress.searching.result import Event, Found, Measured
-from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
+from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
 
 _KEPT = 3
+# Layouts of each kind that are tried with entropy-coded cores, what their ranks may drop of the error, and tries for a step.
+_CODED, _SHARES, _STEPS, _CLOSE = 2, (0.5, 0.7), 6, 1.01
+# What a coded core takes beside its codes makes nothing smaller below these bytes.
+_LEAST_CODED = 2048
+_EXACT = parse_format("fp32")
 _TRIES = 4
 _SMALL = 1 << 16
 _LOOSE = 0.93
@@ -84,6 +92,70 @@ class Trials:
         self.measured.networks.append(found)
         self._note(f"{family} measured", found.nbytes, found.error)
         return found
+
+    def try_coded(self, deadline: Deadline) -> None:
+        """The dense tensor, and the best layouts in native and in searched orders, in entropy-coded integers."""
+        best = self.measured.best()
+        if best is None or best.nbytes < _LEAST_CODED:
+            return
+        shape = tuple(self.target.tensor.shape)
+        fmt = CodedFormat(step=1.0)
+        term = TermSpec(layout=Layout.native(shape), topology=Topology.one_core(len(shape)), ranks=(), formats=(fmt,))
+        self._coded("dense", term, False, 0.0, deadline)
+        tried: list[tuple[object, ...]] = []
+        for trial in sorted(self.trials, key=lambda trial: self.limit.sort_key(trial.found)):
+            shape_of, ordered = trial.candidate.shape, trial.found.ordered
+            layout, topology = shape_of.laid_out()
+            key = (ordered, layout, topology)
+            if key in tried or sum(other[0] == ordered for other in tried) == _CODED or self.measured.hopeless(trial.found):
+                continue
+            tried.append(key)
+            for share in _SHARES if self.limit.max_error is not None else (1.0,):
+                chosen = trial.candidate if share == 1.0 else predicted(shape_of, trial.view, _EXACT, share)
+                if chosen is not None:
+                    formats = (fmt,) * len(chosen.term.formats)
+                    term = chosen.term.model_copy(update={"formats": formats})
+                    self._coded(shape_of.family, term, ordered, share, deadline)
+
+    def _coded(self, family: str, term: TermSpec, ordered: bool, share: float, deadline: Deadline) -> None:
+        """One term at the coarsest step that keeps the error, or the finest that keeps the bytes. ``share``: of the error that
+        its ranks already drop."""
+        target, limit = self.target, self.limit
+        numbers = sum(prod(term.core_shape(core)) for core in range(len(term.formats)))
+        reached = min((found.error for found in self.measured.networks if limit.keeps(found)), default=1.0)
+        error = reached if limit.max_error is None else limit.max_error * max(1 - share**2, 0.1) ** 0.5
+        step = error * (24 * target.energy / numbers) ** 0.5
+        known = None
+        if len(term.formats) > 1 and not is_matrix_cut(term) and target.metric is None:
+            known = decompose_tree(term.layout.apply(target.work), term.topology, term.ranks)[0]
+        kept: Found | None = None
+        bounds = [0.0, inf]
+        for _ in range(_STEPS):
+            if step <= 0 or deadline.passed():
+                break
+            coded = term.model_copy(update={"formats": tuple(CodedFormat(step=step) for _ in term.formats)})
+            try:
+                network = realise(target.tensor, NetworkSpec.of(coded, target.tensor.dtype), target.metric, cores=known)
+            except CodeError:
+                break
+            found = Found(family, network, target.error_of_network(network), ordered)
+            keeps = limit.keeps(found)
+            if keeps and (kept is None or limit.sort_key(found) < limit.sort_key(kept)):
+                kept = found
+            coarser = keeps == (limit.max_error is not None)
+            bounds[not coarser] = step
+            if limit.max_error is not None:
+                ratio = limit.max_error / max(found.error, 1e-300)
+                step *= min(max(ratio**1.3, 0.25), 4.0) * (0.995 if ratio < 1 else 1.0)
+                if kept is found and ratio < _CLOSE:
+                    break
+            else:
+                step *= 2.0 ** (8 * (found.nbytes - 0.995 * (limit.max_bytes or 0)) / numbers)
+            if not bounds[0] < step < bounds[1]:
+                step = (bounds[0] * bounds[1]) ** 0.5 if bounds[0] > 0 and bounds[1] < inf else 0.0
+        if kept is not None:
+            self.measured.networks.append(kept)
+            self._note(f"{family} entropy-coded, measured", kept.nbytes, kept.error)
 
     def best_trial(self) -> Trial | None:
         """How the best network so far was predicted; None for a dense one."""

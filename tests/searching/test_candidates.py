@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tensornet_compress as tnc
+from tensornet_compress.bench.tensors import heat_field
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import bond_spectra, ranks_for_error, tails
+from tensornet_compress.options.offered import SEARCH_CORE_FORMATS
 from tensornet_compress.searching import SpectrumStore
 from tensornet_compress.searching.candidates import Candidate, Shape, predicted
 from tensornet_compress.searching.limits import Limit, View
@@ -115,3 +118,28 @@ def test_bytes_that_are_predicted_are_those_of_the_term(order: list[int], seed: 
     candidate = predicted(shape, View(SpectrumStore(tensor), Limit(0.7)), parse_format(name))
     if candidate is not None:
         assert candidate.nbytes == candidate.term.nbytes
+
+
+def test_entropy_coded_cores_take_least_on_smooth_fields():
+    field = heat_field(24)
+    result, stepped = (
+        tnc.search(field, max_error=0.01, formats=formats, null=False) for formats in (None, SEARCH_CORE_FORMATS)
+    )
+    assert {fmt.name for term in result.best.spec.terms for fmt in term.formats} == {"ec"}
+    assert result.error <= 0.01
+    assert result.best.nbytes < 0.8 * stepped.best.nbytes
+    again = tnc.realise(field, result.best.spec)
+    assert all(torch.equal(again.stored[name], part) for name, part in result.best.stored.items())
+
+
+@pytest.mark.parametrize("most", [2500, 6000])
+def test_entropy_coded_cores_keep_a_number_of_bytes(most):
+    field = heat_field(24)
+    result = tnc.search(field, max_bytes=most, null=False)
+    assert 0.9 * most < result.best.nbytes <= most
+    assert result.error < tnc.search(field, max_bytes=most, formats=SEARCH_CORE_FORMATS, null=False).error
+
+
+def test_entropy_coded_integers_alone_are_refused():
+    with pytest.raises(tnc.TensorNetError, match="'ec'"):
+        tnc.search(torch.randn(8, 8), max_error=0.1, formats=["ec"])

@@ -79,7 +79,7 @@ def test_a_partly_scrambled_kronecker_sum_is_put_right(share):
     result = tnc.search(plain[orders[0]][:, orders[1]], max_error=1e-5, null=False)
     fibres = {order.axis: torch.tensor(order.permutation) for order in result.best.spec.terms[0].layout.fibre_orders}
     assert all(torch.equal(orders[axis][fibres[axis]], torch.arange(128)) for axis in (0, 1))
-    assert result.best.nbytes == 8 * (16 * 16 + 8 * 8) * 4 + 2 * 90
+    assert result.best.nbytes <= 8 * (16 * 16 + 8 * 8) * 4 + 2 * 90
 
 
 @settings(max_examples=15, deadline=None)

@@ -1,6 +1,7 @@
 """tensornet_compress: tensor-network compression of weights and KV caches with adaptive index ordering.
 
-Importing the package loads no optional dependency and changes no global state; names are resolved on first use.
+Importing the package loads no optional dependency and changes no global state, but that transformers, when it is there or comes
+later, can read our folders (``register``). Names are resolved on first use.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tensornet_compress.integrations.on_import import register_on_import
 from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
     from tensornet_compress.files import load, load_network, load_plan, save, save_network
+    from tensornet_compress.integrations.on_import import register
     from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
     from tensornet_compress.nn.plan import Plan
     from tensornet_compress.searching import SearchResult, search
@@ -44,6 +47,7 @@ _HOMES = {
     "materialize": "nn",
     "parse_format": "coding",
     "realise": "decompose",
+    "register": "integrations.on_import",
     "round_cores": "decompose",
     "save": "files",
     "save_network": "files",
@@ -74,6 +78,7 @@ __all__ = [
     "materialize",
     "parse_format",
     "realise",
+    "register",
     "round_cores",
     "save",
     "save_network",
@@ -89,3 +94,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"tensornet_compress.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'tensornet_compress' has no attribute {name!r}")
+
+
+register_on_import()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
     from tensornet_compress.files import load, load_network, load_plan, save, save_network
+    from tensornet_compress.integrations.export import export
     from tensornet_compress.integrations.on_import import register
     from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
     from tensornet_compress.nn.plan import Plan
@@ -41,6 +42,7 @@ _HOMES = {
     "apply_plan": "compressing",
     "compress": "compressing",
     "decoded": "nn",
+    "export": "integrations.export",
     "load": "files",
     "load_network": "files",
     "load_plan": "files",
@@ -72,6 +74,7 @@ __all__ = [
     "apply_plan",
     "compress",
     "decoded",
+    "export",
     "load",
     "load_network",
     "load_plan",

@@ -1,4 +1,4 @@
-"""``tensornet-compress``: weights, eval, generate, inspect, kv, search, bench, report."""
+"""``tensornet-compress``: weights, eval, generate, inspect, kv, search, export, bench, report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from tensornet_compress.cli.common import (
     text_windows,
     write_json,
 )
+from tensornet_compress.cli.export import export
 from tensornet_compress.cli.kv import KvMode, KvProfile, check_cache_options, find_profile, kv
 from tensornet_compress.cli.report import report
 from tensornet_compress.cli.search import search
@@ -190,6 +191,6 @@ def inspect(
 
 app.command()(weights)
 app.command(name="eval")(evaluate)
-for command in (generate, inspect, kv, search, report):
+for command in (generate, inspect, kv, search, export, report):
     app.command()(command)
 app.add_typer(bench_app, name="bench")

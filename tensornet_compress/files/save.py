@@ -100,15 +100,20 @@ def save(
     return Path(out_dir)
 
 
-def _write_config(model: nn.Module, plan: Plan, file: Path) -> None:
-    """A transformers model's configuration, which says how the folder is to be loaded and in what dtype it computes."""
+def computing_dtype(model: nn.Module, plan: Plan) -> str:
+    """The dtype that most of a compressed model's dense numbers have; where there are none, that its layers had."""
     networks = {module for module in model.modules() if isinstance(module, NetworkModule)}
     counts: Counter[str] = Counter({layer.spec.dtype: 0 for layer in plan.layers.values()})
     for module in set(model.modules()) - networks:
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
                 counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
-    dtype = counts.most_common(1)[0][0]
+    return counts.most_common(1)[0][0]
+
+
+def _write_config(model: nn.Module, plan: Plan, file: Path) -> None:
+    """A transformers model's configuration, which says how the folder is to be loaded and in what dtype it computes."""
+    dtype = computing_dtype(model, plan)
     config: Any = deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], dtype
     config.quantization_config = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, "dtype": dtype}

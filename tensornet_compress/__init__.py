@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from tensornet_compress.compressing.report import CompressionReport
     from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
-    from tensornet_compress.files import load, load_network, load_plan, save, save_network
+    from tensornet_compress.files import load, load_network, load_plan, open_tensor, save, save_network
     from tensornet_compress.integrations.export import export
     from tensornet_compress.integrations.on_import import register
     from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
     from tensornet_compress.nn.plan import Plan
     from tensornet_compress.searching import SearchResult, search
-    from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, Topology
+    from tensornet_compress.tensor import Layout, NetworkSpec, TensorArray, TensorNetwork, Topology
 
 _HOMES = {
     "Budget": "compressing",
@@ -36,6 +36,7 @@ _HOMES = {
     "TNConv2d": "nn",
     "TNEmbedding": "nn",
     "TNLinear": "nn",
+    "TensorArray": "tensor",
     "TensorNetError": "errors",
     "TensorNetwork": "tensor",
     "Topology": "tensor",
@@ -47,6 +48,7 @@ _HOMES = {
     "load_network": "files",
     "load_plan": "files",
     "materialize": "nn",
+    "open_tensor": "files",
     "parse_format": "coding",
     "realise": "decompose",
     "register": "integrations.on_import",
@@ -67,6 +69,7 @@ __all__ = [
     "TNConv2d",
     "TNEmbedding",
     "TNLinear",
+    "TensorArray",
     "TensorNetError",
     "TensorNetwork",
     "Topology",
@@ -79,6 +82,7 @@ __all__ = [
     "load_network",
     "load_plan",
     "materialize",
+    "open_tensor",
     "parse_format",
     "realise",
     "register",

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
+# By their modules: while transformers.quantizers is being imported, its own names are not there yet.
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils import cached_file
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, TENSORS
 from tensornet_compress.files.load import Header, check_contents, contents, replaced_names, replacements
 from tensornet_compress.files.manifest import FORMAT_VERSION, QUANT_METHOD, Manifest
@@ -17,17 +23,6 @@ from tensornet_compress.nn.plan import Plan, keep_plan
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.tensor import check_stored
 from tensornet_compress.tensor.spec import DTYPES
-
-try:
-    # By their modules: while transformers.quantizers is being imported, its own names are not there yet.
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
-    from transformers.quantizers.base import HfQuantizer
-    from transformers.utils import cached_file
-    from transformers.utils.quantization_config import QuantizationConfigMixin
-except ImportError as error:
-    raise MissingExtraError(
-        f"loading through transformers needs the 'hf' extra ({error}); pip install 'tensornet-compress[hf]'"
-    ) from error
 
 
 def add_to_tables() -> None:

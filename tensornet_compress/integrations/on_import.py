@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+from tensornet_compress.errors import MissingExtraError
 
 # Holds transformers' table of quantisation methods.
 _TABLE = "transformers.quantizers.auto"
@@ -24,9 +27,14 @@ def register() -> None:
     Raises:
         MissingExtraError: transformers is not installed.
     """
-    from tensornet_compress.integrations.hf import add_to_tables
-
-    add_to_tables()
+    try:
+        # First of all, since the import may register by itself.
+        importlib.import_module(_TABLE)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"loading through transformers needs the 'hf' extra ({error}); pip install 'tensornet-compress[hf]'"
+        ) from error
+    importlib.import_module("tensornet_compress.integrations.hf").add_to_tables()
 
 
 class _Waiting(MetaPathFinder):

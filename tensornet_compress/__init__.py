@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tensornet_compress.integrations.on_import import register
     from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
     from tensornet_compress.nn.plan import Plan
-    from tensornet_compress.searching import SearchResult, search
+    from tensornet_compress.searching import SearchResult, search, search_within
     from tensornet_compress.tensor import Layout, NetworkSpec, TensorArray, TensorNetwork, Topology
 
 _HOMES = {
@@ -56,6 +56,7 @@ _HOMES = {
     "save": "files",
     "save_network": "files",
     "search": "searching",
+    "search_within": "searching",
     "to_network": "decompose",
 }
 
@@ -90,6 +91,7 @@ __all__ = [
     "save",
     "save_network",
     "search",
+    "search_within",
     "to_network",
 ]
 

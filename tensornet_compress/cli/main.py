@@ -39,7 +39,6 @@ from tensornet_compress.version import __version__
 app = typer.Typer(
     cls=PlainGroup,
     no_args_is_help=True,
-    add_completion=False,
     help="Compress neural networks as tensor networks, and count every byte.",
 )
 KvBits = Annotated[float | None, typer.Option(help="Also compress the KV cache to this many payload bits per element.")]

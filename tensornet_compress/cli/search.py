@@ -67,9 +67,8 @@ def search(
         progress=RichProgress(),
     )
     typer.echo(str(result))
-    corrections = network.nbytes - result.best.nbytes
-    if corrections:
-        typer.echo(f"corrections of single entries, so that none is off by more than {max_abs}: {corrections:,} bytes")
+    if max_abs is not None:
+        typer.echo(f"no entry off by more than {max_abs}: {network.nbytes:,} bytes, {network.spec.describe()}")
     if out is not None:
         typer.echo(f"{save_network(network, out):,} bytes written to {out}")
     if plot is not None:
@@ -81,7 +80,6 @@ def search(
         "shape": list(tensor.shape),
         "limit": result.limit,
         "nbytes": network.nbytes,
-        "corrections": corrections,
         "error": result.error,
         "reason": result.reason,
         "gain": result.gain,

@@ -209,7 +209,8 @@ def _grids_of_schemes(source: _Source, nearest: str | None, fuse: bool, most: in
     if not fuse:
         return grids, []
     mixed = [n for names in compressed_tensors.fused(source.linear) if set(names) - set(grids) for n in names if n in grids]
-    notes = [f"{len(mixed)} integer layers become dense: layers that vLLM joins them with are no integers"] if mixed else []
+    told = f"{len(mixed)} layers in integers became dense, as some that vLLM joins them with are none; fuse=False keeps them"
+    notes = [told] if mixed else []
     return {name: grid for name, grid in grids.items() if name not in mixed}, notes
 
 

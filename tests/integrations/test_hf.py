@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, TENSORS
 from tensornet_compress.nn import NetworkModule, TNLinear
 from tensornet_compress.tensor import FibreOrder
-from tests.documents import ROOT
 from tests.files.saved import compressed, tensor_file
 from tests.files.test_save_load import in_bf16
 from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -143,27 +140,3 @@ def test_a_dequantised_model_is_a_plain_one(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
     assert not (tmp_path / "dense" / MANIFEST).exists()
     assert torch.equal(answers(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")), answers(loaded))
-
-
-PROBE = """
-import sys
-from transformers import AutoModelForCausalLM
-sys.modules["tensornet_compress"] = None
-try:
-    AutoModelForCausalLM.from_pretrained(sys.argv[1])
-except Exception as error:
-    print(error)
-del sys.modules["tensornet_compress"]
-import tensornet_compress
-print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1]).model.layers[0].mlp.up_proj).__name__)
-"""
-
-
-def test_without_the_package_nothing_is_loaded_and_importing_it_after_transformers_is_enough(tmp_path):
-    model = tiny_llama(layers=1)
-    compressed(model)
-    folder = tnc.save(model, tmp_path / "saved")
-    done = subprocess.run([sys.executable, "-c", PROBE, str(folder)], capture_output=True, text=True, cwd=ROOT, check=True)
-    refusal, kind = done.stdout.strip().splitlines()
-    assert "pip install 'tensornet-compress[hf]'" in refusal
-    assert kind == "TNLinear"

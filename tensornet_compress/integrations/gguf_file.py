@@ -112,6 +112,8 @@ def write(file: Path, config: Any, folder: Path, tensors: Mapping[str, Stored]) 
     writer.add_rope_freq_base(_rope(config).get("rope_theta", 10000.0))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     said = _add_tokenizer(writer, folder, config.vocab_size)
+    if any(kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ()):
+        said.append("attention of sliding windows is written as full attention: answers are equal within a window only")
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, name.upper()), config.num_hidden_layers)
     for key, stored in tensors.items():
         known = names.get_name(key, try_suffixes=(".weight", ".bias"))

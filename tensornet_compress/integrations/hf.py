@@ -21,7 +21,7 @@ from tensornet_compress.files.manifest import FORMAT_VERSION, QUANT_METHOD, Mani
 from tensornet_compress.nn import NetworkModule, TNLinear, materialize
 from tensornet_compress.nn.plan import Plan, keep_plan
 from tensornet_compress.nn.replace import set_submodule
-from tensornet_compress.tensor import check_stored
+from tensornet_compress.tensor import check_stored, expected_parts
 from tensornet_compress.tensor.spec import DTYPES
 
 
@@ -79,6 +79,11 @@ class TensorNetQuantizer(HfQuantizer):
         cast = name in DTYPES and name != self.quantization_config.dtype
         if cast:
             plan = _computing_in(plan, name)
+        lacking = [
+            n for name, layer in plan.layers.items() for p in expected_parts(layer.spec) if (n := f"{name}.{p}") not in header
+        ]
+        if lacking:
+            raise CheckpointError(f"{TENSORS} lacks {lacking[:5]}, which the plan speaks of")
         # Index tensors of orders hold numbers, so they are made beside the meta device that everything else is on.
         with torch.device("cpu"):
             described = {key: torch.empty(shape, dtype=kind, device="meta") for key, (shape, kind) in header.items()}

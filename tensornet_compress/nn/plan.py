@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from importlib import import_module
-from types import MethodType
 from typing import Any, Literal
 
 from torch import nn
@@ -86,7 +86,7 @@ def keep_plan(model: nn.Module, plan: Plan) -> None:
     ``tnc.save`` does."""
     setattr(model, PLAN_ATTRIBUTE, plan)
     if hasattr(model, _SAVE):
-        setattr(model, _SAVE, MethodType(_save_pretrained, model))
+        setattr(model, _SAVE, partial(_save_pretrained, model))
 
 
 def drop_plan(model: nn.Module) -> None:

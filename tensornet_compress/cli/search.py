@@ -11,6 +11,7 @@ import typer
 from tensornet_compress.cli.common import JsonFile, RichProgress, invocation, plain_errors, write_json
 from tensornet_compress.cli.report import leave_page
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files import save_network
 from tensornet_compress.files.whole import whole_file
 from tensornet_compress.inputs.tensors import read_tensor
 
@@ -19,8 +20,13 @@ _PICTURES = (".png", ".svg", ".pdf")
 
 @plain_errors
 def search(
-    file: Annotated[str, typer.Argument(help="FILE.npy, an image, or FILE.safetensors:NAME.")],
+    file: Annotated[
+        str,
+        typer.Argument(help="FILE.npy, an image, FILE.nii.gz, FILE.safetensors:NAME, FILE.h5:NAME, FILE.nc:NAME, DIR.zarr."),
+    ],
     max_error: Annotated[float | None, typer.Option(help="Relative error to keep.")] = None,
+    max_abs: Annotated[float | None, typer.Option(help="Farthest that any entry may be off.")] = None,
+    psnr: Annotated[float | None, typer.Option(help="Peak signal-to-noise ratio to keep, in decibels.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Stored bytes to keep.")] = None,
     ordering: Annotated[
         list[str] | None, typer.Option(help="mode, fibre or entry (repeatable); mode and fibre by default.")
@@ -30,6 +36,7 @@ def search(
     time_budget: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
     null: Annotated[bool, typer.Option(help="Run the null control.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the null control's shuffle.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the network here (.tnz), for tnc.open_tensor.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report page of the search here (.html).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the picture of the search here (.png, .svg or .pdf).")] = None,
     json: JsonFile = None,
@@ -45,12 +52,14 @@ def search(
     if html is not None and html.suffix not in (".html", ".htm"):
         raise TensorNetError(f"--html {str(html)!r} must end in .html")
     tensor = read_tensor(file)
-    result = searching.search(
+    result, network = searching.search_within(
         tensor,
         max_error=max_error,
+        max_abs=max_abs,
+        psnr=psnr,
         max_bytes=max_bytes,
-        orderings=tuple(ordering) if ordering else searching.ORDERINGS,  # type: ignore[arg-type]
-        topologies=tuple(topology) if topology else searching.FAMILIES,  # type: ignore[arg-type]
+        orderings=tuple(ordering) if ordering else searching.ORDERINGS,
+        topologies=tuple(topology) if topology else searching.FAMILIES,
         formats=format,
         time_budget=time_budget,
         null=null,
@@ -58,6 +67,10 @@ def search(
         progress=RichProgress(),
     )
     typer.echo(str(result))
+    if max_abs is not None:
+        typer.echo(f"no entry off by more than {max_abs}: {network.nbytes:,} bytes, {network.spec.describe()}")
+    if out is not None:
+        typer.echo(f"{save_network(network, out):,} bytes written to {out}")
     if plot is not None:
         with whole_file(plot) as picture:
             result.plot().savefig(picture, format=plot.suffix[1:])
@@ -66,7 +79,7 @@ def search(
         "file": file,
         "shape": list(tensor.shape),
         "limit": result.limit,
-        "nbytes": result.best.nbytes,
+        "nbytes": network.nbytes,
         "error": result.error,
         "reason": result.reason,
         "gain": result.gain,

@@ -27,7 +27,7 @@ from tensornet_compress.errors import BudgetError, TensorNetError
 from tensornet_compress.nn import KeptModules, find_targets, install, layer_weight
 from tensornet_compress.nn.plan import Plan, plan_of
 from tensornet_compress.options import FAMILIES, Option, pareto
-from tensornet_compress.options.offered import DENSE_FORMATS
+from tensornet_compress.options.offered import DENSE_FORMATS, formats_named
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.tensor import NetworkSpec
 
@@ -50,7 +50,7 @@ def compress(
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     method: Method = "auto",
-    formats: Sequence[str] | None = None,
+    formats: str | Sequence[str] | None = None,
     allocator: Allocator = "sensitivity",
     metric: str = "fisher",
     sweeps: int = 1,
@@ -81,7 +81,8 @@ def compress(
             ``svd``, ``residual``, ``tt``, ``ttm``, ``tree``, ``searched``) takes its own networks in stepped formats, dense
             floating point beside them.
         formats: stepped number formats that cores may take (see ``parse_format``), for kernels or exports; with them, or above
-            8 bits a weight, ``auto`` lets all families compete.
+            8 bits a weight, ``auto`` lets all families compete. ``compressed-tensors`` or ``gguf`` stands for those of dense
+            layers that ``export`` writes there without loss.
         allocator: how errors count: ``sensitivity`` in nats of divergence, ``energy`` relative to each layer's norm;
             ``uniform`` gives every layer the same share of the bytes (stepped formats only).
         metric: in which errors are measured: ``fisher``, ``euclidean``, ``diagonal``, ``input``, ``row-fisher`` or
@@ -104,6 +105,7 @@ def compress(
         TensorNetError: any other bad input.
     """
     _check_retired(retired)
+    formats, method = formats_named(formats, method)  # type: ignore[assignment]
     if allocator not in ("sensitivity", "energy", "uniform"):
         raise TensorNetError(f"unknown allocator {allocator!r}; choose sensitivity, energy or uniform")
     batches = list(calibration) if calibration is not None else []

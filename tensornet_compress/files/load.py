@@ -14,11 +14,13 @@ from tensornet_compress.errors import CheckpointError, MissingExtraError, Tensor
 from tensornet_compress.files.manifest import TENSORS, Manifest, read_manifest, with_permutations
 from tensornet_compress.files.whole import open_tensors
 from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear, module_kind
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan
+from tensornet_compress.nn.plan import LayerPlan, Plan, keep_plan
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.tensor import check_stored, expected_parts, expected_tensors
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+Header = dict[str, tuple[tuple[int, ...], torch.dtype | None]]
+"""Shapes and dtypes (None: one that no part of ours has) of stored tensors by name."""
 
 
 def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.device | str = "cpu") -> Any:
@@ -42,19 +44,17 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
         CheckpointError: unknown version, missing or unknown tensors, wrong shapes or dtypes, truncated files.
     """
     folder = Path(out_dir)
-    manifest = read_manifest(folder)
+    manifest, plan, header = contents(folder)
+    skeleton = model if model is not None else _skeleton(folder, manifest)
+    check_contents(skeleton, plan, manifest, header)
     with open_tensors(folder / TENSORS) as file:
-        header = {name: _description(file, name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-        plan = _unpack_orders(manifest.plan, file, header)
-        skeleton = model if model is not None else _skeleton(folder, manifest)
-        _check(skeleton, plan, manifest, header)
         tensors = {name: file.get_tensor(name).to(device) for name in header}
-    for name, module in _replacements(skeleton, plan, manifest.shared, tensors).items():
+    for name, module in replacements(skeleton, plan, manifest.shared, tensors).items():
         set_submodule(skeleton, name, module)
-    replaced = _replaced(plan)
+    replaced = replaced_names(plan)
     _assign(skeleton, {name: value for name, value in tensors.items() if _owner(name) not in replaced})
     _share(skeleton, {name: other for name, other in manifest.shared.items() if _owner(name) not in replaced})
-    setattr(skeleton, PLAN_ATTRIBUTE, plan)
+    keep_plan(skeleton, plan)
     return skeleton.to(device).eval()
 
 
@@ -72,10 +72,19 @@ def load_plan(out_dir: str | Path) -> Plan:
     Raises:
         CheckpointError: as ``load``.
     """
-    folder = Path(out_dir)
+    return contents(Path(out_dir))[1]
+
+
+def contents(folder: Path) -> tuple[Manifest, Plan, Header]:
+    """What a saved folder says that it holds: its manifest, the plan with its index orders, and the header of its tensors.
+
+    Raises:
+        CheckpointError: as ``load``.
+    """
     manifest = read_manifest(folder)
     with open_tensors(folder / TENSORS) as file:
-        return _unpack_orders(manifest.plan, file, set(file.keys()))
+        header = {name: _description(file, name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        return manifest, _unpack_orders(manifest.plan, file, header), header
 
 
 def _description(file: Any, name: str) -> tuple[tuple[int, ...], torch.dtype | None]:
@@ -115,6 +124,8 @@ def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
     try:
         config_class: Any = architecture.config_class
         config = config_class.from_pretrained(folder)
+        for name in ("quantization_config", "transformers_weights"):  # for transformers' own loading
+            config.__dict__.pop(name, None)
         with init_empty_weights(include_buffers=False):
             model: Any = architecture(config)
         if (folder / "generation_config.json").is_file() and model.can_generate():
@@ -126,15 +137,17 @@ def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
     return model
 
 
-def _check(
-    model: nn.Module, plan: Plan, manifest: Manifest, header: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]
-) -> None:
-    """Names, shapes and dtypes of the file against what the model and the plan ask for, before anything is changed."""
-    modules, replaced = dict(model.named_modules(remove_duplicate=False)), _replaced(plan)
+def check_contents(model: nn.Module, plan: Plan, manifest: Manifest, header: Header) -> None:
+    """Names, shapes and dtypes of the file against what the model and the plan ask for, before anything is changed.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    modules, replaced = dict(model.named_modules(remove_duplicate=False)), replaced_names(plan)
     unknown = sorted(replaced - set(modules))
     if unknown:
         raise CheckpointError(f"the plan speaks of modules {unknown} that a {type(model).__name__} does not have")
-    wanted: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {}
+    wanted: Header = {}
     for name, layer in plan.layers.items():
         wanted |= {f"{name}.{part}": description for part, description in expected_tensors(layer.spec).items()}
     for name, tensor in model.state_dict().items():
@@ -164,7 +177,7 @@ def _same_kind(found: torch.dtype | None, expected: torch.dtype) -> bool:
     return found == expected or (found is not None and found.is_floating_point and expected.is_floating_point)
 
 
-def _replaced(plan: Plan) -> set[str]:
+def replaced_names(plan: Plan) -> set[str]:
     """Modules that the plan replaces."""
     return {name for first, layer in plan.layers.items() for name in (first, *layer.tied)}
 
@@ -174,10 +187,14 @@ def _owner(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _replacements(
+def replacements(
     model: nn.Module, plan: Plan, shared: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> dict[str, NetworkModule]:
-    """The network modules of a plan by name, those that are tied included."""
+    """The network modules of a plan by name, those that are tied included.
+
+    Raises:
+        CheckpointError: tensors (those on the meta device aside) do not hold what their format means.
+    """
     made: dict[str, NetworkModule] = {}
     for name, layer in plan.layers.items():
         stored = {part: tensors[f"{name}.{part}"] for part in expected_parts(layer.spec)}

@@ -20,6 +20,14 @@ from tensornet_compress.tensor.network import order_name
 MANIFEST = "tensornet.json"
 TENSORS = "model.safetensors"
 FORMAT_VERSION = 1
+QUANT_METHOD = "tensornet"
+"""What ``quant_method`` says in the ``quantization_config`` of a saved folder's ``config.json``."""
+NEEDS_US = (
+    "none without the package tensornet_compress, which wrote this model; pip install 'tensornet-compress[hf]', then "
+    "'import tensornet_compress' before from_pretrained"
+)
+"""Where ``config.json`` names the file of weights: transformers refuses it with an error that quotes it, where it would
+otherwise make a model of random numbers of a folder whose quantisation it does not know."""
 
 
 class Manifest(Frozen):

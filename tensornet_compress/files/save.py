@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from tensornet_compress.errors import CheckpointError
-from tensornet_compress.files.manifest import MANIFEST, TENSORS, Manifest, without_permutations
+from tensornet_compress.files.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    NEEDS_US,
+    QUANT_METHOD,
+    TENSORS,
+    Manifest,
+    without_permutations,
+)
 from tensornet_compress.files.whole import whole_folder, write_tensors
 from tensornet_compress.nn import NetworkModule, identity
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
@@ -28,10 +41,12 @@ def save(
     tokenizer: Any = None,
     report: LayersReport | None = None,
     overwrite: bool = False,
+    keep: bool = False,
 ) -> Path:
     """Write a compressed model: ``model.safetensors``, ``tensornet.json``, and for transformers models their configuration.
 
-    The folder appears whole or not at all. ``report`` adds per-layer errors for ``inspect``.
+    The folder appears whole or not at all. ``report`` adds per-layer errors for ``inspect``. ``keep`` writes into a folder that
+    may be there already and leaves its other files, as ``save_pretrained`` does; each file then appears whole.
 
     >>> import torch, tensornet_compress as tnc
     >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
@@ -43,6 +58,15 @@ def save(
     Raises:
         CheckpointError: the model was not compressed, or ``out_dir`` exists and ``overwrite`` is false.
     """
+    if keep:
+        target = Path(out_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as near:
+            made = save(model, Path(near) / "saved", tokenizer, report)
+            target.mkdir(exist_ok=True)
+            for file in made.iterdir():
+                os.replace(file, target / file.name)
+        return target
     plan = getattr(model, PLAN_ATTRIBUTE, None)
     if not isinstance(plan, Plan):
         raise CheckpointError(f"this {type(model).__name__} holds no plan; call tnc.compress on it before tnc.save")
@@ -67,13 +91,36 @@ def save(
         write_tensors(folder / TENSORS, tensors, {"format": "pt"})
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         if is_transformers:
-            config.save_pretrained(folder)  # type: ignore[union-attr]
+            _write_config(model, plan, folder / "config.json")
             generation = getattr(model, "generation_config", None)
             if generation is not None:
                 generation.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return Path(out_dir)
+
+
+def computing_dtype(model: nn.Module, plan: Plan) -> str:
+    """The dtype that most of a compressed model's dense numbers have; where there are none, that its layers had."""
+    networks = {module for module in model.modules() if isinstance(module, NetworkModule)}
+    counts: Counter[str] = Counter({layer.spec.dtype: 0 for layer in plan.layers.values()})
+    for module in set(model.modules()) - networks:
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return counts.most_common(1)[0][0]
+
+
+def _write_config(model: nn.Module, plan: Plan, file: Path) -> None:
+    """A transformers model's configuration, which says how the folder is to be loaded and in what dtype it computes."""
+    dtype = computing_dtype(model, plan)
+    config: Any = deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], dtype
+    config.quantization_config = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, "dtype": dtype}
+    config.save_pretrained(file.parent)
+    # Of this entry transformers keeps what it reads but writes nothing.
+    content = json.loads(file.read_text(encoding="utf-8")) | {"transformers_weights": NEEDS_US}
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

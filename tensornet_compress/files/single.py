@@ -9,7 +9,7 @@ from torch import Tensor
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files.manifest import spec_with_permutations, spec_without_permutations
 from tensornet_compress.files.whole import read_tensors, write_tensors
-from tensornet_compress.tensor import NetworkSpec, TensorNetwork, expected_tensors
+from tensornet_compress.tensor import NetworkSpec, TensorArray, TensorNetwork, expected_tensors
 
 _KEY = "tensornet_compress.network"
 _NAME = "network."
@@ -59,3 +59,17 @@ def load_network(path: str | Path) -> TensorNetwork:
         return TensorNetwork(spec, {name: part for name, part in tensors.items() if name not in orders})
     except TensorNetError as error:
         raise CheckpointError(f"{str(path)!r} does not hold a whole network: {error}") from error
+
+
+def open_tensor(path: str | Path) -> TensorArray:
+    """A network in a file as an array: ``x[10:20, :, 3]``, ``x.mean(axis=0)``, ``np.asarray(x)``; see ``TensorArray``.
+
+    >>> import torch, tensornet_compress as tnc
+    >>> size = tnc.save_network(tnc.to_network(torch.eye(16), max_error=0.1), "field.tnz")
+    >>> tnc.open_tensor("field.tnz")[3, 2:5]
+    array([0., 1., 0.], dtype=float32)
+
+    Raises:
+        CheckpointError: as ``load_network``.
+    """
+    return TensorArray(load_network(path))

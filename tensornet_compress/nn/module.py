@@ -142,9 +142,12 @@ class NetworkModule(nn.Module):
                     yield t, core, fmt
 
     def _make_resident(self) -> None:
-        """Decode entropy-coded integers, once, to what products use; these buffers are not saved."""
+        """Decode entropy-coded integers, once, to what products use; these buffers are not saved. Those that are yet to be
+        loaded (on the meta device) wait for it."""
         for t, core, fmt in self._coded_cores():
             name = part_name(t, core)
+            if getattr(self, name + "_coded").is_meta:
+                continue
             resident = fmt.resident({"_coded": getattr(self, name + "_coded")}, self.spec.terms[t].core_shape(core))
             for part, tensor in resident.items():
                 self.register_buffer(name + part, tensor, persistent=False)
@@ -179,6 +182,7 @@ class NetworkModule(nn.Module):
         """Use the very parameters of ``other``, so that a tied head stays tied."""
         for own, others in ((self._parameters, other._parameters), (self._buffers, other._buffers)):
             own.update({name: part for name, part in others.items() if name != "bias"})  # type: ignore[misc]
+        self._non_persistent_buffers_set |= other._non_persistent_buffers_set
         return self
 
     @property

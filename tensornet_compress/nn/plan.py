@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
+from importlib import import_module
 from typing import Any, Literal
 
 from torch import nn
@@ -15,6 +17,7 @@ from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
 # Where a compressed model keeps its plan.
 PLAN_ATTRIBUTE = "tensornet_plan"
+_SAVE = "save_pretrained"
 
 
 class LayerPlan(Frozen):
@@ -76,3 +79,45 @@ def plan_of(model: nn.Module, targets: Iterable[Target], networks: Mapping[str, 
         target.name: layer_plan(target, model.get_submodule(target.name), networks[target.name].spec) for target in targets
     }
     return Plan(layers=layers, **made_with)
+
+
+def keep_plan(model: nn.Module, plan: Plan) -> None:
+    """Keep a plan with the model it was carried out on; from then on ``save_pretrained`` of a transformers model writes what
+    ``tnc.save`` does."""
+    setattr(model, PLAN_ATTRIBUTE, plan)
+    if hasattr(model, _SAVE):
+        setattr(model, _SAVE, partial(_save_pretrained, model))
+
+
+def drop_plan(model: nn.Module) -> None:
+    """Undo ``keep_plan``; transformers no longer takes the model for a quantised one."""
+    for name in (PLAN_ATTRIBUTE, _SAVE):
+        model.__dict__.pop(name, None)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+
+
+def _save_pretrained(
+    model: nn.Module,
+    save_directory: Any,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Any] | None = None,
+    push_to_hub: bool = False,
+    **_: Any,
+) -> None:
+    """``PreTrainedModel.save_pretrained`` of a compressed model: files that are already in the folder stay. One file holds all
+    tensors, however large.
+
+    Raises:
+        TensorNetError: tensors other than the model's, or a request to upload.
+    """
+    if push_to_hub:
+        raise TensorNetError(
+            "save_pretrained(push_to_hub=True) is not done for compressed models; call model.push_to_hub(name)"
+        )
+    if state_dict is not None and set(state_dict) != set(model.state_dict()):
+        raise TensorNetError("save_pretrained was given tensors other than the compressed model's own; leave out state_dict")
+    if is_main_process:
+        # Saving lies above this room: through the front door.
+        import_module("tensornet_compress").save(model, save_directory, keep=True)

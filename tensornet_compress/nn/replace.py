@@ -13,7 +13,7 @@ from tensornet_compress.nn.conv import TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
 from tensornet_compress.nn.module import NetworkModule, identity, module_kind
-from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
+from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan, drop_plan, keep_plan
 from tensornet_compress.tensor import TensorNetwork
 
 
@@ -52,7 +52,7 @@ def install(model: nn.Module, networks: Mapping[str, TensorNetwork], plan: Plan)
     model."""
     for name, network in networks.items():
         replace_module(model, name, network, plan.layers[name].tied)
-    setattr(model, PLAN_ATTRIBUTE, plan)
+    keep_plan(model, plan)
 
 
 class KeptModules:
@@ -71,9 +71,10 @@ class KeptModules:
 
     def put_back(self) -> None:
         """Make every module hold the children that it had, with the vectors that they had, and the model its plan."""
-        self._model.__dict__.pop(PLAN_ATTRIBUTE, None)
-        if self._plan is not None:
-            setattr(self._model, PLAN_ATTRIBUTE, self._plan)
+        if self._plan is None:
+            drop_plan(self._model)
+        else:
+            keep_plan(self._model, self._plan)
         for module, children in self._children:
             module._modules.update(children)
         with torch.no_grad():
@@ -102,4 +103,5 @@ def materialize(model: nn.Module) -> nn.Module:
             first = sharing.setdefault((*identity(next(iter(module.stored().values()))), module_kind(dense) == "conv1d"), dense)
             dense.weight = first.weight
         set_submodule(model, name, dense_of[module])
+    drop_plan(model)
     return model

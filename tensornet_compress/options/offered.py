@@ -24,6 +24,12 @@ DENSE_FORMATS = (
 # fmt: on
 CORE_FORMATS = ("int4g64z", "int8g64", "bf16", "bf16p")
 
+FORMATS_OF_EXPORTS = {
+    "compressed-tensors": ("int4g32", "int4g64", "int4g128", "int8g0", "int8g128", "bf16"),
+    "gguf": ("int4g32", "int4g32o", "int5g32", "int5g32o", "int8g32", "bf16"),
+}
+"""Names for all formats of dense layers that ``export`` writes to a target without loss."""
+
 SearchFamily = Literal["dense", "svd", "cut", "tt", "ttm", "tree"]
 SEARCH_FAMILIES: tuple[SearchFamily, ...] = ("dense", "svd", "cut", "tt", "ttm", "tree")
 """What the search of one tensor looks at."""
@@ -35,6 +41,22 @@ _FINE_NUMBERS = 1 << 14
 _MANY_AXES = 5
 _PADDED = 0.1
 _NATIVE_PARTS = 2
+
+
+def formats_named(formats: str | Sequence[str] | None, method: str) -> tuple[Sequence[str] | None, str]:
+    """Formats and method as they were given, or those that a target of ``export`` stands for.
+
+    Raises:
+        TensorNetError: an unknown target, or a method whose networks it does not hold.
+    """
+    if not isinstance(formats, str):
+        return formats, method
+    if formats not in FORMATS_OF_EXPORTS or method not in ("auto", "dense"):
+        raise TensorNetError(
+            f"formats={formats!r} with method {method!r}: give a list of names, or one of {list(FORMATS_OF_EXPORTS)} with "
+            "method 'dense'"
+        )
+    return FORMATS_OF_EXPORTS[formats], "dense"
 
 
 def peak_of(tensor: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Layouts, topologies, specs and networks: where the entries of a tensor lie, and the cores that hold them."""
 
+from tensornet_compress.tensor.array import TensorArray
 from tensornet_compress.tensor.contraction import Program, plan_contraction
 from tensornet_compress.tensor.layout import Layout
 from tensornet_compress.tensor.network import TensorNetwork, check_stored, contract_term, expected_parts, expected_tensors
@@ -15,6 +16,7 @@ __all__ = [
     "Layout",
     "NetworkSpec",
     "Program",
+    "TensorArray",
     "TensorNetwork",
     "Tensorization",
     "TermSpec",

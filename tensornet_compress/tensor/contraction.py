@@ -54,15 +54,17 @@ def plan_contraction(
     sizes: dict[str, int],
     max_intermediate: int | None = None,
     last: int | None = None,
+    quick: bool = False,
 ) -> Program:
     """The cheapest pairwise program whose largest intermediate stays within ``max_intermediate`` numbers.
 
     Several opt_einsum orders compete (fewest multiply-adds, smallest intermediates, greedy); with ``last``, the order that
     contracts operand ``last`` after all others (rebuild the weight, then apply it) competes too. When no order stays within
-    the bound, the one with the smallest largest intermediate is taken.
+    the bound, the one with the smallest largest intermediate is taken. ``quick`` tries the greedy order only, where one
+    contraction is not worth the search for another.
     """
     key_sizes = tuple(sorted((label, sizes[label]) for label in {label for labels in inputs for label in labels}))
-    return _plan(tuple(inputs), output, key_sizes, max_intermediate, last)
+    return _plan(tuple(inputs), output, key_sizes, max_intermediate, last, quick)
 
 
 @lru_cache(maxsize=4096)
@@ -72,13 +74,14 @@ def _plan(
     size_items: tuple[tuple[str, int], ...],
     max_intermediate: int | None,
     last: int | None,
+    quick: bool,
 ) -> Program:
     sizes = dict(size_items)
-    programs = [_compile(inputs, output, sizes, path) for path in _candidate_paths(inputs, output, sizes)]
+    programs = [_compile(inputs, output, sizes, path) for path in _candidate_paths(inputs, output, sizes, quick)]
     if last is not None and len(inputs) > 2:
         others = [labels for i, labels in enumerate(inputs) if i != last]
         kept = tuple(sorted({label for labels in others for label in labels} & (set(output) | set(inputs[last]))))
-        for path in _candidate_paths(tuple(others), kept, sizes):
+        for path in _candidate_paths(tuple(others), kept, sizes, quick):
             programs.append(_compile(inputs, output, sizes, _defer(path, last, len(inputs))))
     within = [p for p in programs if max_intermediate is None or p.largest_intermediate <= max_intermediate]
     if within:
@@ -86,16 +89,19 @@ def _plan(
     return min(programs, key=lambda p: (p.largest_intermediate, p.multiply_adds))
 
 
-def _candidate_paths(inputs: tuple[Labels, ...], output: Labels, sizes: dict[str, int]) -> list[list[tuple[int, ...]]]:
+def _candidate_paths(
+    inputs: tuple[Labels, ...], output: Labels, sizes: dict[str, int], quick: bool
+) -> list[list[tuple[int, ...]]]:
     if len(inputs) == 1:
         return [[(0,)]]
     symbols = {label: opt_einsum.get_symbol(i) for i, label in enumerate(sorted(sizes))}
     equation = ",".join("".join(symbols[label] for label in labels) for labels in inputs)
     equation += "->" + "".join(symbols[label] for label in output)
     shapes = [tuple(sizes[label] for label in labels) for labels in inputs]
-    optimizers: list[Any] = [DynamicProgramming(minimize="flops"), DynamicProgramming(minimize="size"), "greedy"]
-    if len(inputs) <= 5:
-        optimizers.append("optimal")
+    optimizers: list[Any] = ["greedy"]
+    if not quick:
+        optimizers = [DynamicProgramming(minimize="flops"), DynamicProgramming(minimize="size"), "greedy"]
+        optimizers += ["optimal"] if len(inputs) <= 5 else []
     paths: list[list[tuple[int, ...]]] = []
     for optimizer in optimizers:
         path = list(opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimizer)[0])

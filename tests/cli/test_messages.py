@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_the_line_says_what_was_given_and_what_to_do(case: str, places: dict[str
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_one_line(places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = call("eval", str(places["model"]))
+    assert result.exit_code == 2
+    assert result.stderr.strip() == "error: this needs transformers; run: python -m pip install 'tensornet-compress[hf]'"
 
 
 def test_a_call_without_a_command_still_shows_help() -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import tensornet_compress as tnc
 from tensornet_compress.cli.main import app
 from tensornet_compress.cli.search import read_tensor
 
@@ -43,6 +44,15 @@ def test_an_identity_is_found_in_any_file(folder, name):
     assert result["pareto"]
     assert (folder / "picture.png").stat().st_size > 1000
     assert "The networks, drawn" in (folder / "page.html").read_text()
+
+
+@pytest.mark.parametrize("bound", [("--max-abs", "1e-3"), ("--psnr", "60")])
+def test_what_was_found_is_written_and_read_as_an_array(folder, bound):
+    options = [*bound, "--out", str(folder / "eye.tnz"), "--no-null", "--time-budget", "2"]
+    done = CliRunner().invoke(app, ["search", str(folder / "eye.npy"), *options])
+    assert done.exit_code == 0, done.output
+    assert f"{(folder / 'eye.tnz').stat().st_size:,} bytes written" in done.output
+    assert np.abs(tnc.open_tensor(folder / "eye.tnz")[2:5] - np.eye(16)[2:5]).max() <= 2e-3
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_networks_outside_the_plan_are_not_saved(tmp_path):
     model = tiny_llama()
     compressed(model, targets=["q_proj"])
     tnc.materialize(model)
-    with pytest.raises(CheckpointError, match="q_proj"):
+    with pytest.raises(CheckpointError, match="no plan"):
         tnc.save(model, tmp_path / "out")
 
 

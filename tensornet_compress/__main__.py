@@ -1,4 +1,4 @@
-"""``python -m tensornet_compress.cli``: the command line."""
+"""``python -m tensornet_compress``: the command line."""
 
 from tensornet_compress.cli.main import run
 

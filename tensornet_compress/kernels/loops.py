@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, cfunc, get_num_threads, njit, prange, set_num_threads, types
+from numba import carray, cfunc, njit, prange, types
 from torch import Tensor
 
 from tensornet_compress.coding.codes import Codes
 from tensornet_compress.kernels.vectors import LANES, SIGNED, block_products, call, float_at, lane_codes, pointer, step
+from tensornet_compress.threads import compiled_threads, worthwhile_threads
 
 _FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _LEAST_PER_THREAD = 1 << 17
-_SIGNATURE = types.void(types.int64, types.int64, types.int64)
+SIGNATURE = types.void(types.int64, types.int64, types.int64)
 _NO_ZERO, _PACKED_ZERO, _FLOAT_ZERO = 0, 1, 2
 
 
@@ -34,28 +35,27 @@ class Loops(NamedTuple):
     def multiply(self, x: Tensor, y: Tensor) -> None:
         """y (k, m) = x (k, width) W', both fp32 and contiguous."""
         args = (_products(*self.kind).address, x.data_ptr(), len(x), y.data_ptr(), self.kind[0], self.initial, self.matrix)
-        threads = self._threads()
+        threads = worthwhile_threads(self.weights, _LEAST_PER_THREAD)
         if threads == 1:
             _multiply(*args)
             return
-        before = get_num_threads()
-        try:
-            set_num_threads(threads)
+        with compiled_threads(threads):
             _multiply_on_threads(threads, *args)
-        finally:
-            set_num_threads(before)
 
     def decode(self, first: int, last: int, out: Tensor) -> None:
         """Rows ``first`` to ``last`` into the first rows of out (k, width), fp32 and contiguous."""
-        before = get_num_threads()
-        try:
-            set_num_threads(self._threads())
-            _decode_on_threads(self._threads(), _decoder(*self.kind).address, first, last, out.data_ptr(), self.matrix)
-        finally:
-            set_num_threads(before)
+        arguments = (*self.matrix, first, out.data_ptr())
+        run_items(_decoder(*self.kind).address, first, last, (last - first) * self.matrix[2], arguments)
 
-    def _threads(self) -> int:
-        return max(1, min(torch.get_num_threads(), get_num_threads(), self.weights // _LEAST_PER_THREAD))
+
+def run_items(function: int, first: int, last: int, work: int, arguments: tuple[int, ...]) -> None:
+    """Call a loop (address of a C function) on items ``first`` to ``last``, on as many threads as the work is worth."""
+    threads = worthwhile_threads(work, _LEAST_PER_THREAD)
+    if threads == 1:
+        _run(function, first, last, arguments)
+        return
+    with compiled_threads(threads):
+        _run_on_threads(threads, function, first, last, arguments)
 
 
 def loops_for(codes: Codes) -> Loops | None:
@@ -137,9 +137,16 @@ def _multiply_on_threads(threads, function, x, count, out, bits, initial, matrix
     return scaled[0, 0] + ordered[0, 0, 0, 0] + args[0]
 
 
+@njit(cache=True, nogil=True)
+def _run(function, first, last, arguments):  # type: ignore[no-untyped-def]
+    args = np.array(arguments, np.int64)
+    call(function, first, last, args.ctypes.data)
+    return args[0]
+
+
 @njit(cache=True, nogil=True, parallel=True)
-def _decode_on_threads(threads, function, first, last, out, matrix):  # type: ignore[no-untyped-def]
-    args = np.array((*matrix, first, out), np.int64)
+def _run_on_threads(threads, function, first, last, arguments):  # type: ignore[no-untyped-def]
+    args = np.array(arguments, np.int64)
     for t in prange(threads):
         call(function, first + t * (last - first) // threads, first + (t + 1) * (last - first) // threads, args.ctypes.data)
     return args[0]
@@ -183,7 +190,7 @@ def _products(bits: int, parts: int, zeros: int, kind: int) -> Any:
     """
     offset, pieces, columns, code_bits = int(parts and zeros), max(parts, 1), step(bits), abs(bits)
 
-    @cfunc(_SIGNATURE, cache=True)
+    @cfunc(SIGNATURE, cache=True)
     def products(first, last, address):  # type: ignore[no-untyped-def]
         args = carray(pointer(address), (16,), np.int64)
         codes, m, width, group, groups, scale, zero = args[0], args[1], args[2], args[3], args[4], args[5], args[6]
@@ -254,7 +261,7 @@ def _decoder(bits: int, parts: int, zeros: int, kind: int) -> Any:
     """The loop that decodes rows; arguments as those of ``_products``."""
     code_bits = abs(bits)
 
-    @cfunc(_SIGNATURE, cache=True)
+    @cfunc(SIGNATURE, cache=True)
     def decode(first, last, address):  # type: ignore[no-untyped-def]
         args = carray(pointer(address), (13,), np.int64)
         codes, m, width, group, groups, scale, zero = args[0], args[1], args[2], args[3], args[4], args[5], args[6]

@@ -109,7 +109,7 @@ def block_products(typingctx, bits, parts, offset, rows, codes, x, stride, block
             address = builder.add(address, builder.mul(block, ir.Constant(_LONG, 4 * p)))
             few = _load(builder, address, ir.VectorType(_FLOAT, p) if p > 1 else _FLOAT, 4)
             if p == 1:
-                few = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), few, ir.Constant(_WORD, 0))
+                return _every_lane(builder, few)
             return builder.shuffle_vector(few, few, ir.Constant(_WORDS, [lane * p // LANES for lane in range(LANES)]))
 
         with cgutils.for_range(builder, blocks, intp=_LONG) as loop:
@@ -134,6 +134,90 @@ def block_products(typingctx, bits, parts, offset, rows, codes, x, stride, block
         return context.get_dummy_value()
 
     return types.void(bits, parts, offset, rows, *([types.int64] * 7)), codegen
+
+
+def _every_lane(builder: Any, value: Any) -> Any:
+    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_WORD, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(_WORDS, [0] * LANES))
+
+
+def _tokens(builder: Any, address: Any, width: int, quarters: tuple[int, ...]) -> list[Any]:
+    """Fields of 16 tokens each, as fp32: the given quarters of a unit of a bit plane (``coding/planes.py``)."""
+    found, loaded = [], {}
+    for quarter in quarters:
+        # Of 4 bits a byte holds tokens j and j + 32, of 2 bits j, j + 16, ..., of 1 bit j, j + 8, ...
+        offset = LANES * (quarter % 2) if width == 4 else 0
+        if offset not in loaded:
+            raw = _load(builder, _plus(builder, address, offset), ir.VectorType(_BYTE, 8 if width == 1 else LANES))
+            if width == 1:
+                raw = builder.shuffle_vector(raw, raw, ir.Constant(_WORDS, [*range(8), *range(8)]))
+            loaded[offset] = builder.zext(raw, _WORDS)
+        low = 4 * (quarter // 2) if width == 4 else 2 * quarter
+        shifts = [low + (width == 1 and lane >= 8) for lane in range(LANES)]
+        field = builder.lshr(loaded[offset], ir.Constant(_WORDS, shifts)) if any(shifts) else loaded[offset]
+        mask = ir.Constant(_WORDS, [(1 << width) - 1] * LANES)
+        found.append(builder.sitofp(builder.and_(field, mask), _FLOATS))
+    return found
+
+
+@intrinsic(prefer_literal=True)
+def add_fields_times_factors(typingctx, width, rows, half, count, planes, stride, factors, sums):  # type: ignore[no-untyped-def]
+    """Half of a unit (tokens 0-15 and 32-47, or the others) of ``count`` planes of one width, with ``rows`` factors each.
+
+    Args:
+        planes: address of the unit in the first plane, others follow after ``stride`` bytes.
+        factors: fp32 (count, rows). sums: fp32 (rows, 2, 16), added to.
+    """
+    w, k, h = (kind.literal_value for kind in (width, rows, half))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count, planes, stride, factors, sums = args[3:]
+        fma, size = _fma(builder), 4 * LANES
+        places = [[_plus(builder, sums, size * (2 * row + part)) for part in range(2)] for row in range(k)]
+        held = [[cgutils.alloca_once_value(builder, _load(builder, at, _FLOATS, 4)) for at in pair] for pair in places]
+        with cgutils.for_range(builder, count, intp=_LONG) as loop:
+            fields = _tokens(builder, builder.add(planes, builder.mul(stride, loop.index)), w, (h, h + 2))
+            first = builder.add(factors, builder.mul(loop.index, ir.Constant(_LONG, 4 * k)))
+            for row in range(k):
+                factor = _every_lane(builder, _load(builder, _plus(builder, first, 4 * row), _FLOAT, 4))
+                for field, total in zip(fields, held[row]):
+                    builder.store(fma(field, factor, builder.load(total)), total)
+        for pair, totals in zip(places, held):
+            for at, total in zip(pair, totals):
+                builder.store(builder.load(total), builder.inttoptr(at, _FLOATS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(width, rows, half, *([types.int64] * 5)), codegen
+
+
+@intrinsic(prefer_literal=True)
+def fields_times_weights(typingctx, width, rows, units, plane, weights, stride, out):  # type: ignore[no-untyped-def]
+    """``units`` units of one plane, times ``rows`` weights of each token.
+
+    Args:
+        weights: fp32, of token after token; rows are ``stride`` bytes apart. out: fp32 (rows,), written.
+    """
+    w, k = (kind.literal_value for kind in (width, rows))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        units, plane, weights, stride, out = args[2:]
+        fma = _fma(builder)
+        totals = [cgutils.alloca_once_value(builder, _all(0.0)) for _ in range(k)]
+        with cgutils.for_range(builder, units, intp=_LONG) as loop:
+            fields = _tokens(builder, builder.add(plane, builder.mul(loop.index, ir.Constant(_LONG, 8 * w))), w, (0, 1, 2, 3))
+            first = builder.add(weights, builder.mul(loop.index, ir.Constant(_LONG, 256)))
+            for row in range(k):
+                at = builder.add(first, builder.mul(stride, ir.Constant(_LONG, row)))
+                total = builder.load(totals[row])
+                for quarter, field in enumerate(fields):
+                    total = fma(field, _load(builder, _plus(builder, at, 64 * quarter), _FLOATS, 4), total)
+                builder.store(total, totals[row])
+        for row in range(k):
+            at = builder.inttoptr(_plus(builder, out, 4 * row), _FLOAT.as_pointer())
+            builder.store(_sum(builder, builder.load(totals[row])), at)
+        return context.get_dummy_value()
+
+    return types.void(width, rows, *([types.int64] * 5)), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -94,6 +94,7 @@ def test_threads_do_not_change_the_result_and_are_left_as_found(threads: int, ro
     try:
         torch.set_num_threads(threads)
         assert_agrees(x, codes)
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before[0])
     assert numba.get_num_threads() == before[1]

@@ -32,12 +32,13 @@ def coded_linear(x: Tensor, codes: Codes) -> Tensor:
 
     At most ``MOST_ROWS`` inputs are summed in fp32 whatever their dtype. Runs on ``torch.get_num_threads()`` threads.
     """
-    flat = x.reshape(-1, x.shape[-1])
+    shape = x.shape
+    flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
     if type(x) is not Tensor or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         y: Tensor = _operator(flat, *codes)
     else:
         y = _product(flat, codes)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
 
 
 @torch.library.custom_op("tensornet_compress::coded_linear", mutates_args=())

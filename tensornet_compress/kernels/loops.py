@@ -21,6 +21,8 @@ from tensornet_compress.threads import compiled_threads, worthwhile_threads
 _FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _LEAST_PER_THREAD = 1 << 17
 SIGNATURE = types.void(types.int64, types.int64, types.int64)
+_TILE = 32
+"""Rows of codes that all inputs are multiplied with before the next."""
 _NO_ZERO, _PACKED_ZERO, _FLOAT_ZERO = 0, 1, 2
 
 
@@ -109,13 +111,13 @@ def _prepared(x, count, width, column, bits, initial):  # type: ignore[no-untype
             for i in range(width):
                 scaled[k, i] = given[k, i]
         for b in range(blocks):
-            for lane in range(LANES):
-                total = np.float32(0)
-                for j in range(per):
-                    i = b * columns + (LANES * j + lane if bits == SIGNED else per * lane + j)
-                    ordered[k, b, j, lane] = scaled[k, i]
-                    total += scaled[k, i]
-                ordered[k, b, per, lane] = initial * total
+            block, into = scaled[k, b * columns : (b + 1) * columns], ordered[k, b]
+            into[per] = 0
+            for j in range(per):
+                part = block[LANES * j : LANES * (j + 1)] if bits == SIGNED else block[j::per]
+                for lane in range(LANES):
+                    into[j, lane] = part[lane]
+                    into[per, lane] += initial * part[lane]
     return scaled, ordered
 
 
@@ -189,6 +191,7 @@ def _products(bits: int, parts: int, zeros: int, kind: int) -> Any:
         zeros: none, packed or floats; kind: of scales, see ``float_at``.
     """
     offset, pieces, columns, code_bits = int(parts and zeros), max(parts, 1), step(bits), abs(bits)
+    size = 4 if kind == 0 else 2
 
     @cfunc(SIGNATURE, cache=True)
     def products(first, last, address):  # type: ignore[no-untyped-def]
@@ -211,47 +214,63 @@ def _products(bits: int, parts: int, zeros: int, kind: int) -> Any:
             offsets.ctypes.data,
             4 * LANES * blocks * (columns // LANES + 1),
         )
+        factors, shifts = np.empty(_TILE * groups, np.float32), np.empty(_TILE * groups, np.float32)
+        packed_zeros = carray(pointer(zero), ((m * groups * code_bits + 7) // 8,), np.uint8)
+        # The group of each piece of a block; pieces behind the end of a row belong to its last one.
+        owner = np.minimum(np.arange(blocks * pieces) * (columns // pieces) // group, groups - 1)
         e = np.searchsorted(places, first * width)
-        for r in range(first, last):
-            row = codes + r * row_bytes
-            if r * row_bytes + read > len(whole):
-                # A block reaches beyond the end of its row, and behind the last rows there is nothing to read.
-                last_row[:row_bytes] = whole[r * row_bytes : (r + 1) * row_bytes]
-                row = last_row.ctypes.data
-            row_scale, row_zero = np.float32(1), np.float32(0)
+        for top in range(first, last, _TILE):
+            bottom, above = min(top + _TILE, last), e
             if parts:
-                for piece in range(blocks * pieces):
-                    number = r * groups + min(piece * (columns // pieces) // group, groups - 1)
-                    scales[piece], offsets[piece] = _scale_and_zero(number, m * groups, scale, zero, kind, zeros, bits)
-            else:
-                row_scale, row_zero = _scale_and_zero(r, m, scale, zero, kind, zeros, bits)
-            end = e
-            while end < beyond and places[end] < (r + 1) * width:
-                end += 1
+                start, ahead = top * groups, (bottom - top) * groups
+                for g in range(ahead):
+                    factors[g] = float_at(kind, scale + size * (start + g))
+                if zeros == _FLOAT_ZERO:
+                    for g in range(ahead):
+                        shifts[g] = float_at(kind, zero + size * (start + g))
+                if zeros == _PACKED_ZERO:
+                    for g in range(ahead):
+                        shifts[g] = -factors[g] * _packed_at(packed_zeros, code_bits, start + g)
             k = 0
             while k < count:
-                x, left = args[13] + k * stride, count - k
-                if left >= 8:
-                    block_products(bits, parts, offset, 8, row, x, stride, blocks, by, plus, to)
-                    taken = 8
-                elif left >= 4:
-                    block_products(bits, parts, offset, 4, row, x, stride, blocks, by, plus, to)
-                    taken = 4
-                elif left >= 2:
-                    block_products(bits, parts, offset, 2, row, x, stride, blocks, by, plus, to)
-                    taken = 2
-                else:
-                    block_products(bits, parts, offset, 1, row, x, stride, blocks, by, plus, to)
-                    taken = 1
-                for j in range(k, k + taken):
-                    total = sums[j - k]
-                    for number in range(e, end):
-                        total += np.float32(more[number]) * scaled[j, places[number] - r * width]
-                    result[j, r] = total * row_scale
-                    if zeros and not parts:
-                        result[j, r] += row_zero * scaled[j].sum()
+                # A pass of inputs over a tile of rows: both stay in the nearest caches.
+                x, left, e = args[13] + k * stride, count - k, above
+                taken = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+                for r in range(top, bottom):
+                    row, here = codes + r * row_bytes, (r - top) * groups
+                    if r * row_bytes + read > len(whole):
+                        # A block reaches beyond the end of its row, and behind the last rows there is nothing to read.
+                        last_row[:row_bytes] = whole[r * row_bytes : (r + 1) * row_bytes]
+                        row = last_row.ctypes.data
+                    row_scale, row_zero = np.float32(1), np.float32(0)
+                    if parts:
+                        for piece in range(blocks * pieces):
+                            scales[piece] = factors[here + owner[piece]]
+                        if zeros:
+                            for piece in range(blocks * pieces):
+                                offsets[piece] = shifts[here + owner[piece]]
+                    else:
+                        row_scale, row_zero = _scale_and_zero(r, m, scale, zero, kind, zeros, bits)
+                    if taken == 8:
+                        block_products(bits, parts, offset, 8, row, x, stride, blocks, by, plus, to)
+                    elif taken == 4:
+                        block_products(bits, parts, offset, 4, row, x, stride, blocks, by, plus, to)
+                    elif taken == 2:
+                        block_products(bits, parts, offset, 2, row, x, stride, blocks, by, plus, to)
+                    else:
+                        block_products(bits, parts, offset, 1, row, x, stride, blocks, by, plus, to)
+                    end = e
+                    while end < beyond and places[end] < (r + 1) * width:
+                        end += 1
+                    for j in range(k, k + taken):
+                        total = sums[j - k]
+                        for number in range(e, end):
+                            total += np.float32(more[number]) * scaled[j, places[number] - r * width]
+                        result[j, r] = total * row_scale
+                        if zeros and not parts:
+                            result[j, r] += row_zero * scaled[j].sum()
+                    e = end
                 k += taken
-            e = end
 
     return products
 

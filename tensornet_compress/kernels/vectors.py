@@ -120,13 +120,18 @@ def block_products(typingctx, bits, parts, offset, rows, codes, x, stride, block
             def inputs(row: int, k: int) -> Any:
                 return _load(builder, _plus(builder, places[row], 4 * LANES * k), _FLOATS, 4)
 
+            # Without scales of groups, sums of many inputs go on in place; few would wait for one another's additions.
+            direct = p == 0 and count >= 4
             sums = [nothing if b == SIGNED or z else inputs(row, per) for row in range(count)]
+            if direct:
+                held = [builder.load(total) for total in totals]
+                sums = held if b == SIGNED else [builder.fadd(*pair) for pair in zip(held, sums)]
             for k, field in enumerate(_fields(builder, code, b)):
                 sums = [fma(field, inputs(row, k), sums[row]) for row in range(count)]
             scale, more = (of_groups(scales, loop.index) if p else None), (of_groups(offsets, loop.index) if z else None)
             for row in range(count):
-                total = builder.load(totals[row])
-                total = fma(sums[row], scale, total) if p else builder.fadd(sums[row], total)
+                total = nothing if direct else builder.load(totals[row])
+                total = fma(sums[row], scale, total) if p else sums[row] if direct else builder.fadd(sums[row], total)
                 builder.store(fma(inputs(row, per), more, total) if z else total, totals[row])
         for row in range(count):
             pointer = builder.inttoptr(_plus(builder, out, 4 * row), _FLOAT.as_pointer())

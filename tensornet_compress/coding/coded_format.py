@@ -95,9 +95,9 @@ class CodedFormat(Frozen):
         """Stored parts -> what a module keeps in memory.
 
         ``_near``: int8 (rows, columns), or packed in 4 bits (uint8) where nearly all codes are from -8 to 7; ``_row`` (rows,)
-        and ``_column`` (columns,), the steps; ``_place`` int32 (k,) of the codes beyond these, sorted by row, and their
-        ``_excess`` int32 (k,). Steps are fp32 numbers kept as the int32 of their bits, so that a model cast to half precision
-        keeps them; ``.view(torch.float32)`` gives them back.
+        and ``_column`` (columns,), the steps; ``_place`` int32 (k,), or int64 from 2^31 codes on, of the
+        codes beyond these, sorted by row, and their ``_excess`` int32 (k,). Steps are fp32 numbers kept as the int32 of their
+        bits, so that a model cast to half precision keeps them; ``.view(torch.float32)`` gives them back.
         """
         coded = self.coded(parts, shape)
         few = np.count_nonzero((coded.codes < -8) | (coded.codes > 7)) <= _MOST_BEYOND * coded.codes.size
@@ -109,7 +109,7 @@ class CodedFormat(Frozen):
             "_near": pack_bits(codes.int() + 8, _NIBBLE) if nibbles else codes,
             "_row": _bits_of(step_sizes(coded.row_step)),
             "_column": _bits_of(step_sizes(coded.column_step)),
-            "_place": torch.from_numpy(place.astype(np.int32)),
+            "_place": torch.from_numpy(place.astype(np.int32 if coded.codes.size < 1 << 31 else np.int64)),
             "_excess": torch.from_numpy((coded.codes - near).ravel()[place].astype(np.int32)),
         }
         return {name: part.to(parts["_coded"].device) for name, part in resident.items()}

@@ -67,9 +67,8 @@ def loops_for(codes: Codes) -> Loops | None:
     parts, kind = _parts(bits, codes.group) if groups > 1 else 0, _FLOATS.get(scale.dtype)
     if kind is None or parts is None or codes.width * codes.bits % 8 or codes.codes.device.type != "cpu":
         return None
-    if not (codes.codes.is_contiguous() and scale.is_contiguous()) or (
-        zero is not None and zero.dtype not in (torch.uint8, scale.dtype)
-    ):
+    plain = codes.codes.is_contiguous() and scale.is_contiguous() and (codes.place is None or codes.place.dtype == torch.int32)
+    if not plain or (zero is not None and zero.dtype not in (torch.uint8, scale.dtype)):
         return None
     zeros = _NO_ZERO if zero is None else _PACKED_ZERO if zero.dtype == torch.uint8 else _FLOAT_ZERO
     beyond = 0 if codes.place is None else codes.place.numel()

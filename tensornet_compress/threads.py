@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import numba
 import torch
 from threadpoolctl import ThreadpoolController
 
@@ -23,6 +24,34 @@ def limited_threads(count: int = 1) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def compiled_threads(count: int) -> Iterator[None]:
+    """Let loops that numba compiled run on ``count`` threads, see ``worthwhile_threads``."""
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(count)
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def worthwhile_threads(work: int, least: int) -> int:
+    """As many threads as PyTorch uses, but none for less than ``least`` of the ``work``; 1 or more."""
+    count = min(torch.get_num_threads(), work // least)
+    if count <= 1:
+        return 1
+    _launch()
+    return min(count, int(numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
+@cache
+def _launch() -> None:
+    """Start numba's threads. They may come from the very pool that PyTorch uses, whose size numba then sets: it is put back."""
+    before = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(before)
 
 
 @cache

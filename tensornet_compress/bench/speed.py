@@ -21,6 +21,10 @@ MEASURES = {
         "time of ours / time of this",
         explanation="Below one: ours is faster than this contender, in the same run on the same machine.",
     ),
+    "over_dense": lower(
+        "time of this / time of dense fp32",
+        explanation="Below one: faster than the dense one in the same run.",
+    ),
     "tokens_per_second": Measure(title="tokens per second", unit="tokens/s", better="higher"),
     "prefill": lower("prefill", "s", "All tokens of the context in one pass."),
     "sealing": lower("taking in a token", "s", "By a full cache, of the keys and values of another 64, older ones coded."),
@@ -68,4 +72,6 @@ class SpeedBench(Bench[SpeedSettings]):
         values, ours = dict(raced.values[contender]), raced.values.get(OURS, {})
         if "time" in values and "time" in ours:
             values["ours_over_this"] = ours["time"] / max(values["time"], 1e-12)
+        if "time" in values and "time" in raced.values.get("dense", {}):
+            values["over_dense"] = values["time"] / max(raced.values["dense"]["time"], 1e-12)
         return {"values": values, "seed": self.settings.seed, "settings": {"clock": clock_name()} | dict(raced.settings)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter, process_time
@@ -66,6 +68,22 @@ class Track:
 
 
 TRACKS: Registry[Track] = Registry("track")
+
+
+def thread_counts() -> tuple[int, ...]:
+    """1, and as many as there are processors."""
+    return tuple(sorted({1, len(os.sched_getaffinity(0))}))
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """PyTorch on a number of threads."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def clock() -> Callable[[], float]:

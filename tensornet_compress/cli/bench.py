@@ -30,6 +30,7 @@ Bits = Annotated[str | None, typer.Option(help="Sizes, separated by commas: bits
 Methods = Annotated[str | None, typer.Option(help="Methods, separated by commas; all by default.")]
 Benches = Mapping[str, Any]
 MODEL, TEXT = "smollm2-135m", "wikipedia"
+TRACK_NAMES = "forward, products, generating, decoding, coding, memory, compressing, searching; all by default."
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def speed(
     model: Model = MODEL,
     text: Text = TEXT,
     tracks: Annotated[
-        str | None, typer.Option(help="forward, decoding, coding, memory, compressing, searching; all by default.")
+        str | None,
+        typer.Option(help=TRACK_NAMES),
     ] = None,
 ) -> Benches:
     """Forward, decoding, compressing and searching as ratios to dense and to peers in one run."""

@@ -59,6 +59,13 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     return _spread(words, bits, 8).view(torch.uint8).view(-1)[:count]
 
 
+def take_bits(packed: Tensor, bits: int, index: Tensor) -> Tensor:
+    """The packed integers at ``index`` (int64, any shape), int32."""
+    start = index * bits
+    low, high = packed[start >> 3].int(), packed[((start + bits - 1) >> 3)].int()
+    return ((low | high << 8) >> (start & 7)) & ((1 << bits) - 1)
+
+
 def _spread(words: Tensor, bits: int, values: int) -> Tensor:
     """Words whose lowest bits hold ``values`` integers of ``bits`` bits -> the same with a byte for each.
 

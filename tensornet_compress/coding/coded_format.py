@@ -8,14 +8,20 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from tensornet_compress.coding.bits import pack_bits
 from tensornet_compress.coding.coded_matrix import STEPS_PER_OCTAVE, CodedMatrix, step_sizes
+from tensornet_compress.coding.codes import Codes
 from tensornet_compress.frozen import Frozen
 
 _INT8 = 127
-RESIDENT_PARTS = ("_int8", "_row", "_column", "_place", "_excess")
+_NIBBLE = 4
+_MOST_BEYOND = 0.01
+"""Share of codes beyond 4 bits up to which they cost less time and memory than whole bytes for all."""
+RESIDENT_PARTS = ("_near", "_row", "_column", "_place", "_excess")
 """Names of what ``CodedFormat.resident`` gives."""
 
 
@@ -25,7 +31,8 @@ class CodedFormat(Frozen):
     How many bytes a core takes follows from its numbers and not from its shape, so a format tells those of the core that it is
     the format of; 0 before it is coded. A core is seen as a matrix (first axis | all others).
 
-    In memory a core is *resident* as int8 codes, a factor a row, a factor a column, and the excess of codes beyond int8.
+    In memory a core is *resident* as codes of 4 or 8 bits, a factor a row, a factor a column, and the excess of codes
+    beyond these.
     """
 
     kind: Literal["coded"] = "coded"
@@ -69,61 +76,47 @@ class CodedFormat(Frozen):
 
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Stored or resident parts -> core of ``shape`` in ``dtype``."""
-        return decode_codes(*self.operands(parts, shape)).to(dtype).view(shape)
+        return self.operands(parts, shape).dense(torch.float32).to(dtype).view(shape)
 
     def decode_rows(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Slices ``rows`` (int64, (k,)) of the first axis, decoded: shape (k, *shape[1:])."""
-        codes, row, column, place, excess = self.operands(parts, shape)
-        if len(place):
-            # The excess lies sorted by row: of every wanted row the stretch that belongs to it.
-            border = torch.searchsorted(place // len(column), torch.stack([rows, rows + 1]))
-            count = border[1] - border[0]
-            owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
-            which = border[0][owner] + torch.arange(len(owner), device=rows.device) - (count.cumsum(0) - count)[owner]
-            place, excess = owner * len(column) + place[which] % len(column), excess[which]
-        wanted = decode_codes(codes.index_select(0, rows), row.index_select(0, rows), column, place, excess)
-        return wanted.to(dtype).view(len(rows), *shape[1:])
+        return self.operands(parts, shape).rows(rows).dense(torch.float32).to(dtype).view(len(rows), *shape[1:])
 
-    def operands(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What ``decode_codes`` and products take, of stored or resident parts."""
-        if "_int8" not in parts:
+    def operands(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Codes:
+        """Stored or resident parts as the matrix that products take."""
+        if "_near" not in parts:
             parts = self.resident(parts, shape)
-        steps = parts["_row"].view(torch.float32), parts["_column"].view(torch.float32)
-        return parts["_int8"], *steps, parts["_place"], parts["_excess"]
+        row, column = (parts[name].view(torch.float32) for name in ("_row", "_column"))
+        near, width = parts["_near"], len(column)
+        bits = 8 if near.dtype == torch.int8 else _NIBBLE
+        return Codes(near, row[:, None], None, column, parts["_place"], parts["_excess"], bits, width, width)
 
     def resident(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Stored parts -> what a module keeps in memory.
 
-        ``_int8`` (rows, columns); ``_row`` (rows,) and ``_column`` (columns,), the steps; ``_place`` int64 (k,) of the codes
-        beyond int8, sorted by row, and their ``_excess`` int32 (k,). Steps are fp32 numbers kept as the int32 of their bits, so
-        that a model cast to half precision keeps them; ``.view(torch.float32)`` gives them back.
+        ``_near``: int8 (rows, columns), or packed in 4 bits (uint8) where nearly all codes are from -8 to 7; ``_row`` (rows,)
+        and ``_column`` (columns,), the steps; ``_place`` int32 (k,), or int64 from 2^31 codes on, of the
+        codes beyond these, sorted by row, and their ``_excess`` int32 (k,). Steps are fp32 numbers kept as the int32 of their
+        bits, so that a model cast to half precision keeps them; ``.view(torch.float32)`` gives them back.
         """
         coded = self.coded(parts, shape)
-        near = coded.codes.clip(-_INT8, _INT8)
+        few = np.count_nonzero((coded.codes < -8) | (coded.codes > 7)) <= _MOST_BEYOND * coded.codes.size
+        nibbles = few and coded.codes.shape[1] % 2 == 0
+        near = coded.codes.clip(-8, 7) if nibbles else coded.codes.clip(-_INT8, _INT8)
         place = np.flatnonzero(coded.codes != near)
-        device = parts["_coded"].device
+        codes = torch.from_numpy(near.astype(np.int8))
         resident = {
-            "_int8": near.astype(np.int8),
-            "_row": step_sizes(coded.row_step).astype(np.float32).view(np.int32),
-            "_column": step_sizes(coded.column_step).astype(np.float32).view(np.int32),
-            "_place": place.astype(np.int64),
-            "_excess": (coded.codes - near).ravel()[place].astype(np.int32),
+            "_near": pack_bits(codes.int() + 8, _NIBBLE) if nibbles else codes,
+            "_row": _bits_of(step_sizes(coded.row_step)),
+            "_column": _bits_of(step_sizes(coded.column_step)),
+            "_place": torch.from_numpy(place.astype(np.int32 if coded.codes.size < 1 << 31 else np.int64)),
+            "_excess": torch.from_numpy((coded.codes - near).ravel()[place].astype(np.int32)),
         }
-        return {name: torch.from_numpy(part).to(device) for name, part in resident.items()}
+        return {name: part.to(parts["_coded"].device) for name, part in resident.items()}
 
 
-def decode_codes(codes: Tensor, row: Tensor, column: Tensor, place: Tensor, excess: Tensor) -> Tensor:
-    """``row[r] * column[i] * (codes[r, i] + excess)``, fp32 (m, n).
-
-    Args:
-        codes: int8 (m, n).
-        row, column: fp32 (m,) and (n,).
-        place, excess: int64 and int32 (k,): flat places of codes beyond int8, and what is to be added to them.
-    """
-    dense = codes.float() * column
-    if len(place):
-        dense.view(-1).index_add_(0, place, excess.float() * column[place % len(column)])
-    return dense * row[:, None]
+def _bits_of(steps: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(steps.astype(np.float32).view(np.int32))
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tensornet_compress.coding.bits import pack_bits, packed_nbytes, unpack_bits
+from tensornet_compress.coding.bits import pack_bits, packed_nbytes
+from tensornet_compress.coding.codes import Codes
 from tensornet_compress.coding.floats import FLOAT_DTYPES, saturated
 from tensornet_compress.frozen import Frozen
 
@@ -109,40 +110,24 @@ class IntFormat(Frozen):
             parts["_zero"] = zero.to(scale_dtype)
         return parts
 
+    def operands(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Codes:
+        """Stored parts as the matrix (rows, run) that products take."""
+        _, run = grouped_view(shape, self.group)
+        zero = parts.get("_zero")
+        return Codes(parts["_q"], parts["_scale"], zero, None, None, None, self.bits, run, self.width(run))
+
     def decode(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Stored parts -> core of ``shape`` in ``dtype``; scaled in at least float32 and rounded once."""
-        if dtype not in (torch.float32, torch.float64):
-            return self.decode(parts, shape, torch.float32).to(dtype)
-        rows, run = grouped_view(shape, self.group)
-        width = self.width(run)
-        groups = -(-run // width)
-        scale = parts["_scale"].to(dtype)
-        if self.zero == "none":
-            zero = -scale * (1 << (self.bits - 1))
-        elif self.zero == "int":
-            zero = -scale * unpack_bits(parts["_zero"], self.bits, rows * groups).view(rows, groups).to(dtype)
-        else:
-            zero = parts["_zero"].to(dtype)
-        codes = unpack_bits(parts["_q"], self.bits, rows * run).to(dtype)
-        if run % width == 0:
-            codes, scale, zero = codes.view(rows, groups, width), scale[..., None], zero[..., None]
-        else:
-            codes, scale, zero = codes.view(rows, run), self.spread(scale, run), self.spread(zero, run)
-        if torch.is_grad_enabled() and (scale.requires_grad or zero.requires_grad):
-            return (codes * scale + zero).view(shape)
-        return codes.mul_(scale).add_(zero).view(shape)
+        return self.operands(parts, shape).dense(dtype).view(shape)
 
     def decode_rows(self, parts: Mapping[str, Tensor], shape: tuple[int, ...], rows: Tensor, dtype: torch.dtype) -> Tensor:
         """Slices ``rows`` (int64, (k,)) of the first axis, decoded: shape (k, *shape[1:]).
 
-        Only the wanted rows are unpacked when they start on byte borders; otherwise the core is decoded whole.
+        Only the wanted rows are unpacked, unless groups run across rows.
         """
-        matrix_rows, run = grouped_view(shape, self.group)
-        if len(shape) != 2 or matrix_rows != shape[0] or run * self.bits % 8 or self.zero == "int":
+        if len(shape) != 2 or grouped_view(shape, self.group)[0] != shape[0]:
             return self.decode(parts, shape, dtype).index_select(0, rows)
-        picked = {name: part.view(matrix_rows, -1).index_select(0, rows) for name, part in parts.items()}
-        picked["_q"] = picked["_q"].reshape(-1)
-        return self.decode(picked, (len(rows), *shape[1:]), dtype)
+        return self.operands(parts, shape).rows(rows).dense(dtype)
 
     def _grouped(self, matrix: Tensor) -> Tensor:
         """(rows, run) -> (rows, groups, width); a ragged last group is filled with copies of its last number."""

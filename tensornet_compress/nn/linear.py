@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet_compress.coding import CodedFormat, FloatFormat, PivotFormat
+from tensornet_compress.coding import FloatFormat, PivotFormat
 from tensornet_compress.kernels.coded_linear import coded_linear
 from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, module_kind, turned
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
@@ -38,8 +38,6 @@ class TNLinear(NetworkModule):
         self._chains = [_is_matrix_chain(term) for term in spec.terms]
         self._plain = _is_plain(spec)
         self._pivoted = _is_pivoted(spec)
-        fmt = spec.terms[0].formats[0]
-        self._coded = fmt if isinstance(fmt, CodedFormat) and spec.is_dense and spec.terms[0].layout.is_native else None
         self._pivot_order: Tensor | None = None
         if self._pivoted:
             self._read_pivots()
@@ -72,17 +70,22 @@ class TNLinear(NetworkModule):
                 return F.linear(F.linear(x, right), parameters["core0"], bias)
         if self._pivoted and self._held is None:
             return self._from_pivots(x)
-        if self._coded is not None and self._held is None:
-            return self._plus_bias(coded_linear(x, *self._coded.operands(self.core_parts(0, 0), self.spec.shape)))
-        return self._from_cores(x)
-
-    def _from_cores(self, x: Tensor) -> Tensor:
-        y: Tensor | None = None
-        for number, cores in enumerate(self.cores(x.dtype)):
-            part = self._contract(number, cores, x)
-            y = part if y is None else y + part
-        assert y is not None
+        parts = [self._through(x, number) if chain else self._contract(number, x) for number, chain in enumerate(self._chains)]
+        y = parts[0]
+        for part in parts[1:]:
+            y = y + part
         return self._plus_bias(y)
+
+    def _through(self, x: Tensor, number: int) -> Tensor:
+        """One matrix after the other; those in coded numbers are not decoded."""
+        held = None if self._held is None else self.cores(x.dtype)[number]
+        for core in reversed(range(len(self.spec.terms[number].formats))):
+            codes = self.codes(number, core) if held is None else None
+            if codes is not None:
+                x = coded_linear(x, codes)
+            else:
+                x = F.linear(x, self.decoded_core(number, core, x.dtype) if held is None else held[core])
+        return x
 
     def _read_pivots(self) -> None:
         """Unpack where each output lies when the pivots come first; a few bytes per output, kept beside what is stored."""
@@ -101,11 +104,8 @@ class TNLinear(NetworkModule):
         others = F.linear(at_pivots, parameters["core0"].to(x.dtype))
         return self._plus_bias(torch.cat([at_pivots, others], -1).index_select(-1, self._pivot_order.to(x.device)))
 
-    def _contract(self, number: int, cores: list[Tensor], x: Tensor) -> Tensor:
-        if self._chains[number]:
-            for core in reversed(cores):
-                x = F.linear(x, core)
-            return x
+    def _contract(self, number: int, x: Tensor) -> Tensor:
+        cores = self.cores(x.dtype)[number]
         term = self.spec.terms[number]
         tensorization = term.layout.tensorization
         row_order, column_order = self._orders[number]

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet_compress.coding import CodedFormat
+from tensornet_compress.coding import CodedFormat, IntFormat
 from tensornet_compress.coding.coded_format import RESIDENT_PARTS
+from tensornet_compress.coding.codes import Codes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, contract_term, expected_parts
 from tensornet_compress.tensor.network import part_name
@@ -167,7 +168,28 @@ class NetworkModule(nn.Module):
         """What ``decode`` of a core's format takes, by the names of its parts."""
         name, fmt = part_name(term, core), self.spec.terms[term].formats[core]
         parts = RESIDENT_PARTS if isinstance(fmt, CodedFormat) else fmt.parts(self.spec.terms[term].core_shape(core))
-        return {part: getattr(self, name + part) for part in parts}
+        return {part: self._tensor(name + part) for part in parts}
+
+    def _tensor(self, name: str) -> Tensor:
+        """A parameter or buffer, without the search that reading an attribute of a module is."""
+        parameter = self._parameters.get(name)
+        tensor = self._buffers[name] if parameter is None else parameter
+        assert tensor is not None
+        return tensor
+
+    def codes(self, term: int, core: int) -> Codes | None:
+        """A core as a matrix of coded numbers (first axis | all others), ``None`` where it is not one, or its scales learn."""
+        fmt, shape = self.spec.terms[term].formats[core], self.spec.terms[term].core_shape(core)
+        if not isinstance(fmt, IntFormat | CodedFormat):
+            return None
+        codes = fmt.operands(self.core_parts(term, core), shape)
+        learns = torch.is_grad_enabled() and codes.scale.requires_grad
+        return codes if len(codes.scale) == shape[0] and not learns else None
+
+    def decoded_core(self, term: int, core: int, dtype: torch.dtype) -> Tensor:
+        """A core, decoded; differentiable with respect to float parts."""
+        shape = self.spec.terms[term].core_shape(core)
+        return self.spec.terms[term].formats[core].decode(self.core_parts(term, core), shape, dtype)
 
     def stored(self) -> dict[str, Tensor]:
         """The stored parts under their flat names."""
@@ -201,8 +223,7 @@ class NetworkModule(nn.Module):
 
     def _decode(self, dtype: torch.dtype) -> list[list[Tensor]]:
         return [
-            [fmt.decode(self.core_parts(t, core), term.core_shape(core), dtype) for core, fmt in enumerate(term.formats)]
-            for t, term in enumerate(self.spec.terms)
+            [self.decoded_core(t, core, dtype) for core in range(len(term.formats))] for t, term in enumerate(self.spec.terms)
         ]
 
     def dense_weight(self, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.processes import cost_apart
 from tensornet_compress.bench.speed import SpeedBench
 from tensornet_compress.bench.speed_case import TRACKS, Heat, Raced, SpeedSettings, Track, race
-from tensornet_compress.bench.tracks import decoding
+from tensornet_compress.bench.tracks import decoding, kernels
 from tests import models
 
 MIB = 1 << 20
@@ -40,6 +40,26 @@ def test_caches_in_use_are_timed_and_peers_that_are_missing_say_so(settings: Spe
     assert dense["ours_over_this"] == pytest.approx(ours["time"] / dense["time"])
     assert {"prefill", "sealing", "tokens_per_second"} <= ours.keys()
     assert {method for _, method in rows} >= {"ours-2-bits", "ours-rebuild", "ours-storage", "ours-encode", "ours-decode"}
+
+
+def test_products_are_raced_beside_those_of_pytorch() -> None:
+    raced = kernels._products(SpeedSettings(rounds=1), 64, 128, 2, threads=1)
+    assert raced.values.keys() | raced.missing.keys() == set(kernels.PRODUCTS)
+    assert {name for name in raced.missing if not name.startswith("torch-")} == set()
+    exact = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
+    for bits, most in ((8, 0.01), (4, 0.2)):
+        found = kernels._codes(exact, bits)
+        assert float((found.dense(torch.float32) - exact).norm() / exact.norm()) < most
+        assert found.excess is not None
+        assert (len(found.excess) > 0) == (bits == 4)
+
+
+def test_a_coded_model_generates_beside_the_dense_one(settings: SpeedSettings) -> None:
+    raced = kernels._generate(settings, 32, threads=1)
+    assert raced.values.keys() == set(kernels.MODELS)
+    assert raced.values["ours"]["held_nbytes"] < raced.values["dense"]["held_nbytes"]
+    coded = kernels.coded_model(models.tiny_llama(tied=True))
+    assert not any(isinstance(module, torch.nn.Linear | torch.nn.Embedding) for module in coded.modules())
 
 
 def test_memory_counts_what_a_cache_holds(settings: SpeedSettings, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_stored_bytes_are_told() -> None:
 def test_resident_parts_decode_like_stored_ones() -> None:
     fmt, parts, matrix = coded()
     resident = fmt.resident(parts, (40, 30))
-    assert resident["_int8"].dtype == torch.int8
+    assert resident["_near"].dtype == torch.int8
     assert len(resident["_place"]) == (np.abs(matrix.codes) > 127).sum() > 20
     exact = torch.from_numpy(matrix.to_dense())
     for given in (parts, resident):
@@ -53,3 +53,16 @@ def test_rounding_to_nearest_without_a_metric() -> None:
     fmt = CodedFormat(step=0.05)
     parts = fmt.encode(core)
     assert (fmt.of(parts).decode(parts, (20, 12), torch.float32) - core).abs().max() <= 0.05 * 2 ** (1 / 16) / 2 + 1e-6
+
+
+def test_small_codes_are_kept_in_four_bits_with_the_few_that_are_beyond() -> None:
+    fmt, _, matrix = coded(spread=1.0)
+    few = CodedMatrix(matrix.codes.clip(-9, 8), matrix.row_step, matrix.column_step, matrix.row_scale, matrix.column_scale)
+    few.codes[np.abs(few.codes) > 7] = 0
+    few.codes[3, 4], few.codes[39, 29] = 400, -9
+    parts = fmt.assemble(few)
+    resident = fmt.resident(parts, (40, 30))
+    assert (resident["_near"].numel(), len(resident["_place"])) == (40 * 30 // 2, 2)
+    exact, picked = torch.from_numpy(few.to_dense()), torch.tensor([39, 3, 3])
+    assert torch.allclose(fmt.decode(resident, (40, 30), torch.float32), exact, rtol=1e-6)
+    assert torch.allclose(fmt.decode_rows(resident, (40, 30), picked, torch.float32), exact[picked], rtol=1e-6)

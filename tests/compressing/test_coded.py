@@ -54,7 +54,7 @@ def test_saved_and_loaded_it_is_the_same_model(tmp_path: Path) -> None:
     other = tnc.load(tmp_path / "coded")
     with torch.no_grad():
         for name, buffer in other.named_buffers():
-            if name.endswith("_int8"):
+            if name.endswith("_near"):
                 buffer.zero_()
     assert not torch.allclose(logits(other), logits(model))
     other.load_state_dict(model.state_dict())
@@ -65,7 +65,7 @@ def test_tied_embeddings_are_compressed_and_stay_tied() -> None:
     model = tiny_llama(tied=True)
     report = tnc.compress(model, tnc.Budget(bits_per_weight=6.0), batches(), method="coded", workers=1)
     assert "model.embed_tokens" in {layer.name for layer in report.layers}
-    assert model.lm_head.core0_int8 is model.model.embed_tokens.core0_int8
+    assert model.lm_head.core0_near is model.model.embed_tokens.core0_near
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers() -> None:

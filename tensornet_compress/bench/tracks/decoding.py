@@ -18,7 +18,18 @@ from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.peers.stock_caches import ready
 from tensornet_compress.bench.processes import apart, resident
-from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock, race
+from tensornet_compress.bench.speed_case import (
+    OURS,
+    TRACKS,
+    Heat,
+    Raced,
+    SpeedSettings,
+    Track,
+    clock,
+    on_threads,
+    race,
+    thread_counts,
+)
 from tensornet_compress.bench.texts import Part, find_text
 from tensornet_compress.kv.live.cache import LiveCache
 from tensornet_compress.kv.storage.codec import JointCodec
@@ -99,13 +110,21 @@ def fill(cache: Any, states: States, start: int = 0, count: int | None = None) -
 
 
 def decoding(settings: SpeedSettings) -> Iterator[Heat]:
-    """One: after ``context`` tokens."""
+    """After ``context`` tokens, in full runs also after twice as many; on all threads, and on 1."""
     names = (*OURS_TIMED, EXACT, *STOCK)
-    yield Heat(f"decoding after {settings.context} tokens, batch 1", names, lambda: _decode(settings, names))
+    for context in (settings.context,) if settings.quick else (settings.context, 2 * settings.context):
+        for threads in reversed(thread_counts()):
+            subject = f"decoding after {context} tokens, batch 1" + (", 1 thread" if threads == 1 else "")
+            yield Heat(subject, names, partial(_decode_on, settings, names, context, threads))
 
 
-def _decode(settings: SpeedSettings, names: tuple[str, ...]) -> Raced:
-    caches = Caches(settings, settings.context)
+def _decode_on(settings: SpeedSettings, names: tuple[str, ...], context: int, threads: int) -> Raced:
+    with on_threads(threads):
+        return _decode(settings, names, context)
+
+
+def _decode(settings: SpeedSettings, names: tuple[str, ...], context: int) -> Raced:
+    caches = Caches(settings, context)
     values: dict[str, dict[str, float]] = {}
     missing: dict[str, str] = {}
     for name in names:

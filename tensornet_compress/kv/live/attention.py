@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map_only
 
 from tensornet_compress.coding.planes import UNIT, Planes
-from tensornet_compress.kernels.integer_products import planes_times, times_planes
+from tensornet_compress.kernels.plane_products import planes_times, times_planes
 from tensornet_compress.kv.live.codec import SideCode
 
 _NOTE = (

@@ -1,0 +1,156 @@
+"""Products of floats with packed fields (small unsigned integers, ``coding/planes.py``), for attention over coded tokens.
+
+On processors fields are unpacked in registers and used at once, for up to ``_MOST_ROWS`` rows of floats; elsewhere a chunk is
+unpacked and multiplied in PyTorch, which is also the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray, cfunc
+from torch import Tensor
+
+from tensornet_compress.coding.planes import UNIT, WIDTHS, PlaneLayout, Planes
+from tensornet_compress.kernels.loops import SIGNATURE, run_items
+from tensornet_compress.kernels.vectors import LANES, add_fields_times_factors, fields_times_weights, pointer
+
+_MOST_ROWS = 12
+"""Rows whose sums stay in registers; more rows go through the codes several times."""
+_PAIR = 2
+"""Units whose planes are gathered side by side before they are used: whole lines of the cache."""
+_BLOCK = 8
+"""Units whose weights stay in the nearest cache while all planes are multiplied with them."""
+
+
+def times_planes(factors: Tensor, layout: PlaneLayout, planes: Planes) -> Tensor:
+    """factors fp32 (batch, rows, k) @ fields of the codes (batch, k, tokens) -> fp32 (batch, rows, tokens), chunk by chunk."""
+    if not _looped(factors):
+        return torch.cat([factors @ layout.unpack(chunk).float() for chunk in planes.chunks], -1)
+    out = factors.new_empty(*factors.shape[:2], sum(_tokens(chunk) for chunk in planes.chunks))
+    for rows in _passes(factors.shape[1]):
+        ordered, done = factors[:, rows].mT.contiguous(), 0
+        for chunk in planes.chunks:
+            whole = {width: part.contiguous() for width, part in chunk.items()}
+            args = (*_described(whole, layout), ordered.data_ptr(), out.data_ptr(), done, *out.shape[1:], rows.start)
+            items, work = len(out) * -(-whole[4].shape[2] // _PAIR), ordered.numel() * _tokens(chunk)
+            run_items(_scores(ordered.shape[2]).address, 0, items, work, args)
+            done += _tokens(chunk)
+    return out
+
+
+def planes_times(layout: PlaneLayout, planes: Planes, weights: Tensor) -> Tensor:
+    """weights fp32 (batch, rows, tokens) @ fields of the codes, transposed, (batch, tokens, k) -> fp32 (batch, rows, k)."""
+    total, done = weights.new_zeros(*weights.shape[:2], layout.count), 0
+    if not _looped(total):
+        for chunk in planes.chunks:
+            total += weights[:, :, done : done + _tokens(chunk)] @ layout.unpack(chunk).float().mT
+            done += _tokens(chunk)
+        return total
+    weights = weights.contiguous()
+    for chunk in planes.chunks:
+        whole = {width: part.contiguous() for width, part in chunk.items()}
+        for rows in _passes(weights.shape[1]):
+            count = rows.stop - rows.start
+            args = (*_described(whole, layout), weights.data_ptr(), total.data_ptr(), done, *weights.shape[1:], rows.start)
+            run_items(_sums(count).address, 0, len(total) * layout.count, count * layout.count * _tokens(chunk), args)
+        done += _tokens(chunk)
+    return total
+
+
+def _looped(floats: Tensor) -> bool:
+    return floats.device.type == "cpu" and floats.dtype == torch.float32 and floats.numel() > 0
+
+
+def _tokens(chunk: dict[int, Tensor]) -> int:
+    return chunk[4].shape[2] * UNIT
+
+
+def _passes(rows: int) -> Iterator[slice]:
+    """Rows in equal parts, no part of more than fit."""
+    parts = -(-rows // _MOST_ROWS)
+    return (slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts))
+
+
+def _described(chunk: dict[int, Tensor], layout: PlaneLayout) -> tuple[int, ...]:
+    return *(chunk[width].data_ptr() for width in WIDTHS), *(layout.rows[width] for width in WIDTHS), chunk[4].shape[2]
+
+
+@cache
+def _scores(rows: int) -> Any:
+    """The loop of ``times_planes`` for a number of rows; its items are pairs of units, of all of the batch."""
+
+    @cfunc(SIGNATURE, cache=True)
+    def scores(first, last, address):  # type: ignore[no-untyped-def]
+        args = carray(pointer(address), (13,), np.int64)
+        n4, n2, n1, units, done, start = args[3], args[4], args[5], args[6], args[9], args[12]
+        total, tokens, pairs = n4 + n2 + n1, args[11], (units + _PAIR - 1) // _PAIR
+        out = carray(pointer(args[8]), (last // pairs + 1, args[10], tokens), np.float32)
+        near, sums = np.empty(32 * _PAIR * total, np.uint8), np.empty((rows, 2, LANES), np.float32)
+        for item in range(first, last):
+            b, unit = item // pairs, item % pairs * _PAIR
+            here, place = min(_PAIR, units - unit), 0
+            for kind in range(3):
+                size, count = 32 >> kind, args[3 + kind]
+                source = carray(pointer(args[kind]), ((b + 1) * count * units * size,), np.uint8)
+                for r in range(count):
+                    at = ((b * count + r) * units + unit) * size
+                    for i in range(here * size):
+                        near[place + i] = source[at + i]
+                    place += _PAIR * size
+            begin2, begin1 = near.ctypes.data + 32 * _PAIR * n4, near.ctypes.data + 32 * _PAIR * n4 + 16 * _PAIR * n2
+            factors = args[7] + 4 * rows * b * total
+            for u in range(here):
+                plane4, plane2, plane1 = near.ctypes.data + 32 * u, begin2 + 16 * u, begin1 + 8 * u
+                factors2, factors1, to = factors + 4 * rows * n4, factors + 4 * rows * (n4 + n2), sums.ctypes.data
+                at = done + (unit + u) * UNIT
+                sums[:] = 0
+                add_fields_times_factors(4, rows, 0, n4, plane4, 32 * _PAIR, factors, to)
+                add_fields_times_factors(2, rows, 0, n2, plane2, 16 * _PAIR, factors2, to)
+                add_fields_times_factors(1, rows, 0, n1, plane1, 8 * _PAIR, factors1, to)
+                for k in range(rows):
+                    out[b, start + k, at : at + 16], out[b, start + k, at + 32 : at + 48] = sums[k, 0], sums[k, 1]
+                sums[:] = 0
+                add_fields_times_factors(4, rows, 1, n4, plane4, 32 * _PAIR, factors, to)
+                add_fields_times_factors(2, rows, 1, n2, plane2, 16 * _PAIR, factors2, to)
+                add_fields_times_factors(1, rows, 1, n1, plane1, 8 * _PAIR, factors1, to)
+                for k in range(rows):
+                    out[b, start + k, at + 16 : at + 32], out[b, start + k, at + 48 : at + 64] = sums[k, 0], sums[k, 1]
+
+    return scores
+
+
+@cache
+def _sums(rows: int) -> Any:
+    """The loop of ``planes_times`` for a number of rows; its items are planes, of all of the batch."""
+
+    @cfunc(SIGNATURE, cache=True)
+    def weighted(first, last, address):  # type: ignore[no-untyped-def]
+        args = carray(pointer(address), (13,), np.int64)
+        n4, n2, n1, units, done, start = args[3], args[4], args[5], args[6], args[9], args[12]
+        total, all_rows, tokens = n4 + n2 + n1, args[10], args[11]
+        out = carray(pointer(args[8]), (last // total + 1, all_rows, total), np.float32)
+        found = np.empty(rows, np.float32)
+        to, stride = found.ctypes.data, 4 * tokens
+        for unit in range(0, units, _BLOCK):
+            here = min(_BLOCK, units - unit)
+            for item in range(first, last):
+                b, r = item // total, item % total
+                weights = args[7] + 4 * ((b * all_rows + start) * tokens + done + unit * UNIT)
+                if r < n4:
+                    plane = args[0] + ((b * n4 + r) * units + unit) * 32
+                    fields_times_weights(4, rows, here, plane, weights, stride, to)
+                elif r < n4 + n2:
+                    plane = args[1] + ((b * n2 + r - n4) * units + unit) * 16
+                    fields_times_weights(2, rows, here, plane, weights, stride, to)
+                else:
+                    plane = args[2] + ((b * n1 + r - n4 - n2) * units + unit) * 8
+                    fields_times_weights(1, rows, here, plane, weights, stride, to)
+                for k in range(rows):
+                    out[b, start + k, r] += found[k]
+
+    return weighted

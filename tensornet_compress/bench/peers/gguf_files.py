@@ -53,6 +53,7 @@ def plain(case: FileCase, bits: float) -> WholeFile:
 def llama_cpp(case: FileCase, bits: float) -> WholeFile:
     """The largest file that fits, of the mixes in ``MIXES``; read and run by llama.cpp."""
     package = SIDE.module("llama-cpp-python")
+    package.llama.set_verbose(False)
     made = case.memo.get("llama.cpp") or case.memo.setdefault("llama.cpp", _all_mixes(package, case))
     file, name = _largest([(nbytes, (file, name)) for nbytes, file, name in made], case, bits)
     options = {"n_ctx": CONTEXT, "n_batch": CONTEXT, "n_threads": torch.get_num_threads(), "logits_all": True, "verbose": False}

@@ -14,6 +14,7 @@ VARIANTS = ("--plugin", str(HERE / "variants.py"), "--methods")
 BENCHES = {
     "bench_weights_smollm2": ("weights",),
     "bench_weights_minilm": ("weights", "--model", ENCODER),
+    "bench_model_smollm2": ("model",),
     "bench_kv_smollm2": ("kv",),
     "bench_kv_reference": ("kv", "--text", "python-reference"),
     "bench_search": ("search",),
@@ -33,7 +34,7 @@ BENCHES = {
 }  # fmt: skip
 EXPERIMENTS = (
     "kv_generation", "search_trees", "search_orders", "search_entries", "search_cost", "free_orders", "claims", "networks",
-    "stage_cost",
+    "stage_cost", "rate_bound",
 )  # fmt: skip
 
 

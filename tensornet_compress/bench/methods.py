@@ -1,7 +1,8 @@
 """Every method that the package brings: importing this fills the registries."""
 
-from tensornet_compress.bench import ours  # noqa: F401
+from tensornet_compress.bench import file_case, ours  # noqa: F401
 from tensornet_compress.bench.peers import (  # noqa: F401
+    gguf_files,
     gptq,
     integers,
     kvtc,

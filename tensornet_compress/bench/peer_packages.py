@@ -19,7 +19,8 @@ from tensornet_compress.decompose.tensorly_adapter import tensorly_left_alone
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.inputs.models import cache_folder
 
-_MINUTES = 10
+# llama-cpp-python is built from source.
+_MINUTES = 40
 
 
 class Unavailable(Exception):  # noqa: N818
@@ -67,6 +68,7 @@ SIDE_PACKAGES = {
         ),
     ),
     "teneva": SidePackage("teneva", ("teneva==0.14.11",)),
+    "llama-cpp-python": SidePackage("llama_cpp", ("llama-cpp-python==0.3.36", "diskcache==5.6.3")),
     "tensorly-torch": SidePackage("tltorch", ("tensorly-torch==0.5.0",)),
 }  # fmt: skip
 

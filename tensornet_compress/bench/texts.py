@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from tensornet_compress.bench.registry import Registry
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.inputs import token_windows, wikipedia_articles
-from tensornet_compress.inputs.texts import CALIBRATION_SHARE
+from tensornet_compress.inputs.texts import CALIBRATION_SHARE, python_reference
 
 Part = Literal["calibration", "heldout"]
 _SENTENCE = (100, 400)
@@ -87,12 +86,7 @@ def _python_reference(part: Part) -> tuple[str, ...]:
     """Held-out text is the Python language reference; calibration stays on Wikipedia: a domain that it never saw."""
     if part == "calibration":
         return _wikipedia(part)
-    from pydoc_data.topics import topics
-
-    names = sorted(topics)
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
-    whole = [topics[names[i]] for i in order]
-    return tuple("\n".join(whole[start : start + 8]) for start in range(0, len(whole), 8))
+    return python_reference()
 
 
 TEXTS.add(BenchText("wikipedia", _wikipedia))

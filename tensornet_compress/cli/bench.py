@@ -97,6 +97,21 @@ def weights(
     return {"weights": WeightBench(_settings(WeightSettings, quick, bits=numbers(bits), blocks=blocks, **which))}
 
 
+@benchmark("model")
+def whole_model(
+    quick: Quick = False,
+    model: Model = MODEL,
+    text: Text = TEXT,
+    bits: Bits = None,
+    methods: Methods = None,
+) -> Benches:
+    """Whole files of a language model, ours and peers': bytes, memory, load, speed, three held-out domains, zero-shot sets."""
+    from tensornet_compress.bench.files import FileBench, FileSettings
+
+    which = {"model": model, "text": text, "methods": words(methods)}
+    return {"model": FileBench(_settings(FileSettings, quick, bits=numbers(bits), **which))}
+
+
 @benchmark("kv")
 def kv(
     quick: Quick = False,

@@ -69,17 +69,20 @@ def evaluate(
     text: Annotated[Path | None, typer.Option(help="Text file; held-out articles of the bundled sample by default.")] = None,
     windows: Annotated[int, typer.Option(help="Number of windows.", min=1)] = 16,
     length: Length = 512,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Also three held-out domains, last words, English agreement and rare words.")
+    ] = False,
     kv_bits: KvBits = None,
     kv_mode: KvMode = "live",
     kv_profile: KvProfile = None,
     dtype: Dtype = "auto",
     json: JsonFile = None,
 ) -> None:
-    """Perplexity of MODEL, and divergence from --reference, on held-out text; with --kv-bits also what a compressed cache
-    changes against MODEL with an exact cache."""
+    """Perplexity of MODEL, and divergence from --reference, on held-out text; with --suite also what it still knows, with
+    --kv-bits what a compressed cache changes against MODEL with an exact cache."""
     from tensornet_compress.compressing import model_nbytes
-    from tensornet_compress.evaluate import Reference, evaluate_cache, evaluate_language
-    from tensornet_compress.inputs import heldout_windows
+    from tensornet_compress.evaluate import Reference, Suite, evaluate_cache, evaluate_language
+    from tensornet_compress.inputs import domain_windows, heldout_windows, zero_shot_sets
 
     check_cache_options(kv_bits, kv_mode, kv_profile)
     profile = find_profile(model, kv_profile) if kv_bits is not None else None
@@ -88,16 +91,22 @@ def evaluate(
     progress = RichProgress()
     steps = -(-len(ids) // 4)
     known = None
+    asked = Suite(domain_windows(tokenizer, length, min(windows, 4)), **zero_shot_sets()) if suite else None
+    answered = None
     if reference is not None:
         check_vocabularies(model, reference)
         original = load_any(reference, dtype)
         with progress.stage("reference", steps) as advance:
             known = Reference(original, ids, advance=advance)
+        answered = None if asked is None else asked.reference(original)
         del original
     loaded = load_any(model, dtype)
     with progress.stage("evaluate", steps) as advance:
         quality = evaluate_language(loaded, ids, known, advance=advance)
     result = {"model": model, "reference": reference, "nbytes": model_nbytes(loaded)} | quality.model_dump()
+    if asked is not None:
+        with progress.stage("suite", asked.steps) as advance:
+            result |= asked.measure(loaded, tokenizer, answered, advance)
     if kv_bits is not None:
         with progress.stage("cache", len(ids)) as advance:
             cache = evaluate_cache(loaded, ids, kv_bits, kv_mode, profile, advance)
@@ -172,15 +181,16 @@ def inspect(
     all_layers: Annotated[bool, typer.Option("--all", help="Every layer, not only totals per kind of layer.")] = False,
     json: JsonFile = None,
 ) -> None:
-    """Per layer: network, bytes, error and share of the budget; the ledger adds up to the file."""
+    """Per layer: network, bytes in the file and in memory, error and share of the budget; the ledger adds up to the file."""
     from tensornet_compress.evaluate.ledger import folder_ledger
 
     ledger = folder_ledger(out)
-    table = Table("layer", "network", "bytes", "bits/weight", "error", "share", title=str(out))
+    table = Table("layer", "network", "bytes", "in memory", "bits/weight", "error", "share", title=str(out))
     for row in ledger.layers if all_layers else ledger.by_kind():
         error = "" if row.error is None else f"{row.error:.3g}"
         network = f"{row.family}: {row.network}" if row.family and all_layers else row.network
-        table.add_row(row.name, network, f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}", error, f"{row.share:.1%}")
+        sizes = f"{row.nbytes:,}", f"{row.resident_nbytes:,}", f"{row.bits_per_weight:.3f}"
+        table.add_row(row.name, network, *sizes, error, f"{row.share:.1%}")
     totals = Table("part of the folder", "bytes")
     for name, value in ledger.totals().items():
         totals.add_row(name, f"{value:,}")

@@ -9,13 +9,17 @@ from tensornet_compress.evaluate.quality import (
     evaluate_language,
     sentence_embeddings,
 )
+from tensornet_compress.evaluate.suite import Scored, Suite, score_texts
 
 __all__ = [
     "LanguageQuality",
     "Reference",
+    "Scored",
     "SentenceQuality",
+    "Suite",
     "compare_embeddings",
     "evaluate_cache",
     "evaluate_language",
+    "score_texts",
     "sentence_embeddings",
 ]

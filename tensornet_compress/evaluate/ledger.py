@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
+from tensornet_compress.coding import CodedFormat
 from tensornet_compress.files import TENSORS, read_manifest
 from tensornet_compress.frozen import Frozen
-from tensornet_compress.tensor import expected_tensors
+from tensornet_compress.tensor import NetworkSpec, expected_tensors
+from tensornet_compress.tensor.network import part_name
 
 
 class LedgerRow(Frozen):
-    """One layer, or all layers of a kind: stored bytes (bias included), weights, squared relative error in the metric."""
+    """One layer, or all layers of a kind: stored bytes (bias included) and those that it takes in memory, weights, squared
+    relative error in the metric."""
 
     name: str
     network: str
     family: str = ""
     nbytes: int
+    resident_nbytes: int
     weights: int
     error: float | None
     share: float
@@ -58,6 +63,7 @@ class Ledger(Frozen):
                 name=f"{name} x {len(rows)}",
                 network=", ".join(sorted({f"{row.family} {row.network.split(' ')[-1]}".strip() for row in rows})),
                 nbytes=sum(row.nbytes for row in rows),
+                resident_nbytes=sum(row.resident_nbytes for row in rows),
                 weights=sum(row.weights for row in rows),
                 error=sum(row.error or 0.0 for row in rows) / len(rows) if rows[0].error is not None else None,
                 share=sum(row.share for row in rows),
@@ -73,6 +79,8 @@ def folder_ledger(folder: str | Path) -> Ledger:
     stored = tensor_nbytes(folder / TENSORS)
     total = sum(stored.values())
     rows = []
+    with safe_open(str(folder / TENSORS), framework="pt") as file:
+        decoded = {name: _decoded_nbytes(name, layer.spec, file) for name, layer in manifest.plan.layers.items()}
     for name, layer in manifest.plan.layers.items():
         names = [f"{name}.{part}" for part in (*expected_tensors(layer.spec), *(["bias"] if layer.bias else []))]
         nbytes = sum(stored.pop(part) for part in names)
@@ -83,6 +91,7 @@ def folder_ledger(folder: str | Path) -> Ledger:
                 network=layer.spec.describe(),
                 family=entry.get("family") or "",
                 nbytes=nbytes,
+                resident_nbytes=nbytes + decoded[name],
                 weights=prod(layer.spec.shape),
                 error=entry.get("error"),
                 share=nbytes / total,
@@ -93,6 +102,17 @@ def folder_ledger(folder: str | Path) -> Ledger:
         str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file() and p.name != TENSORS
     }
     return Ledger(layers=tuple(rows), other_tensors=stored, header=header, files=files)
+
+
+def _decoded_nbytes(name: str, spec: NetworkSpec, file: Any) -> int:
+    """Bytes that a loaded layer holds beside its stored parts: what its entropy-coded cores are decoded to."""
+    held = 0
+    for t, term in enumerate(spec.terms):
+        for core, fmt in enumerate(term.formats):
+            if isinstance(fmt, CodedFormat):
+                parts = {"_coded": file.get_tensor(f"{name}.{part_name(t, core)}_coded")}
+                held += sum(part.nbytes for part in fmt.resident(parts, term.core_shape(core)).values())
+    return held
 
 
 def tensor_nbytes(path: Path) -> dict[str, int]:

@@ -6,7 +6,7 @@ import bz2
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ _DROPPED = re.compile(
 _MEDIA_LINK = re.compile(r"^(file|image|category|[a-z-]{2,12}):", re.IGNORECASE)
 _LEAST_CHARACTERS = 4000
 CALIBRATION_SHARE = 0.6
+Domain = Literal["prose", "technical", "python"]
+# How the held-out articles on anatomy, zoology, physics, astronomy and mathematics open.
+_TECHNICAL = (
+    "In chemistry and physics, the atomic number", "Anatomy is the branch", "Actinopterygii", "Amateur astronomy",
+    "The ampere", "In mathematics and computer science, an algorithm",
+)  # fmt: skip
 
 
 @cache
@@ -81,6 +87,36 @@ def token_windows(tokenizer: Any, articles: tuple[str, ...], length: int, count:
         chosen.extend(layer)
         depth += 1
     return torch.stack(chosen[:count])
+
+
+def python_reference() -> tuple[str, ...]:
+    """The Python language reference (``pydoc_data``), eight of its topics to a piece, in an order drawn once."""
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
+    whole = [topics[names[i]] for i in order]
+    return tuple("\n".join(whole[start : start + 8]) for start in range(0, len(whole), 8))
+
+
+def heldout_articles(domain: Domain) -> tuple[str, ...]:
+    """Texts that calibration never sees: English prose and technical articles of the Wikipedia sample, the Python reference.
+
+    Raises:
+        TensorNetError: no such domain.
+    """
+    if domain not in get_args(Domain):
+        raise TensorNetError(f"unknown domain {domain!r}; choose from {', '.join(get_args(Domain))}")
+    if domain == "python":
+        return python_reference()
+    articles = wikipedia_articles()
+    held = articles[int(len(articles) * CALIBRATION_SHARE) :]
+    return tuple(article for article in held if article.startswith(_TECHNICAL) == (domain == "technical"))
+
+
+def domain_windows(tokenizer: Any, length: int = 512, count: int = 4) -> dict[str, Tensor]:
+    """Windows of every held-out domain by name; int64 (count, length)."""
+    return {name: token_windows(tokenizer, heldout_articles(name), length, count) for name in get_args(Domain)}
 
 
 def calibration_windows(tokenizer: Any, length: int = 512, count: int = 32) -> Tensor:

@@ -7,6 +7,7 @@ import tensornet_compress as tnc
 from tensornet_compress.cli.main import app
 from tensornet_compress.cli.weights import parse_size
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.nn import NetworkModule
 from tensornet_compress.report import read_result
 from tests.models import random_text
 
@@ -90,6 +91,17 @@ def test_eval_compares_with_the_original(saved, llama_folder, text, tmp_path):
     assert "perplexity" in result.output
 
 
+def test_eval_asks_a_suite_for_what_a_model_still_knows(saved, llama_folder, text, tmp_path):
+    options = ["--text", text, "--windows", 1, "--length", 16, "--suite", "--json", tmp_path / "eval.json"]
+    result = call("eval", saved[0], "--reference", llama_folder, *options)
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "eval.json").read_text())
+    assert all(told[f"kl_{domain}"] > 0 and told[f"perplexity_{domain}"] > 1 for domain in ("prose", "technical", "python"))
+    assert 0 < told["agreement"] < 1
+    assert 0 <= told["last_words"] <= 1
+    assert told["rare_words"] > 0
+
+
 def test_generate_prints_the_prompt_and_a_continuation(saved, tmp_path):
     result = call("generate", saved[0], "--prompt", "the river", "--max-new-tokens", 5, "--json", tmp_path / "text.json")
     assert result.exit_code == 0, result.output
@@ -100,12 +112,14 @@ def test_generate_prints_the_prompt_and_a_continuation(saved, tmp_path):
 
 def test_inspect_adds_up_to_the_folder(saved, tmp_path):
     out, report, _ = saved
+    held = {name: m.resident_nbytes for name, m in tnc.load(out).named_modules() if isinstance(m, NetworkModule)}
     for options, rows in (([], 7), (["--all"], 14)):
         result = call("inspect", out, *options, "--json", tmp_path / "ledger.json")
         assert result.exit_code == 0, result.output
         ledger = json.loads((tmp_path / "ledger.json").read_text())
         assert ledger["totals"]["folder"] == sum(path.stat().st_size for path in out.iterdir())
         assert sum(layer["nbytes"] for layer in ledger["layers"]) == report["targeted_nbytes"]
+        assert {layer["name"]: layer["resident_nbytes"] for layer in ledger["layers"]} == held
         assert result.output.count("_proj") == rows
         assert result.output.count(" dense") >= rows
         assert all(f"{error:.3g}" in result.output for error in (ledger["layers"][0]["error"],) if "--all" in options)

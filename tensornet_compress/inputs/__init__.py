@@ -8,6 +8,7 @@ from tensornet_compress.inputs.models import (
     load_encoder,
     load_tokenizer,
     model_kind,
+    require_text,
     resolve_model,
     vocabulary_size,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "load_encoder",
     "load_tokenizer",
     "model_kind",
+    "require_text",
     "resolve_model",
     "token_windows",
     "vocabulary_size",

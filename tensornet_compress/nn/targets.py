@@ -29,11 +29,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A module that stays as it is, and why."""
+    """A module that stays as it is, why, and the bytes of its own parameters."""
 
     name: str
     kind: str
     reason: str
+    nbytes: int = 0
 
 
 def find_targets(
@@ -64,7 +65,7 @@ def find_targets(
     skipped: list[Skipped] = []
     for name, module in modules.items():
         if name in others:
-            skipped.append(Skipped(name, type(module).__name__, others[name]))
+            skipped.append(Skipped(name, type(module).__name__, others[name], _own_nbytes(module)))
         if name not in kinds:
             continue
         reason = choice.reason_to_skip(name)
@@ -76,7 +77,7 @@ def find_targets(
         if reason is None:
             chosen.append(Target(name, kinds[name], tuple(tied)))
         else:
-            skipped.append(Skipped(name, kinds[name], reason))
+            skipped.append(Skipped(name, kinds[name], reason, _own_nbytes(module)))
     if not chosen:
         reasons: dict[str, list[str]] = {}
         for skip in skipped:
@@ -182,6 +183,10 @@ def _unsupported(name: str, module: nn.Module) -> str | None:
     if base is not None:
         return f"{named}: {type(module).__name__} computes something else than nn.{base.__name__}"
     return f"{named}: a {type(module).__name__} cannot hold a network; {HOLDERS} can"
+
+
+def _own_nbytes(module: nn.Module) -> int:
+    return sum(part.numel() * part.element_size() for part in module._parameters.values() if part is not None)
 
 
 def _matrices_elsewhere(model: nn.Module, kinds: dict[str, str]) -> Iterator[tuple[str, str, Tensor]]:

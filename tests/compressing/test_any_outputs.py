@@ -80,3 +80,24 @@ def test_question_answering_of_transformers():
     found = model(IDS)
     assert F.cosine_similarity(found.start_logits, exact.start_logits).min() > 0.99
     assert all(layer.error > 0 for layer in report.layers)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e7])
+@pytest.mark.parametrize("method", ["dense", "auto"])
+def test_weights_of_any_size_are_held(scale, method):
+    """Scales in half precision would not reach them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    model[0].weight.data = scale * torch.randn(64, 64)
+    wanted = model[0].weight.detach().clone()
+    report = tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy", method=method, workers=1)
+    assert (model[0].weight - wanted).norm() < 0.02 * wanted.norm()
+    assert abs(report.layers[0].error / float((model[0].weight - wanted).norm() / wanted.norm()) ** 2 - 1) < 0.1
+
+
+def test_a_report_says_how_much_of_the_model_was_compressed():
+    model = nn.ModuleDict({"one": nn.Linear(32, 32), "other": nn.Linear(32, 32), "norm": nn.LayerNorm(32)})
+    report = tnc.compress(model, tnc.Budget(bits_per_weight=9), targets=["one"], allocator="energy", workers=1)
+    assert report.skipped == ({"name": "other", "kind": "linear", "reason": "not matched by targets", "nbytes": 4224},)
+    assert report.share == 4224 / (2 * 4224 + 256)
+    assert str(report).startswith("1 layers, 48.5% of the model, at ")

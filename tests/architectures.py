@@ -169,7 +169,7 @@ FAMILIES: dict[str, Family] = {
         "convolutional",
         "MobileNetV2Config",
         "MobileNetV2Model",
-        {"depth_multiplier": 0.25, "initializer_range": 0.5},
+        {"depth_multiplier": 0.25, "initializer_range": 0.15},
         "image",
     ),
     "wav2vec 2.0": Family("audio", "Wav2Vec2Config", "Wav2Vec2ForCTC", _WAVES, "wave"),

@@ -165,13 +165,6 @@ FAMILIES: dict[str, Family] = {
         _STAGES | {"embedding_size": 16, "layer_type": "basic"},
         "image",
     ),
-    "MobileNet-V2": Family(
-        "convolutional",
-        "MobileNetV2Config",
-        "MobileNetV2Model",
-        {"depth_multiplier": 0.25, "initializer_range": 0.15},
-        "image",
-    ),
     "wav2vec 2.0": Family("audio", "Wav2Vec2Config", "Wav2Vec2ForCTC", _WAVES, "wave"),
     "HuBERT": Family("audio", "HubertConfig", "HubertModel", _WAVES, "wave"),
     "Whisper": Family(

@@ -3,7 +3,7 @@
 from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs
 from tensornet_compress.calibrate.blocks import BlockRunner
 from tensornet_compress.calibrate.by_blocks import statistics_by_block
-from tensornet_compress.calibrate.collect import collect_statistics
+from tensornet_compress.calibrate.collect import Loss, collect_statistics
 from tensornet_compress.calibrate.divergence import Reference, kl_divergence, output_divergence, sampled_loss, total_divergence
 from tensornet_compress.calibrate.statistics import GradientStatistics, InputMoment
 
@@ -12,6 +12,7 @@ __all__ = [
     "BlockRunner",
     "GradientStatistics",
     "InputMoment",
+    "Loss",
     "Reference",
     "collect_statistics",
     "kept_output",

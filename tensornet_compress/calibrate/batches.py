@@ -3,53 +3,116 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
 
-Batch = Tensor | Mapping[str, Tensor]
+# Integer ids (batch, length), keyword arguments by name, positional arguments in order, or one floating-point tensor.
+Batch = Tensor | Mapping[str, Any] | Sequence[Any]
+# Positions and names of arguments, and their values.
+Inputs = dict[Any, Any]
+
+# Parts of an output that repeat the inside of a model, or what the caller gave.
+_NO_ANSWERS = ("loss", "hidden_states", "attentions", "past_key_values", "encoder_last_hidden_state", "rope_deltas")
 
 
-def named_parts(batch: Batch) -> Mapping[str, Tensor]:
-    """A batch by the names of its tensors; plain ids are ``input_ids``."""
-    return {"input_ids": batch} if isinstance(batch, Tensor) else batch
+def named_parts(batch: Batch) -> Mapping[Any, Any]:
+    """A batch by the names, or else the positions, of its parts; plain ids are ``input_ids``."""
+    if isinstance(batch, Tensor):
+        return {0 if batch.is_floating_point() else "input_ids": batch}
+    return batch if isinstance(batch, Mapping) else dict(enumerate(batch))
 
 
-def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """A batch (ids, or a dict with ``input_ids`` and perhaps ``attention_mask``) -> keyword arguments of the model."""
-    parts = named_parts(batch)
-    if "input_ids" not in parts or parts["input_ids"].ndim != 2 or parts["input_ids"].is_floating_point():
-        given = {name: tuple(value.shape) for name, value in parts.items()}
-        raise TensorNetError(f"a batch must hold integer input_ids of shape (batch, length), was given {given}")
-    return {name: value.to(device) for name, value in parts.items()}
-
-
-def model_output(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, bool]:
-    """The first tensor that a model gives, (..., n), and whether it holds logits.
+def model_inputs(batch: Batch, device: torch.device) -> Inputs:
+    """What a model is called with, on a device: see ``call``.
 
     Raises:
-        TensorNetError: the model gives neither logits, nor hidden states, nor a tensor.
+        TensorNetError: a batch without a tensor, or ids that are not (batch, length).
     """
-    result = model(**inputs)
-    logits = getattr(result, "logits", None)
-    output = logits if logits is not None else getattr(result, "last_hidden_state", result)
-    if isinstance(output, tuple):
-        output = output[0]
-    if not isinstance(output, Tensor):
+    parts = named_parts(batch) if isinstance(batch, Tensor | Mapping | Sequence) else {}
+    tensors = [part for name, part in parts.items() if isinstance(part, Tensor) and name != "attention_mask"]
+    ids = parts.get("input_ids")
+    if not tensors or (isinstance(ids, Tensor) and (ids.ndim < 2 or ids.is_floating_point())):
+        given = {name: tuple(getattr(value, "shape", ())) for name, value in parts.items()} or type(batch).__name__
         raise TensorNetError(
-            f"{type(model).__name__} gives a {type(output).__name__} without a tensor 'logits' or 'last_hidden_state'; "
-            "wrap it in a module that gives one tensor"
+            "a batch must hold integer input_ids of shape (batch, length), or be what the model is called with: keywords in "
+            f"a mapping, positional arguments in a sequence, or a tensor; was given {given}"
         )
-    return output, logits is not None
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in parts.items()}
 
 
-def kept_output(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, bool]:
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Call a model with ``model_inputs``; ids go by position to a model that has no argument ``input_ids``."""
+    positional = [value for name, value in inputs.items() if isinstance(name, int)]
+    named = {name: value for name, value in inputs.items() if not isinstance(name, int)}
+    if list(named) == ["input_ids"]:
+        accepted = inspect.signature(model.forward).parameters
+        if "input_ids" not in accepted and not any(part.kind is part.VAR_KEYWORD for part in accepted.values()):
+            return model(named["input_ids"])
+    return model(*positional, **named)
+
+
+def model_output(model: nn.Module, inputs: Inputs) -> tuple[Tensor, bool]:
+    """What a model answers, (..., n), and whether it holds logits.
+
+    That is ``logits`` (labels last), else ``last_hidden_state``, else its only tensor; maps
+    (examples, channels, height, width) are one vector an example. Several heads become one vector an
+    example, (examples, n): all floating-point tensors of a mapping, list, tuple or output class. Of a tuple whose tensors have
+    no axis of examples in common (an output, and a state), and of one that a transformers model gives, it is the first.
+
+    Raises:
+        TensorNetError: there is no such tensor, or heads differ in their number of examples.
+    """
+    result = call(model, inputs)
+    logits = getattr(result, "logits", None)
+    if isinstance(logits, Tensor):
+        return _labels_last(logits, getattr(model, "config", None))
+    output = getattr(result, "last_hidden_state", result)
+    heads = [output] if isinstance(output, Tensor) and output.is_floating_point() else _heads(output)
+    unlike = len({len(head) for head in heads if head.ndim}) > 1
+    if type(output) is tuple and (unlike or hasattr(model, "config")):
+        heads, unlike = heads[:1], False
+    if not heads or unlike:
+        shapes = [tuple(head.shape) for head in heads]
+        raise TensorNetError(
+            f"{type(model).__name__} gives a {type(result).__name__} without 'logits' or 'last_hidden_state'"
+            + (f", and its tensors {shapes} have no axis of examples in common" if heads else " and without a tensor")
+            + "; pass loss=, a function (model, batch) that gives a loss summed over examples"
+        )
+    if len(heads) == 1:
+        return (heads[0].flatten(1) if heads[0].ndim > 3 else heads[0]), False
+    return torch.cat([head.flatten(1).float() if head.ndim > 1 else head[:, None].float() for head in heads], 1), False
+
+
+def _labels_last(logits: Tensor, config: Any) -> tuple[Tensor, bool]:
+    """Logits with labels as last axis; of one label there is no distribution, but a number for each position."""
+    if logits.ndim == 4 and logits.shape[1] == getattr(config, "num_labels", None):
+        logits = logits.movedim(1, -1)
+    if logits.shape[-1] > 1:
+        return logits, True
+    return (logits.flatten(1) if logits.ndim > 2 else logits.reshape(1, -1)), False
+
+
+def _heads(output: Any) -> list[Tensor]:
+    """The floating-point tensors of an output, those of nested parts only where there are no others."""
+    if isinstance(output, Mapping):
+        output = [value for name, value in output.items() if name not in _NO_ANSWERS]
+    if not isinstance(output, list | tuple):
+        return []
+    own = [part for part in output if isinstance(part, Tensor) and part.is_floating_point() and part.ndim]
+    return own or [head for part in output for head in ([] if isinstance(part, Tensor) else _heads(part))]
+
+
+def kept_output(model: nn.Module, inputs: Inputs) -> tuple[Tensor, bool]:
     """Outputs at positions that are not padding, (tokens, n), and whether they are logits."""
     output, logits = model_output(model, inputs)
-    return without_padding(output, inputs.get("attention_mask")), logits
+    decodes = any(str(name).startswith("decoder_") for name in inputs)
+    return without_padding(output, inputs.get("decoder_attention_mask" if decodes else "attention_mask")), logits
 
 
 def without_padding(vectors: Tensor, mask: Tensor | None) -> Tensor:
@@ -60,10 +123,13 @@ def without_padding(vectors: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def calibration_fingerprint(batches: Iterable[Batch]) -> str:
-    """SHA-256 over the token ids and masks of the calibration batches."""
+    """SHA-256 over the token ids and masks, or whatever else the calibration batches hold."""
     digest = hashlib.sha256()
     for batch in batches:
-        for name, part in sorted(named_parts(batch).items()):
-            digest.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
-            digest.update(part.cpu().contiguous().numpy().tobytes())
+        for name, part in sorted((str(name), part) for name, part in named_parts(batch).items()):
+            if isinstance(part, Tensor):
+                digest.update(f"{name}{tuple(part.shape)}{part.dtype}".encode())
+                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:
+                digest.update(f"{name}{part!r}".encode())
     return digest.hexdigest()

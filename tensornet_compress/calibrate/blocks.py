@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.calibrate.batches import Batch, model_inputs, without_padding
+from tensornet_compress.calibrate.batches import Batch, call, model_inputs, without_padding
 from tensornet_compress.calibrate.hooks import autocast, before_call, evaluating, hooked
 from tensornet_compress.errors import TargetError, TensorNetError
 
@@ -177,7 +177,7 @@ class BlockRunner:
                 self.masks.append(inputs.get("attention_mask"))
                 self._calls.append([])
                 try:
-                    model(**inputs)
+                    call(model, inputs)
                 except EndOfPass:
                     continue
                 raise TensorNetError(f"{type(model).__name__} did not call its blocks in order; it cannot be run by blocks")

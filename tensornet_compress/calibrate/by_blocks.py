@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.calibrate.batches import model_inputs
+from tensornet_compress.calibrate.batches import call, model_inputs
 from tensornet_compress.calibrate.blocks import Blocks, Border, EndOfPass, block_list
 from tensornet_compress.calibrate.collect import Loss, collect_statistics, unreached
 from tensornet_compress.calibrate.statistics import GradientStatistics
@@ -95,7 +95,7 @@ def _stopped(loss: Loss | None) -> Loss:
             if loss is not None:
                 loss(model, batch)
             else:
-                model(**model_inputs(batch, device))
+                call(model, model_inputs(batch, device))
         except EndOfPass:
             pass
         return torch.zeros((), device=device)

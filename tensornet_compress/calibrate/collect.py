@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.calibrate.batches import kept_output, model_inputs, without_padding
+from tensornet_compress.calibrate.batches import call, kept_output, model_inputs, without_padding
 from tensornet_compress.calibrate.divergence import sampled_loss
 from tensornet_compress.calibrate.hooks import (
     Backward,
@@ -18,6 +18,7 @@ from tensornet_compress.calibrate.hooks import (
     frozen,
     hooked,
     input_vectors,
+    output_vectors,
     require_unchanged,
     version_of,
     weight_users,
@@ -81,7 +82,7 @@ def collect_statistics(
                 elif collector.gradients:
                     total = sampled_loss(*kept_output(model, model_inputs(batch, device)), generator)
                 else:
-                    model(**model_inputs(batch, device))
+                    call(model, model_inputs(batch, device))
             if collector.gradients:
                 if total.requires_grad:
                     total.backward()
@@ -153,9 +154,7 @@ class _Calls:
 
     def came_back(self, module: nn.Module, vectors: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
         """Note the gradient of one call's output, beside its input vectors (examples, tokens, n)."""
-        if isinstance(module, nn.Conv2d):
-            gradient = gradient.flatten(2).transpose(1, 2)
-        self._back.append((vectors, by_example(gradient.detach()), mask))
+        self._back.append((vectors, by_example(output_vectors(module, gradient.detach())), mask))
         if len(self._back) == self.made:
             self.finish()
 
@@ -163,9 +162,9 @@ class _Calls:
         """Add the examples of the calls that came back."""
         back, self._back = self._back, []
         alike = len({len(vectors) for vectors, _, _ in back}) == 1
-        for calls in [back] if alike else [[call] for call in back]:
+        for calls in [back] if alike else [[one] for one in back]:
             for example in range(len(calls[0][0])):
-                self._statistics.add_example([_real_tokens(*call, example) for call in calls])
+                self._statistics.add_example([_real_tokens(*one, example) for one in calls])
 
 
 def _real_tokens(vectors: Tensor, gradients: Tensor, mask: Tensor | None, example: int) -> tuple[Tensor, Tensor]:

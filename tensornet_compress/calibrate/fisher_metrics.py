@@ -27,11 +27,13 @@ from tensornet_compress.calibrate.hooks import (
     has_input_vectors,
     hooked,
     input_vectors,
+    output_vectors,
 )
 from tensornet_compress.calibrate.statistics import InputMoment, SharedMoments
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn import Target
+from tensornet_compress.nn.module import embedding_scale
 
 _LEAST_TOKEN = 0.3
 """Rows of an embedding weigh at least this share of the mean row: tokens that calibration never saw have to live too."""
@@ -46,6 +48,11 @@ class _Seen:
     gradients: InputMoment = field(default_factory=InputMoment)
     calls: Tensor | None = None
     vectors: int = 0
+
+    @property
+    def silent(self) -> bool:
+        """Whether all input vectors were as good as zero."""
+        return self.inputs is not None and self.inputs.silent
 
     def add_output(self, squares: Tensor) -> None:
         self.outputs = squares if self.outputs is None else self.outputs + squares
@@ -144,7 +151,7 @@ class _Collector:
     def _metric(self, target: Target) -> KroneckerMetric | None:
         seen = [self.seen[name] for name in dict.fromkeys((target.name, *target.tied))]
         looked_up = [part for part in seen if part.calls is not None and part.gradients.count]
-        multiplied = [part for part in seen if part.outputs is not None and float(part.outputs.sum()) > 0]
+        multiplied = [part for part in seen if part.outputs is not None and float(part.outputs.sum()) > 0 and not part.silent]
         if target.kind == "embedding" or looked_up:
             return self._table(multiplied, looked_up)
         if not multiplied:
@@ -188,16 +195,15 @@ class _Collector:
             flat = without_padding(given[..., None], self._mask)[:, 0]
             calls = torch.bincount(flat, minlength=module.num_embeddings).double()
             seen.calls = calls if seen.calls is None else seen.calls + calls
-            return lambda gradient: seen.gradients.add(without_padding(gradient.detach(), self._mask))
+            scale = embedding_scale(module) or 1.0
+            return lambda gradient: seen.gradients.add(without_padding(gradient.detach() * scale, self._mask))
         if has_input_vectors(module):
             self._moments.add(name, given, without_padding(input_vectors(module, given.detach()), self._mask))
-        channels_first = isinstance(module, nn.Conv2d)
-        if not channels_first:
+        if output_vectors(module, output) is output:
             self._head = (name, output)
 
         def backward(gradient: Tensor) -> None:
-            vectors = gradient.detach().flatten(2).transpose(1, 2) if channels_first else gradient.detach()
-            kept = without_padding(vectors, self._mask)
+            kept = without_padding(output_vectors(module, gradient.detach()), self._mask)
             seen.vectors += len(kept)
             if name not in self._exact:
                 seen.add_output(torch.stack([part.double().square().sum(0) for part in kept.split(256)]).sum(0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from tensornet_compress.errors import TensorNetError
@@ -104,19 +105,32 @@ def calls_and_gradients(
 
 def has_input_vectors(module: nn.Module) -> bool:
     """Whether the module multiplies its weight with vectors of its input: linear layers, and convolutions in one group."""
-    if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and not isinstance(module.padding, str)
+    if isinstance(module, _ConvNd):
+        return module.groups == 1 and not module.transposed
     return not isinstance(module, nn.Embedding)
 
 
 def input_vectors(module: nn.Module, given: Tensor) -> Tensor:
     """The vectors (examples, tokens, n) that a module's weight, seen as (out, n), is multiplied with; patches for a
     convolution."""
-    if isinstance(module, nn.Conv2d):
-        kernel, dilation = module.kernel_size, module.dilation
-        padding: Any = module.padding
-        return nn.functional.unfold(given, kernel, dilation, padding, module.stride).transpose(1, 2)
-    return by_example(given)
+    if not isinstance(module, _ConvNd):
+        return by_example(given)
+    dims = len(module.kernel_size)
+    patches = nn.functional.pad(batched(module, given), module._reversed_padding_repeated_twice)
+    for axis, (kernel, dilation, stride) in enumerate(zip(module.kernel_size, module.dilation, module.stride), start=2):
+        patches = patches.unfold(axis, (kernel - 1) * dilation + 1, stride)[..., ::dilation]
+    # (batch, in, positions..., kernel...) -> (batch, positions, in x kernel)
+    return patches.flatten(2, dims + 1).movedim(2, 1).flatten(2)
+
+
+def batched(module: nn.Module, states: Tensor) -> Tensor:
+    """What a convolution is given or gives, (batch, channels, ...), where the batch may be left out."""
+    return states[None] if states.ndim == len(module.kernel_size) + 1 else states  # type: ignore[arg-type]
+
+
+def output_vectors(module: nn.Module, states: Tensor) -> Tensor:
+    """What a module gives, or its gradient, channels last: (batch, positions, channels) of a convolution."""
+    return batched(module, states).flatten(2).transpose(1, 2) if isinstance(module, _ConvNd) else states
 
 
 def by_example(vectors: Tensor) -> Tensor:

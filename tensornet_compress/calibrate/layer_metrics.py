@@ -40,8 +40,9 @@ def calibrated_metrics(
 
     Layers without input vectors of their own (embeddings) take the input metric of the head tied to them, and layers that no
     gradient reaches (a pooler beside the output) their input metric, whatever ``kind``; layers that are never called (experts
-    that no token chose) have none, except under ``fisher``, where they count like a layer of middling weight. ``notes`` takes
-    what a reader should know of single layers. ``options`` go to ``collect_statistics`` (or ``fisher_metrics``).
+    that no token chose) or given zeros alone have none, except under ``fisher``, where they count like a layer of middling
+    weight. ``notes`` takes what a reader should know of single layers. ``options`` go to ``collect_statistics`` (or
+    ``fisher_metrics``).
 
     Raises:
         TensorNetError: an unknown metric, the elementwise one, which has no closed-form truncation, or batches that reach no
@@ -147,7 +148,7 @@ def _collected(
         shared: dict[InputMoment, KroneckerMetric] = {}
         for name in list(part):
             statistics = part.pop(name)
-            if not statistics.called:
+            if not statistics.called or statistics.silent:
                 continue
             used = kind if statistics.reached or kind not in GRADIENT_KINDS else "input"
             metric = shared.get(statistics.input) if used == "input" else None

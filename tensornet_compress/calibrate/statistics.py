@@ -56,6 +56,11 @@ class InputMoment:
             self.count += other.count
 
     @property
+    def silent(self) -> bool:
+        """Whether all vectors were zero, or so small that their squares are lost in rounding."""
+        return self.sum is not None and float(self.sum.diagonal().mean()) <= 1e-30 * self.count
+
+    @property
     def mean(self) -> Tensor:
         """``E[x x']``, float64 (n, n).
 
@@ -203,6 +208,11 @@ class GradientStatistics:
     def called(self) -> bool:
         """Whether the layer was given any input vector at a position that counts."""
         return self._vectors > 0
+
+    @property
+    def silent(self) -> bool:
+        """Whether all input vectors were zero, or so small that their squares are lost in rounding."""
+        return self.input.silent or (self._absolute is not None and float(self._absolute.abs().sum()) == 0)
 
     @property
     def reached(self) -> bool:

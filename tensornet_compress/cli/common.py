@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -32,6 +33,10 @@ _PIPED_WIDTH = 160
 _EXTRAS = {"transformers": "hf", "tokenizers": "hf", "accelerate": "hf", "jinja2": "report", "matplotlib": "report"}
 # Typer keeps its own copy of click, or takes the installed one: this is the class of either.
 _UsageError: Any = typer.BadParameter.__base__
+# By these commands end on purpose.
+_ENDS: tuple[Any, ...] = (typer.Exit, typer.Abort, _UsageError.__base__)
+debugging: ContextVar[bool] = ContextVar("debugging", default=False)
+"""Whether unexpected errors show their traceback (``--debug``)."""
 
 AnyModel = Annotated[str, typer.Argument(help="Model folder (compressed or not), hub id or embedded name.")]
 Dtype = Annotated[str, typer.Option(help="Dtype to load a plain model in: auto, float32, bfloat16 or float16.")]
@@ -41,7 +46,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the re
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input ends a command with exit code 2 and one line, not with a traceback."""
+    """Bad input, and whatever else goes wrong, ends a command with exit code 2 and one line, not with a traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -54,6 +59,15 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
                     raise
                 text = f"this needs {error.name}; run: python -m pip install 'tensornet-compress[{extra}]'"
             typer.echo(f"error: {text}", err=True)
+            raise typer.Exit(2) from error
+        except _ENDS:
+            raise
+        except Exception as error:
+            if debugging.get():
+                raise
+            said = " ".join(str(error).split())[:300]
+            where = "tensornet-compress --debug COMMAND ... shows where"
+            typer.echo(f"error: unexpected {type(error).__name__}: {said}; {where}", err=True)
             raise typer.Exit(2) from error
 
     return wrapped

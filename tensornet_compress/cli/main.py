@@ -21,6 +21,7 @@ from tensornet_compress.cli.common import (
     RichProgress,
     check_vocabularies,
     console,
+    debugging,
     load_any,
     load_any_tokenizer,
     plain_errors,
@@ -58,8 +59,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
 ) -> None:
     """Compress neural networks as tensor networks, and count every byte."""
+    debugging.set(debug)
 
 
 @plain_errors

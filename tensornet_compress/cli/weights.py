@@ -75,7 +75,14 @@ def weights(
     """Compress the weights of MODEL into the folder OUT."""
     from tensornet_compress.compressing import compress
     from tensornet_compress.files import MANIFEST, save
-    from tensornet_compress.inputs import calibration_windows, load_causal_lm, load_encoder, model_kind, resolve_model
+    from tensornet_compress.inputs import (
+        calibration_windows,
+        load_causal_lm,
+        load_encoder,
+        model_kind,
+        require_text,
+        resolve_model,
+    )
     from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
     from tensornet_compress.report.from_weights import weights_result
 
@@ -93,6 +100,7 @@ def weights(
         )
     if (Path(model) / MANIFEST).is_file():
         raise TensorNetError(f"{model!r} is compressed already; give the original model")
+    require_text(model)
     tokenizer = load_any_tokenizer(model)
     headless = encoder or model_kind(model) == "encoder"
     loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype])

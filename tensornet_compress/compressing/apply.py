@@ -16,6 +16,7 @@ from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import install
 from tensornet_compress.nn.plan import Plan, plan_targets
+from tensornet_compress.nn.splitting import split_for
 
 
 def apply_plan(
@@ -33,6 +34,7 @@ def apply_plan(
             f"the plan was made with calibration {plan.calibration or 'none'}, was given {fingerprint or 'none'}; "
             "pass the same batches in the same order"
         )
+    split_for(model, [name for first, layer in plan.layers.items() for name in (first, *layer.tied)])
     if plan.propagation is not None:
         propagate(model, plan, batches, Propagation.model_validate(plan.propagation))
         return model

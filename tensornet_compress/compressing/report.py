@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from tensornet_compress.compressing.budget import Budget
@@ -77,7 +78,7 @@ class CompressionReport(Frozen):
     targeted_weights: int
     allowed_nbytes: int
     layers: tuple[LayerReport, ...]
-    skipped: tuple[dict[str, str], ...]
+    skipped: tuple[dict[str, str | int], ...]
     seconds: dict[str, float]
     divergences: tuple[float, ...] = ()
     stages: tuple[StageReport, ...] = ()
@@ -98,7 +99,7 @@ class CompressionReport(Frozen):
             targeted_weights=sum(sizes.weights.values()),
             allowed_nbytes=sizes.allowed + sum(sizes.fixed.values()),
             layers=tuple(layers),
-            skipped=tuple({"name": skip.name, "kind": skip.kind, "reason": skip.reason} for skip in skipped),
+            skipped=tuple(asdict(skip) for skip in skipped),
             **more,
         )
 
@@ -106,6 +107,11 @@ class CompressionReport(Frozen):
     def bits_per_weight(self) -> float:
         """8 x stored bytes of the targeted modules / their weights."""
         return 8 * self.targeted_nbytes / self.targeted_weights
+
+    @property
+    def share(self) -> float:
+        """Bytes of the original that were compressed / all bytes of the original."""
+        return self.targeted_original_nbytes / self.original_nbytes
 
     @property
     def ratio(self) -> float:
@@ -120,6 +126,7 @@ class CompressionReport(Frozen):
         return {
             "bits_per_weight": self.bits_per_weight,
             "ratio": self.ratio,
+            "share": self.share,
             "nbytes": self.nbytes,
             "targeted_nbytes": self.targeted_nbytes,
             "allowed_nbytes": self.allowed_nbytes,
@@ -132,7 +139,8 @@ class CompressionReport(Frozen):
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.layers)} layers at {self.bits_per_weight:.3f} bits per weight (budget: {self.budget}); "
+            f"{len(self.layers)} layers, {self.share:.1%} of the model, at {self.bits_per_weight:.3f} bits per weight "
+            f"(budget: {self.budget}); "
             f"model {self.nbytes:,} of {self.original_nbytes:,} bytes, ratio {self.ratio:.4f}"
         ]
         families = ", ".join(f"{count} {family}" for family, count in self.summary()["families"].items())

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tensornet_compress.calibrate import Batch
+from tensornet_compress.calibrate import Batch, Loss
 from tensornet_compress.coding import CodedFormat, NumberFormat
 from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
@@ -26,6 +26,7 @@ from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import BudgetError, TensorNetError
 from tensornet_compress.nn import KeptModules, find_targets, install, layer_weight
 from tensornet_compress.nn.plan import Plan, plan_of
+from tensornet_compress.nn.splitting import on_layers
 from tensornet_compress.options import FAMILIES, Option, pareto
 from tensornet_compress.options.offered import DENSE_FORMATS, formats_named
 from tensornet_compress.progress import Progress, SilentProgress
@@ -42,6 +43,7 @@ PROPAGATION = Propagation(correction=0.5)
 _TYPICAL_BITS, _MARGIN = 3.5, 0.005
 
 
+@on_layers
 def compress(
     model: nn.Module,
     budget: Budget,
@@ -60,6 +62,7 @@ def compress(
     by_block: bool = False,
     effort: Effort = "default",
     survey: ModelSurvey | None = None,
+    loss: Loss | None = None,
     progress: Progress | None = None,
     **retired: object,
 ) -> CompressionReport:
@@ -71,8 +74,9 @@ def compress(
     Args:
         model: any module; transformers models can afterwards be saved with ``tnc.save``.
         budget: see ``Budget``.
-        calibration: batches of int64 ids (batch, length), or dicts with ``input_ids`` and ``attention_mask``. Without them
-            errors are Euclidean, and the allocator must be ``energy`` or ``uniform``.
+        calibration: batches of int64 ids (batch, length), or whatever else the model is called with: keywords in a dict,
+            positional arguments in a list, one tensor. Without them errors are Euclidean, and the allocator must be
+            ``energy`` or ``uniform``.
         targets, ignore: patterns on module names, see ``nn.find_targets``. By default every linear layer, convolution and
             embedding, tied output heads included; where only stepped ``formats`` are asked for, embeddings and heads are left
             alone.
@@ -97,6 +101,8 @@ def compress(
         effort: ``fast`` leaves two cores out; ``max`` fits every layer again behind the compressed ones before it (see
             ``train.propagate``), which takes a few more passes over the calibration batches and loses about a quarter less.
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
+        loss: ``loss(model, batch)``, summed over examples, for models whose outputs tell nothing of what matters; batches may
+            then be anything, and divergences are per example.
         progress: receives stages and steps.
 
     Raises:
@@ -145,6 +151,7 @@ def compress(
             search=search,
             by_block=by_block,
             effort=effort,
+            loss=loss,
             progress=progress,
         )
     run = _Run(model, budget, survey, method, allocator, workers, Clock(progress or SilentProgress()))

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from safetensors import safe_open
 from torch import nn
 
-from tensornet_compress.calibrate import Batch
+from tensornet_compress.calibrate import Batch, Loss
 from tensornet_compress.calibrate.batches import calibration_fingerprint
 from tensornet_compress.calibrate.layer_metrics import (
     calibrated_metrics,
@@ -74,6 +74,7 @@ def survey_model(
     search: float | None = None,
     by_block: bool = False,
     effort: Effort = "default",
+    loss: Loss | None = None,
     progress: Progress | None = None,
 ) -> ModelSurvey:
     """Calibrate, and list what every layer may become; the model is left as found.
@@ -88,6 +89,8 @@ def survey_model(
         raise TensorNetError("method 'searched' needs the seconds of a search for each kind of layer: give search=60, say")
     if search is not None and not search > 0:
         raise TensorNetError(f"search takes the seconds for each kind of layer, was given {search}")
+    if loss is not None and (by_block or effort == "max"):
+        raise TensorNetError("a loss takes one backward pass over the whole model; leave out by_block and effort='max'")
     batches = list(calibration) if calibration is not None else []
     stepped = formats is not None or shares is not None or method in FAMILIES
     chosen, skipped = find_targets(model, targets, ignore, tables=not stepped)
@@ -100,11 +103,11 @@ def survey_model(
         passes = calibration_passes(model, chosen, metric) if by_block else 1
         with clock.stage("calibrate", passes * len(batches)) as advance:
             if scratch is None:
-                metrics = calibrated_metrics(model, batches, chosen, metric, advance, notes=notes)
+                metrics = calibrated_metrics(model, batches, chosen, metric, advance, notes=notes, loss=loss)
             else:
                 metrics = stored_metrics(model, batches, chosen, metric, Path(scratch.name), advance, notes=notes)
         if not relative:
-            prices = _prices(model, batches, chosen, metrics, clock)
+            prices = _prices(model, batches, chosen, metrics, clock, loss)
     index = weight_index(source) if source is not None else {}
     layers = [
         Layer(target.name, weight_source(model, target, index), metrics.get(target.name), prices.get(target.name))
@@ -175,6 +178,7 @@ def _prices(
     chosen: Sequence[Target],
     metrics: Mapping[str, KroneckerMetric | StoredMetric],
     clock: Clock,
+    loss: Loss | None,
 ) -> dict[str, float]:
     """Nats per token of a unit of squared error. In a metric that knows nothing of the loss a layer's weight counts as much in
     all as in the Fisher metric; a layer without a metric counts like the middling one."""
@@ -183,7 +187,7 @@ def _prices(
     if len(found) == len(chosen):
         return found
     with clock.stage("calibrate prices", len(batches)) as advance:
-        fisher = calibrated_metrics(model, batches, chosen, "fisher", advance)
+        fisher = calibrated_metrics(model, batches, chosen, "fisher", advance, loss=loss)
     for target in chosen:
         if target.name in found:
             continue

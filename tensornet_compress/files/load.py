@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
 from tensornet_compress.files.manifest import TENSORS, Manifest, read_manifest, with_permutations
 from tensornet_compress.files.whole import open_tensors
-from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear, module_kind
+from tensornet_compress.nn import NetworkModule, TNConv, TNConv2d, TNEmbedding, TNLinear, module_kind
+from tensornet_compress.nn.module import CONVOLUTIONS, embedding_scale
 from tensornet_compress.nn.plan import LayerPlan, Plan, keep_plan
 from tensornet_compress.nn.replace import set_submodule
+from tensornet_compress.nn.splitting import split_for
 from tensornet_compress.tensor import check_stored, expected_parts, expected_tensors
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
@@ -46,6 +48,7 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
     folder = Path(out_dir)
     manifest, plan, header = contents(folder)
     skeleton = model if model is not None else _skeleton(folder, manifest)
+    split_for(skeleton, sorted(replaced_names(plan)))
     check_contents(skeleton, plan, manifest, header)
     with open_tensors(folder / TENSORS) as file:
         tensors = {name: file.get_tensor(name).to(device) for name in header}
@@ -53,7 +56,8 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
         set_submodule(skeleton, name, module)
     replaced = replaced_names(plan)
     _assign(skeleton, {name: value for name, value in tensors.items() if _owner(name) not in replaced})
-    _share(skeleton, {name: other for name, other in manifest.shared.items() if _owner(name) not in replaced})
+    shares = {name: other for name, other in manifest.shared.items() if _owner(name) not in replaced or name.endswith(".bias")}
+    _share(skeleton, shares)
     keep_plan(skeleton, plan)
     return skeleton.to(device).eval()
 
@@ -154,7 +158,8 @@ def check_contents(model: nn.Module, plan: Plan, manifest: Manifest, header: Hea
         if _owner(name) not in replaced or name.rpartition(".")[2] == "bias":
             wanted[name] = (tuple(tensor.shape), None)
     for name, other in manifest.shared.items():
-        if _owner(name) not in replaced and (name not in wanted or other not in wanted or other in manifest.shared):
+        own = _owner(name) not in replaced or name.endswith(".bias")
+        if own and (name not in wanted or other not in wanted or other in manifest.shared):
             raise CheckpointError(f"the manifest says that {name!r} is shared with {other!r}, which the model does not have so")
     for name in manifest.shared:
         wanted.pop(name, None)
@@ -200,25 +205,36 @@ def replacements(
         stored = {part: tensors[f"{name}.{part}"] for part in expected_parts(layer.spec)}
         try:
             check_stored(layer.spec, stored)
-            made[name] = owner = _network_module(layer, stored, tensors.get(f"{name}.bias"))
+            bias = tensors.get(shared.get(f"{name}.bias", f"{name}.bias"))
+            made[name] = owner = _network_module(layer, stored, bias, model.get_submodule(name))
         except TensorNetError as error:
             raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
         for other in layer.tied:
             original: Any = model.get_submodule(other)
             if isinstance(original, nn.Embedding):
-                made[other] = TNEmbedding(layer.spec, owner.stored(), original.padding_idx).share_network(owner)
+                scale = _scale(original, layer)
+                made[other] = TNEmbedding(layer.spec, owner.stored(), original.padding_idx, scale).share_network(owner)
             else:
                 bias, conv1d = tensors.get(shared.get(f"{other}.bias", f"{other}.bias")), module_kind(original) == "conv1d"
                 made[other] = TNLinear(layer.spec, owner.stored(), bias, conv1d).share_network(owner)
     return made
 
 
-def _network_module(layer: LayerPlan, stored: dict[str, Tensor], bias: Tensor | None) -> NetworkModule:
+def _network_module(layer: LayerPlan, stored: dict[str, Tensor], bias: Tensor | None, original: nn.Module) -> NetworkModule:
     if layer.kind == "embedding":
-        return TNEmbedding(layer.spec, stored, layer.padding_idx)
-    if layer.kind == "conv2d":
-        return TNConv2d(layer.spec, layer.geometry or {}, stored, bias)
+        return TNEmbedding(layer.spec, stored, layer.padding_idx, _scale(original, layer))
+    if layer.kind in CONVOLUTIONS:
+        made = TNConv2d if layer.kind == "conv2d" else TNConv
+        return made(layer.spec, layer.geometry or {}, stored, bias)
     return TNLinear(layer.spec, stored, bias, layer.kind == "conv1d")
+
+
+def _scale(original: nn.Module, layer: LayerPlan) -> float:
+    """What the instance that a folder is loaded into multiplies its embeddings with."""
+    scale = embedding_scale(original, getattr(torch, layer.spec.dtype))
+    if scale is None:
+        raise CheckpointError(f"the plan speaks of an embedding where the model has a {type(original).__name__}")
+    return scale
 
 
 def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from tensornet_compress.inputs.models import (
     load_encoder,
     load_tokenizer,
     model_kind,
+    require_text,
     resolve_model,
     vocabulary_size,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "load_tokenizer",
     "model_kind",
     "rare_words",
+    "require_text",
     "resolve_model",
     "token_windows",
     "vocabulary_size",

@@ -77,6 +77,26 @@ def kind_of(architectures: Sequence[str]) -> Kind:
     return "causal" if any("CausalLM" in text or "LMHead" in text or text in known for text in architectures) else "encoder"
 
 
+def require_text(name: str | Path) -> None:
+    """Refuse what text alone cannot calibrate: models with a decoder of their own, and models of images or sound.
+
+    Raises:
+        TensorNetError: as said, no such model, or one without a readable configuration.
+    """
+    from transformers import MODEL_MAPPING
+
+    config = _config(name)
+    kind: Any = MODEL_MAPPING.get(type(config), None)
+    kind = kind[0] if isinstance(kind, tuple | list) else kind
+    reads = getattr(kind, "main_input_name", "input_ids")
+    if config.is_encoder_decoder or reads != "input_ids":
+        wants = "an encoder-decoder" if config.is_encoder_decoder else f"a model of {reads}"
+        raise TensorNetError(
+            f"{str(name)!r} is {wants} ({type(config).__name__}), which text alone does not calibrate; compress it "
+            "in Python with batches of its own: tnc.compress(model, budget, calibration=[{...}, ...]), tnc.save(model, OUT)"
+        )
+
+
 def vocabulary_size(name: str | Path) -> int:
     """Tokens in a model's vocabulary, as its configuration says.
 

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from tensornet_compress.nn.conv import TNConv2d
+from tensornet_compress.nn.conv import TNConv, TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
 from tensornet_compress.nn.module import NetworkModule, decoded, identity, layer_weight, module_kind, turned
@@ -14,6 +14,7 @@ __all__ = [
     "KeptModules",
     "NetworkModule",
     "Skipped",
+    "TNConv",
     "TNConv2d",
     "TNEmbedding",
     "TNLinear",

@@ -7,17 +7,21 @@ from torch import Tensor, nn
 
 from tensornet_compress.coding import FloatFormat
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule
+from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, embedding_scale
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 
 
 class TNEmbedding(NetworkModule):
-    """An embedding table (count, width) kept as a network; indices (...) -> vectors (..., width)."""
+    """An embedding table (count, width) kept as a network; indices (...) -> vectors (..., width), times a number."""
 
     axes = ("count", "width")
 
-    def __init__(self, spec: NetworkSpec, stored: dict[str, Tensor] | None = None, padding_idx: int | None = None):
+    def __init__(
+        self, spec: NetworkSpec, stored: dict[str, Tensor] | None = None, padding_idx: int | None = None, scale: float = 1.0
+    ):
+        """``scale``: what looked-up vectors are multiplied with."""
         super().__init__(spec, stored)
+        self.scale = scale
         self.num_embeddings, self.embedding_dim = spec.shape
         self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
         self.scale_grad_by_freq = self.sparse = False
@@ -32,7 +36,9 @@ class TNEmbedding(NetworkModule):
         """
         if embedding.max_norm is not None:
             raise TensorNetError(f"an embedding with max_norm={embedding.max_norm} rewrites its table; it cannot be compressed")
-        return cls._in_place_of(embedding, network, padding_idx=embedding.padding_idx)
+        scale = embedding_scale(embedding)
+        assert scale is not None
+        return cls._in_place_of(embedding, network, padding_idx=embedding.padding_idx, scale=scale)
 
     def forward(self, indices: Tensor) -> Tensor:
         """Integer indices (...) -> (..., width) in the replaced module's dtype.
@@ -44,7 +50,8 @@ class TNEmbedding(NetworkModule):
         self._check_range(flat)
         rows = [self._rows(number, term, flat) for number, term in enumerate(self.spec.terms)]
         total = rows[0] if len(rows) == 1 else torch.stack(rows).sum(0)
-        return total.reshape(*indices.shape, self.embedding_dim)
+        total = total.reshape(*indices.shape, self.embedding_dim)
+        return total if self.scale == 1 else total * self.scale
 
     def _rows(self, number: int, term: TermSpec, flat: Tensor) -> Tensor:
         layout = term.layout
@@ -93,10 +100,9 @@ class TNEmbedding(NetworkModule):
         moved = decoded.permute(*row_axes, *others)
         return moved[tuple(digits[int(labels[axis][1:])] for axis in row_axes)]
 
-    def materialize(self) -> nn.Embedding:
-        """The dense ``nn.Embedding`` in the original dtype."""
-        dense = nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=self.padding_idx)
-        return dense.train(self.training)
+    def materialize(self) -> nn.Module:
+        """The dense embedding of the original class, in the original dtype."""
+        return self._made_dense(nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta"))
 
 
 def _row_axes(term: TermSpec, labels: tuple[str, ...]) -> list[int]:

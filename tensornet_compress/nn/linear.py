@@ -136,7 +136,6 @@ class TNLinear(NetworkModule):
 
     def materialize(self) -> nn.Module:
         """The dense layer of the original class (``nn.Linear`` or ``Conv1D``), in the original dtype."""
-        weight = self.weight.detach().contiguous()
         layer: Any
         if self.conv1d:
             from transformers.pytorch_utils import Conv1D
@@ -146,11 +145,7 @@ class TNLinear(NetworkModule):
                 layer = Conv1D(self.out_features, self.in_features)
         else:
             layer = nn.Linear(self.in_features, self.out_features, self._parameters["bias"] is not None, device="meta")
-        layer.weight = nn.Parameter(weight)
-        bias = self._parameters["bias"]
-        if bias is not None:
-            layer.bias = nn.Parameter(bias.detach().clone())
-        return layer.train(self.training)
+        return self._made_dense(layer)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, {self.spec.describe()}, bias={self._parameters['bias'] is not None}"

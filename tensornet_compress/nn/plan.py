@@ -12,6 +12,7 @@ from torch import nn
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn.conv import conv_geometry
+from tensornet_compress.nn.module import CONVOLUTIONS
 from tensornet_compress.nn.targets import Target
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
@@ -23,7 +24,7 @@ _SAVE = "save_pretrained"
 class LayerPlan(Frozen):
     """One layer: the spec of its weight and what its module needs beside it."""
 
-    kind: Literal["linear", "conv1d", "conv2d", "embedding"]
+    kind: Literal["linear", "conv1d", "conv2d", "embedding", "conv", "conv_transpose"]
     spec: NetworkSpec
     tied: tuple[str, ...] = ()
     bias: bool = False
@@ -56,7 +57,7 @@ def layer_plan(target: Target, module: nn.Module, spec: NetworkSpec) -> LayerPla
         tied=target.tied,
         bias=getattr(module, "bias", None) is not None,
         padding_idx=getattr(module, "padding_idx", None),
-        geometry=conv_geometry(module) if isinstance(module, nn.Conv2d) else None,
+        geometry=conv_geometry(module) if target.kind in CONVOLUTIONS else None,
     )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tensornet_compress.errors import TargetError
-from tensornet_compress.nn.conv import TNConv2d
+from tensornet_compress.errors import CheckpointError, TargetError
+from tensornet_compress.nn.conv import TNConv, TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
-from tensornet_compress.nn.module import NetworkModule, identity, module_kind
+from tensornet_compress.nn.module import HOLDERS, NetworkModule, identity, module_kind
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan, drop_plan, keep_plan
+from tensornet_compress.nn.split import SplitModule
 from tensornet_compress.tensor import TensorNetwork
 
 
@@ -30,9 +31,11 @@ def build_replacement(module: nn.Module, network: TensorNetwork) -> NetworkModul
         return TNLinear.from_linear(module, network)
     if kind == "conv2d" and isinstance(module, nn.Conv2d):
         return TNConv2d.from_conv2d(module, network)
+    if kind in ("conv", "conv_transpose"):
+        return TNConv.from_conv(module, network)
     if kind == "embedding" and isinstance(module, nn.Embedding):
         return TNEmbedding.from_embedding(module, network)
-    raise TargetError(f"a {type(module).__name__} cannot hold a network; Linear, Conv1D, Conv2d and Embedding can")
+    raise TargetError(f"a {type(module).__name__} cannot hold a network; {HOLDERS} can")
 
 
 def replace_module(model: nn.Module, name: str, network: TensorNetwork, tied: tuple[str, ...] = ()) -> NetworkModule:
@@ -47,12 +50,44 @@ def replace_module(model: nn.Module, name: str, network: TensorNetwork, tied: tu
     return replacement
 
 
+def _shared_biases(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By module, the biases that something else holds too (the head of a masked language model), and goes on holding."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, []).append(name)
+    shared = {name: parameter for parameter, names in owners.items() if len(names) > 1 for name in names}
+    return {name.removesuffix(".bias"): parameter for name, parameter in shared.items() if name.endswith(".bias")}
+
+
+def _save_pretrained(*_arguments: Any, **_keywords: Any) -> None:
+    raise CheckpointError(
+        "this is a part of what was compressed, and from_pretrained would load random weights in place of its networks; use "
+        "tnc.save(model, folder) on the whole, or tnc.materialize(model) first"
+    )
+
+
+def _refuse_to_save_parts(model: nn.Module) -> None:
+    """Models of transformers inside the one that was compressed do not save themselves while they hold networks."""
+    for module in model.modules():
+        if module is not model and callable(getattr(type(module), "save_pretrained", None)):
+            holds = any(isinstance(part, NetworkModule | SplitModule) for part in module.modules())
+            if holds:
+                module.__dict__["save_pretrained"] = _save_pretrained
+            else:
+                module.__dict__.pop("save_pretrained", None)
+
+
 def install(model: nn.Module, networks: Mapping[str, TensorNetwork], plan: Plan) -> None:
     """Replace modules by their networks, let the modules that the plan ties to them share these, and keep the plan with the
     model."""
+    biases = _shared_biases(model)
     for name, network in networks.items():
         replace_module(model, name, network, plan.layers[name].tied)
+    for name, bias in biases.items():
+        if isinstance(module := model.get_submodule(name), NetworkModule):
+            module._parameters["bias"] = bias
     keep_plan(model, plan)
+    _refuse_to_save_parts(model)
 
 
 class KeptModules:
@@ -77,6 +112,7 @@ class KeptModules:
             keep_plan(self._model, self._plan)
         for module, children in self._children:
             module._modules.update(children)
+        _refuse_to_save_parts(self._model)
         with torch.no_grad():
             for parameter, values in self._vectors:
                 parameter.copy_(values)
@@ -96,7 +132,7 @@ def materialize(model: nn.Module) -> nn.Module:
     dense_of: dict[nn.Module, nn.Module] = {}
     sharing: dict[tuple[Any, ...], nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(module, (TNLinear, TNConv2d, TNEmbedding)):
+        if not isinstance(module, (TNLinear, TNConv, TNEmbedding)):
             continue
         if module not in dense_of:
             dense_of[module] = dense = module.materialize()
@@ -104,4 +140,5 @@ def materialize(model: nn.Module) -> nn.Module:
             dense.weight = first.weight
         set_submodule(model, name, dense_of[module])
     drop_plan(model)
+    _refuse_to_save_parts(model)
     return model

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TargetError
-from tensornet_compress.nn.module import FLOATS, KINDS, NetworkModule, identity, layer_weight, module_kind
+from tensornet_compress.nn.module import FLOATS, HOLDERS, KINDS, NetworkModule, identity, layer_weight, module_kind
+from tensornet_compress.nn.split import SplitModule
+from tensornet_compress.nn.splits import split_kind
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A module that stays as it is, and why."""
+    """A module that stays as it is, why, and the bytes of its own parameters."""
 
     name: str
     kind: str
     reason: str
+    nbytes: int = 0
 
 
 def find_targets(
@@ -39,7 +42,7 @@ def find_targets(
 ) -> tuple[list[Target], list[Skipped]]:
     """Modules to compress and modules left alone, in model order.
 
-    Without ``targets`` these are all linear, Conv1D and Conv2d layers but the output head and whatever is tied to an
+    Without ``targets`` these are all linear layers and convolutions but the output head and whatever is tied to an
     embedding; with ``tables`` these too. A pattern is a glob on the full name or on a suffix of it (``*.q_proj``,
     ``lm_head``), or ``re:`` and a regular expression. Modules that share one weight are one target. Every other module that
     owns a matrix or a larger tensor is among those left alone; vectors (norms, biases) are never compressed and not listed.
@@ -50,10 +53,11 @@ def find_targets(
     modules = dict(model.named_modules(remove_duplicate=False))
     kinds = {name: kind for name, module in modules.items() if (kind := module_kind(module)) is not None}
     others = {name: reason for name, module in modules.items() if name not in kinds and (reason := _unsupported(name, module))}
+    splits = [name for name, module in modules.items() if isinstance(module, SplitModule)]
     for pattern in targets or ():
-        _require_match(pattern, kinds, others)
+        _require_match(pattern, [*kinds, *splits], others)
     for pattern in ignore:
-        _require_match(pattern, [*kinds, *others], {})
+        _require_match(pattern, [*kinds, *splits, *others], {})
     if tables and targets is None:
         targets = ("*",)
     choice = _Choice(model, kinds, targets, ignore)
@@ -61,7 +65,7 @@ def find_targets(
     skipped: list[Skipped] = []
     for name, module in modules.items():
         if name in others:
-            skipped.append(Skipped(name, type(module).__name__, others[name]))
+            skipped.append(Skipped(name, type(module).__name__, others[name], _own_nbytes(module)))
         if name not in kinds:
             continue
         reason = choice.reason_to_skip(name)
@@ -73,9 +77,13 @@ def find_targets(
         if reason is None:
             chosen.append(Target(name, kinds[name], tuple(tied)))
         else:
-            skipped.append(Skipped(name, kinds[name], reason))
+            skipped.append(Skipped(name, kinds[name], reason, _own_nbytes(module)))
     if not chosen:
-        raise TargetError(f"nothing to compress: {len(skipped)} layers, all skipped (first: {skipped[:1]})")
+        reasons: dict[str, list[str]] = {}
+        for skip in skipped:
+            reasons.setdefault(skip.reason, []).append(skip.name)
+        told = "; ".join(f"{len(names)} layers ({names[0]!r} first): {reason}" for reason, names in reasons.items())
+        raise TargetError(f"nothing to compress: {len(skipped)} layers, all skipped: {told or 'the model has none'}")
     return chosen, skipped
 
 
@@ -103,9 +111,9 @@ class _Choice:
         Raises:
             TargetError: it would be compressed, but its weight is not finite.
         """
-        if any(_matches(pattern, name) for pattern in self.ignore):
+        if self._named(self.ignore, name):
             return "matched by ignore"
-        if self.targets is not None and not any(_matches(pattern, name) for pattern in self.targets):
+        if self.targets is not None and not self._named(self.targets, name):
             return "not matched by targets"
         if self.targets is None and self.kinds[name] == "embedding":
             return "embeddings are compressed only when named in targets"
@@ -116,6 +124,13 @@ class _Choice:
         if reason is None and not torch.isfinite(layer_weight(module)).all():
             raise TargetError(f"the weight of {name!r} holds NaN or infinite entries; repair the model, or ignore that module")
         return reason
+
+    def _named(self, patterns: Sequence[str], name: str) -> bool:
+        """Whether a pattern is for a layer, or for the module that it was split from."""
+        parts = name.split(".")
+        owners = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+        names = [name, *(owner for owner in owners if isinstance(self.model.get_submodule(owner), SplitModule))]
+        return any(matches(pattern, one) for pattern in patterns for one in names)
 
     def _held_elsewhere(self, weight: Tensor) -> str | None:
         """Memory that a module without a network goes on holding would not become smaller."""
@@ -149,6 +164,8 @@ def _unusable(model: nn.Module, name: str, module: nn.Module) -> str | None:
         return "max_norm rewrites the table at run time"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode {module.padding_mode!r} is not supported"
+    if getattr(module, "transposed", False) and getattr(module, "groups", 1) != 1:
+        return "a transposed convolution in groups is not supported"
     return None
 
 
@@ -160,10 +177,16 @@ def _unsupported(name: str, module: nn.Module) -> str | None:
     named = f"{', '.join(held)} ({sum(tensor.numel() * tensor.element_size() for tensor in held.values()):,} bytes)"
     if isinstance(module, NetworkModule):
         return f"{named}: it is a network already"
+    if split_kind(module) is not None:
+        return f"{named}: targets want none of the layers that a {type(module).__name__} can be split into, or it computes more"
     base = next((base for base, _ in KINDS if isinstance(module, base)), None)
     if base is not None:
         return f"{named}: {type(module).__name__} computes something else than nn.{base.__name__}"
-    return f"{named}: a {type(module).__name__} cannot hold a network; Linear, Conv1D, Conv2d and Embedding can"
+    return f"{named}: a {type(module).__name__} cannot hold a network; {HOLDERS} can"
+
+
+def _own_nbytes(module: nn.Module) -> int:
+    return sum(part.numel() * part.element_size() for part in module._parameters.values() if part is not None)
 
 
 def _matrices_elsewhere(model: nn.Module, kinds: dict[str, str]) -> Iterator[tuple[str, str, Tensor]]:
@@ -192,7 +215,8 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern, see ``find_targets``, is for a name."""
     if pattern.startswith("re:"):
         return re.search(pattern[3:], name) is not None
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
@@ -204,10 +228,10 @@ def _require_match(pattern: str, names: Sequence[str] | dict[str, str], unsuppor
             re.compile(pattern[3:])
         except re.error as error:
             raise TargetError(f"pattern {pattern!r} is not a regular expression: {error}") from error
-    if any(_matches(pattern, name) for name in names):
+    if any(matches(pattern, name) for name in names):
         return
     for name, reason in unsupported.items():
-        if _matches(pattern, name):
+        if matches(pattern, name):
             raise TargetError(f"pattern {pattern!r} matches no compressible module; {name!r} is left alone: {reason}")
     endings = {name.rsplit(".", 1)[-1] for name in names}
     near = difflib.get_close_matches(pattern, sorted(endings | set(names)), n=4, cutoff=0.3)

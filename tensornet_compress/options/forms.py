@@ -10,7 +10,7 @@ from tensornet_compress.coding.floats import FLOAT_DTYPES
 from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes, tails
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.options.layer import LayerStatistics, Option
-from tensornet_compress.options.offered import CORE_FORMATS, DENSE_FORMATS, FAMILIES, Family, native_layout
+from tensornet_compress.options.offered import CORE_FORMATS, DENSE_FORMATS, FAMILIES, Family, native_layout, peak_of, reaching
 from tensornet_compress.options.rounding import dense_error, rounding_error
 from tensornet_compress.options.two_cores import matrix_options, residual_options
 from tensornet_compress.tensor import Layout, Topology
@@ -40,7 +40,7 @@ def layer_options(
     if unknown:
         raise TensorNetError(f"unknown families {unknown}; choose from {FAMILIES}")
     options = list(_dense_options(statistics, formats, integers="dense" in families))
-    core_formats = [parse_format(name) for name in formats or CORE_FORMATS]
+    core_formats = [reaching(parse_format(name), peak_of(statistics.weight)) for name in formats or CORE_FORMATS]
     plain_formats = [fmt for fmt in core_formats if not isinstance(fmt, PivotFormat)]
     if "svd" in families:
         options += matrix_options(statistics, core_formats, shares)
@@ -67,7 +67,7 @@ def _dense_options(statistics: LayerStatistics, formats: Sequence[str] | None, i
     shape = tuple(statistics.weight.shape)
     layout, topology = Layout.native(shape), Topology.one_core(len(shape))
     for name in dict.fromkeys(name.removesuffix("p") for name in formats or DENSE_FORMATS):
-        fmt = parse_format(name)
+        fmt = reaching(parse_format(name), peak_of(statistics.weight))
         if isinstance(fmt, IntFormat) and not integers:
             continue
         if isinstance(fmt, FloatFormat) and FLOAT_DTYPES[fmt.dtype].itemsize > statistics.weight.element_size():

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding import FloatFormat, NamedFormat, PivotFormat
+from tensornet_compress.coding import FloatFormat, IntFormat, NamedFormat, PivotFormat
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor import Layout, Tensorization, Topology, choose_radices
 
@@ -62,6 +62,13 @@ def formats_named(formats: str | Sequence[str] | None, method: str) -> tuple[Seq
 def peak_of(tensor: Tensor) -> float:
     """The largest magnitude of the entries; 0 where there are none."""
     return max(map(abs, map(float, torch.aminmax(tensor)))) if tensor.numel() else 0.0
+
+
+def reaching(fmt: NamedFormat, peak: float) -> NamedFormat:
+    """The format, with bf16 scales where fp16 ones do not reach numbers of up to this size."""
+    if not isinstance(fmt, IntFormat) or fmt.scale_dtype != "fp16" or peak == 0 or 1 / _NEAR <= peak <= _NEAR:
+        return fmt
+    return IntFormat.model_validate(fmt.model_dump() | {"scale_dtype": "bf16"})
 
 
 def in_reach(peak: float, formats: Sequence[NamedFormat]) -> tuple[list[NamedFormat], str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tensornet_compress.calibrate import Batch, kept_output, model_inputs, total_divergence
-from tensornet_compress.calibrate.batches import named_parts
+from tensornet_compress.calibrate.batches import Inputs, named_parts
 from tensornet_compress.calibrate.blocks import find_blocks, replaced_forwards, without_cache
 from tensornet_compress.calibrate.hooks import autocast, evaluating
 from tensornet_compress.compressing.refine import master_parameters, relative_groups
@@ -190,10 +190,10 @@ class _Objective:
             output, logits = kept_output(self.model, inputs)
         return total_divergence(target, output, logits, normalised=True) / len(output)
 
-    def _asked(self, inputs: dict[str, Tensor]) -> Tensor:
+    def _asked(self, inputs: Inputs) -> Tensor:
         """The teacher's log probabilities, in half precision if they are kept, or its output vectors."""
         assert self.teacher is not None
-        with evaluating(self.teacher), torch.no_grad(), autocast(inputs["input_ids"].device, self.precision):
+        with evaluating(self.teacher), torch.no_grad(), autocast(next(self.teacher.parameters()).device, self.precision):
             output, logits = kept_output(self.teacher, inputs)
         if not logits:
             return output.float()

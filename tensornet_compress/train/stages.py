@@ -27,6 +27,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, plan_targets
+from tensornet_compress.nn.splitting import on_layers
 from tensornet_compress.progress import Progress, SilentProgress
 from tensornet_compress.train.heal import heal
 from tensornet_compress.train.isvt import isvt
@@ -35,6 +36,7 @@ from tensornet_compress.train.reduction import Schedule
 CHOICES = ("euclidean", "row-fisher", "input", "kronecker", "fisher")
 
 
+@on_layers
 def compress_in_stages(
     model: nn.Module,
     budget: Budget,

@@ -57,3 +57,33 @@ def test_missing_weights_are_an_error_and_tied_ones_are_not(llama_folder: Path, 
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TensorNetError, match=r"has no weights for lm_head\.weight"):
         load_causal_lm(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["T5", "ViT", "Whisper"])
+def test_models_that_text_alone_does_not_calibrate_are_refused_in_one_line(family, tmp_path):
+    import transformers
+
+    sizes = {
+        "T5": {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+        "ViT": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32},
+        "Whisper": {"vocab_size": 64, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+                    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "pad_token_id": 0},
+    }[family]  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path / "model")
+    result = CliRunner().invoke(app, ["weights", str(tmp_path / "model"), str(tmp_path / "out"), "--bits-per-weight", "4"])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "which text alone does not calibrate; compress it in Python" in result.stderr
+
+
+def test_unexpected_errors_are_one_line_unless_asked_for(monkeypatch, tmp_path):
+    def broken(_name):
+        raise ZeroDivisionError("a fault\nof ours")
+
+    monkeypatch.setattr("tensornet_compress.inputs.require_text", broken)
+    arguments = ["weights", "some/model", str(tmp_path / "out"), "--bits-per-weight", "4"]
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "error: unexpected ZeroDivisionError: a fault of ours; tensornet-compress --debug" in result.stderr
+    assert isinstance(CliRunner().invoke(app, ["--debug", *arguments]).exception, ZeroDivisionError)

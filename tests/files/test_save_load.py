@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,14 @@ def test_an_existing_folder_is_replaced_only_when_asked(folder, tmp_path):
     with pytest.raises(CheckpointError, match="file"):
         tnc.save(model, tmp_path / "file", overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_save_pretrained_is_refused_while_a_model_holds_networks(tmp_path):
+    model = tiny_llama()
+    tnc.compress(model, tnc.Budget(bits_per_weight=8.5), targets=["q_proj"], allocator="energy", workers=1)
+    for part in (model, model.model, copy.deepcopy(model), tnc.load(tnc.save(model, tmp_path / "saved"))):
+        with pytest.raises(CheckpointError, match=r"use tnc.save\(model, folder\)"):
+            part.save_pretrained(tmp_path / "plain")
+    dense, ids = tnc.materialize(model), batches(1)[0]
+    dense.save_pretrained(tmp_path / "plain")
+    assert torch.equal(type(model).from_pretrained(tmp_path / "plain")(ids).logits, dense(ids).logits)

@@ -101,6 +101,7 @@ class LiveCache(CompressedCache, mode="live"):
                 side = CodedSide(code, planes, sealed, tensors[f"sink_{name}{place}"], tensors[f"sink_index{place}"])
                 layer.sides = (*layer.sides, side)
 
+    @torch.autocast("cpu", enabled=False)
     def _own_tensors(self) -> dict[str, Tensor]:
         """Bases made from the sequence itself, by flat name: what has to be kept with its codes."""
         tensors: dict[str, Tensor] = {}

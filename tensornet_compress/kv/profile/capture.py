@@ -86,6 +86,11 @@ def full_attention_layers(cache: Any) -> tuple[int, ...]:
     return layers
 
 
+def _attending(cache: Any) -> list[int]:
+    """Indices of the layers of a filled cache that hold keys: all but those of linear attention and the like."""
+    return [i for i, layer in enumerate(cache.layers) if getattr(layer, "keys", None) is not None]
+
+
 class Runner:
     """Runs one model on windows with a plain cache, with positions recorded. Use as a context manager."""
 
@@ -135,14 +140,16 @@ class Runner:
         """One ``Captured`` per sequence of a filled cache; mask (batch, tokens); ``heard``: the queries of every layer."""
         layers = full_attention_layers(cache)
         plain = [self.plain(cache.layers[i].keys, positions) for i in layers]
-        asked = [self.plain(heard[i][0], positions) for i in layers] if heard else []
+        attending = _attending(cache)
+        heard = [heard[attending.index(i)] for i in layers] if heard else []
+        asked = [self.plain(query, positions) for query, _ in heard]
         for row, keep in enumerate(mask.bool().to(self.device)):
             yield Captured(
                 layers,
                 [keys[row][:, keep].cpu() for keys in plain],
                 [cache.layers[i].values[row][:, keep].float().cpu() for i in layers],
                 [queries[row][:, keep].cpu() for queries in asked],
-                [heard[i][1] for i in layers] if heard else [],
+                [scale for _, scale in heard],
             )
 
     def capture(self, window: Window, queries: bool = False) -> Iterator[Captured]:
@@ -153,7 +160,7 @@ class Runner:
         """
         heard: Heard | None = [] if queries else None
         cache, positions = self.prefill(window.ids, window.mask, heard)
-        layers: list[Any] = list(cache.layers)
+        layers: list[Any] = [cache.layers[i] for i in _attending(cache)]
         meet = heard is None or len(heard) == len(layers)
         for layer, (query, _) in zip(layers, heard or ()):
             meet = meet and query.shape[-1] == layer.keys.shape[-1]

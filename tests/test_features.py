@@ -1,0 +1,26 @@
+"""No family is silently wrong in any feature, and docs/architectures.md says what happens."""
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from tests.architectures import FAMILIES
+from tests.features import FEATURES, PAGE, letters_of, line_of, row
+
+_PAGE = PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_feature_of_a_family_is_equal_or_refused_as_the_page_says(name):
+    cells = row(name)
+    assert not {feature: cell for feature, cell in cells.items() if cell.startswith("WRONG")}
+    known = letters_of(_PAGE)
+    assert line_of(name, cells, known) in _PAGE.splitlines(), "stale page: run python -m tests.features"
+
+
+def test_the_page_speaks_of_at_least_forty_families_and_few_refusals():
+    lines = [line for line in _PAGE.splitlines() if line.startswith("| ") and " | equal" in line]
+    assert len(lines) == len(FAMILIES) >= 40
+    cells = [cell for line in lines for cell in line.strip("| ").split(" | ")[2:]]
+    assert len(cells) == len(FAMILIES) * len(FEATURES)
+    assert sum(len(cell) == 1 and cell.isalpha() for cell in cells) <= 0.1 * sum(cell != "–" for cell in cells)

@@ -1,6 +1,6 @@
 """Running a model under hooks: batches, blocks, statistics and divergence."""
 
-from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs
+from tensornet_compress.calibrate.batches import Batch, check_calibration, check_vocabulary, kept_output, model_inputs
 from tensornet_compress.calibrate.blocks import BlockRunner
 from tensornet_compress.calibrate.by_blocks import statistics_by_block
 from tensornet_compress.calibrate.collect import collect_statistics
@@ -13,6 +13,8 @@ __all__ = [
     "GradientStatistics",
     "InputMoment",
     "Reference",
+    "check_calibration",
+    "check_vocabulary",
     "collect_statistics",
     "kept_output",
     "kl_divergence",

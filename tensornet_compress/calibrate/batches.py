@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.nn.finite import require_finite
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -21,10 +23,31 @@ def named_parts(batch: Batch) -> Mapping[str, Tensor]:
 def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """A batch (ids, or a dict with ``input_ids`` and perhaps ``attention_mask``) -> keyword arguments of the model."""
     parts = named_parts(batch)
-    if "input_ids" not in parts or parts["input_ids"].ndim != 2 or parts["input_ids"].is_floating_point():
-        given = {name: tuple(value.shape) for name, value in parts.items()}
-        raise TensorNetError(f"a batch must hold integer input_ids of shape (batch, length), was given {given}")
+    ids = parts.get("input_ids")
+    if ids is None or ids.ndim != 2 or not ids.numel() or ids.is_floating_point() or ids.dtype == torch.bool:
+        given = {name: (tuple(value.shape), str(value.dtype)) for name, value in parts.items()}
+        raise TensorNetError(f"a batch must hold integer input_ids of shape (batch, length), not empty, was given {given}")
     return {name: value.to(device) for name, value in parts.items()}
+
+
+def check_calibration(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Refuse a model with broken weights, and batches that it cannot be called with, before the work.
+
+    Raises:
+        TensorNetError: weights that are not finite; no token ids, or ids outside the vocabulary.
+    """
+    require_finite(model)
+    for batch in batches:
+        check_vocabulary(model, model_inputs(batch, torch.device("cpu"))["input_ids"])
+
+
+def check_vocabulary(model: nn.Module, ids: Tensor) -> None:
+    """Raises TensorNetError for ids that a model has no embedding for; models that do not show theirs are not asked."""
+    find: Any = getattr(model, "get_input_embeddings", None)
+    words = getattr(find() if callable(find) else None, "num_embeddings", None)
+    low, high = map(int, ids.aminmax())
+    if words is not None and (low < 0 or high >= words):
+        raise TensorNetError(f"token ids from {low} to {high} are not in the model's vocabulary of {words}; use its tokenizer")
 
 
 def model_output(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, bool]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
 
-from safetensors import safe_open
-
+from tensornet_compress.errors import CheckpointError
 from tensornet_compress.files import TENSORS, read_manifest
+from tensornet_compress.files.reading import tensor_nbytes
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.tensor import expected_tensors
 
@@ -75,17 +74,19 @@ def folder_ledger(folder: str | Path) -> Ledger:
     rows = []
     for name, layer in manifest.plan.layers.items():
         names = [f"{name}.{part}" for part in (*expected_tensors(layer.spec), *(["bias"] if layer.bias else []))]
+        if missing := [part for part in names if part not in stored]:
+            raise CheckpointError(f"{str(folder / TENSORS)!r} lacks {missing[0]!r}, which the manifest names")
         nbytes = sum(stored.pop(part) for part in names)
-        entry = manifest.layers.get(name, {})
+        entry = manifest.layers.get(name)
         rows.append(
             LedgerRow(
                 name=name,
                 network=layer.spec.describe(),
-                family=entry.get("family") or "",
+                family=(entry and entry.family) or "",
                 nbytes=nbytes,
                 weights=prod(layer.spec.shape),
-                error=entry.get("error"),
-                share=nbytes / total,
+                error=None if entry is None else entry.error,
+                share=nbytes / max(total, 1),
             )
         )
     header = (folder / TENSORS).stat().st_size - total
@@ -93,13 +94,3 @@ def folder_ledger(folder: str | Path) -> Ledger:
         str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file() and p.name != TENSORS
     }
     return Ledger(layers=tuple(rows), other_tensors=stored, header=header, files=files)
-
-
-def tensor_nbytes(path: Path) -> dict[str, int]:
-    """Bytes of each tensor of a safetensors file, read from its header."""
-    with safe_open(str(path), framework="pt"):  # Refuses what is no such file.
-        pass
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    ends = {name: entry["data_offsets"] for name, entry in sorted(header.items()) if name != "__metadata__"}
-    return {name: end - start for name, (start, end) in ends.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
-from tensornet_compress.files.manifest import TENSORS, Manifest, read_manifest, with_permutations
-from tensornet_compress.files.whole import open_tensors
-from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear, module_kind
+from tensornet_compress.files.hashes import check_digests, refuse_nan
+from tensornet_compress.files.limits import check_config, check_size
+from tensornet_compress.files.manifest import TENSORS, Manifest, check_files, read_manifest, with_permutations
+from tensornet_compress.files.reading import open_tensors, steady
+from tensornet_compress.nn import NetworkModule, TNConv2d, TNEmbedding, TNLinear, layer_weight, module_kind
+from tensornet_compress.nn.conv import conv_geometry
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, LayerPlan, Plan
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.tensor import check_stored, expected_parts, expected_tensors
@@ -21,7 +25,7 @@ from tensornet_compress.tensor import check_stored, expected_parts, expected_ten
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
 
 
-def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.device | str = "cpu") -> Any:
+def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.device | str = "cpu", verify: bool = True) -> Any:
     """A compressed model from a folder written by ``save``, in eval mode.
 
     Args:
@@ -29,6 +33,7 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
         model: for models that are not from transformers, an uncompressed instance of the same architecture; its targeted layers
             are replaced and all of its tensors overwritten.
         device: where the tensors go.
+        verify: check the hashes of all that was saved; folders of older releases have none.
 
     >>> import torch, tensornet_compress as tnc
     >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
@@ -39,16 +44,25 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
     True
 
     Raises:
-        CheckpointError: unknown version, missing or unknown tensors, wrong shapes or dtypes, truncated files.
+        CheckpointError: unknown version, missing or unknown tensors, wrong shapes or dtypes, NaN, damaged or truncated files.
     """
-    folder = Path(out_dir)
-    manifest = read_manifest(folder)
+    return steady(Path(out_dir), partial(_load, model=model, device=device, verify=verify))
+
+
+def _load(folder: Path, model: nn.Module | None, device: torch.device | str, verify: bool) -> nn.Module:
+    manifest = read_manifest(folder, verify)
     with open_tensors(folder / TENSORS) as file:
         header = {name: _description(file, name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header}
+        if verify:
+            check_files(folder, manifest)
+            if manifest.hashes:
+                check_digests(tensors, manifest.hashes, repr(str(folder / TENSORS)))
         plan = _unpack_orders(manifest.plan, file, header)
-        skeleton = model if model is not None else _skeleton(folder, manifest)
+        skeleton = model if model is not None else _skeleton(folder, manifest, len(header))
         _check(skeleton, plan, manifest, header)
-        tensors = {name: file.get_tensor(name).to(device) for name in header}
+    _check_numbers(tensors, folder)
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     for name, module in _replacements(skeleton, plan, manifest.shared, tensors).items():
         set_submodule(skeleton, name, module)
     replaced = _replaced(plan)
@@ -72,10 +86,13 @@ def load_plan(out_dir: str | Path) -> Plan:
     Raises:
         CheckpointError: as ``load``.
     """
-    folder = Path(out_dir)
-    manifest = read_manifest(folder)
-    with open_tensors(folder / TENSORS) as file:
-        return _unpack_orders(manifest.plan, file, set(file.keys()))
+
+    def read(folder: Path) -> Plan:
+        manifest = read_manifest(folder)
+        with open_tensors(folder / TENSORS) as file:
+            return _unpack_orders(manifest.plan, file, set(file.keys()))
+
+    return steady(Path(out_dir), read)
 
 
 def _description(file: Any, name: str) -> tuple[tuple[int, ...], torch.dtype | None]:
@@ -91,12 +108,14 @@ def _unpack_orders(plan: Plan, file: Any, header: Collection[str]) -> Plan:
         return tensor
 
     try:
+        for name, layer in plan.layers.items():
+            check_size(layer.spec, f"the plan of {name!r}")
         return with_permutations(plan, read)
     except TensorNetError as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(str(error)) from error
 
 
-def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
+def _skeleton(folder: Path, manifest: Manifest, tensors: int) -> nn.Module:
     """The architecture with parameters on the meta device; buffers that no file holds are computed."""
     if manifest.architecture is None:
         raise CheckpointError(f"{str(folder)!r} holds no transformers model; pass load(..., model=an uncompressed instance)")
@@ -115,6 +134,8 @@ def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
     try:
         config_class: Any = architecture.config_class
         config = config_class.from_pretrained(folder)
+        if "config.json" not in manifest.files:
+            check_config(config, tensors, architecture)
         with init_empty_weights(include_buffers=False):
             model: Any = architecture(config)
         if (folder / "generation_config.json").is_file() and model.can_generate():
@@ -136,6 +157,8 @@ def _check(
         raise CheckpointError(f"the plan speaks of modules {unknown} that a {type(model).__name__} does not have")
     wanted: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {}
     for name, layer in plan.layers.items():
+        for of in (name, *layer.tied):
+            _check_layer(of, modules[of], layer, of != name)
         wanted |= {f"{name}.{part}": description for part, description in expected_tensors(layer.spec).items()}
     for name, tensor in model.state_dict().items():
         if _owner(name) not in replaced or name.rpartition(".")[2] == "bias":
@@ -157,6 +180,33 @@ def _check(
     total = sum(prod(shape) * (dtype.itemsize if dtype is not None else 8) for shape, dtype in header.values())
     if all(dtype is not None for _, dtype in header.values()) and total != manifest.nbytes:
         raise CheckpointError(f"{TENSORS} holds {total:,} bytes of tensors, the manifest says {manifest.nbytes:,}")
+
+
+def _check_layer(name: str, module: Any, layer: LayerPlan, tied: bool) -> None:
+    """A layer of the plan against the module that it is to replace."""
+    if isinstance(module, NetworkModule):
+        raise CheckpointError(f"the model's {name!r} is a network already; pass an uncompressed instance")
+    kind, weight = module_kind(module), layer_weight(module)
+    if tuple(weight.shape) != layer.spec.shape or (not tied and kind != layer.kind):
+        raise CheckpointError(
+            f"the plan makes {name!r} a {layer.kind} of shape {layer.spec.shape}, it is a {kind} of shape {tuple(weight.shape)}"
+        )
+    if kind == "conv2d" and layer.geometry is not None and _plain(conv_geometry(module)) != _plain(layer.geometry):
+        raise CheckpointError(f"the plan gives {name!r} the geometry {layer.geometry}, the model has {conv_geometry(module)}")
+    if not tied and getattr(module, "padding_idx", None) != layer.padding_idx:
+        raise CheckpointError(f"the plan gives {name!r} padding_idx {layer.padding_idx}, the model has {module.padding_idx}")
+
+
+def _plain(geometry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in geometry.items()}
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    try:
+        for name, tensor in tensors.items():
+            refuse_nan(name, tensor)
+    except TensorNetError as error:
+        raise CheckpointError(f"{str(folder / TENSORS)!r}: {error}") from error
 
 
 def _same_kind(found: torch.dtype | None, expected: torch.dtype) -> bool:
@@ -184,7 +234,7 @@ def _replacements(
         try:
             check_stored(layer.spec, stored)
             made[name] = owner = _network_module(layer, stored, tensors.get(f"{name}.bias"))
-        except TensorNetError as error:
+        except (TensorNetError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
         for other in layer.tied:
             original: Any = model.get_submodule(other)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_serializer, field_validator, model_validator
 
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.reading import LARGEST_JSON, read_bytes
 from tensornet_compress.files.whole import whole_file
 from tensornet_compress.frozen import Frozen
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Task = Literal["weights", "kv", "search", "speed"]
 Role = Literal["size", "before", "quality", "time", "other"]
 _TIME_UNIT = re.compile(
@@ -68,17 +70,17 @@ class LayerCell(Frozen):
     family: str
     formats: str
     ranks: tuple[int, ...] = ()
-    bits_per_weight: float
+    bits_per_weight: Finite
     nbytes: int
-    error: float | None = None
+    error: Finite | None = None
 
 
 class Spectrum(Frozen):
     """Singular values of one unfolding before and after ordering, each divided by the largest of both, in falling order."""
 
     title: str
-    before: tuple[float, ...]
-    after: tuple[float, ...]
+    before: tuple[Finite, ...]
+    after: tuple[Finite, ...]
 
 
 class Drawing(Frozen):
@@ -100,8 +102,8 @@ class BitsOfLayer(Frozen):
     """Bits per element that a cache spends on keys and values of one layer."""
 
     layer: int
-    keys: float
-    values: float
+    keys: Finite
+    values: Finite
 
 
 class Row(Frozen):
@@ -117,9 +119,9 @@ class Row(Frozen):
     subject: str
     method: str
     ours: bool = False
-    budget: float | None = None
+    budget: Finite | None = None
     budget_unit: str = ""
-    values: dict[str, float] = Field(default_factory=dict)
+    values: dict[str, Finite] = Field(default_factory=dict)
     seed: int | None = None
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     note: str = ""
@@ -157,7 +159,7 @@ class Result(Frozen):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     measures: dict[str, Measure]
     rows: tuple[Row, ...] = ()
-    seconds: float | None = None
+    seconds: Finite | None = None
     complete: bool = True
 
     @field_validator("measures")
@@ -194,10 +196,7 @@ def read_result(path: str | os.PathLike[str]) -> Result:
     Raises:
         TensorNetError: the file is not JSON or not of this schema; the message names the field.
     """
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise TensorNetError(f"cannot read the result {str(path)!r}: {error.strerror}") from error
+    text = read_bytes(path, LARGEST_JSON)
     try:
         return Result.from_json(text)
     except TensorNetError as error:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError
-from tensornet_compress.files.whole import read_tensors, write_tensors
+from tensornet_compress.files.reading import read_tensors
+from tensornet_compress.files.whole import write_tensors
 from tensornet_compress.frozen import Frozen
 
 

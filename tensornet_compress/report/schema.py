@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_serializer, field_validator, model_validator
 
-from tensornet_compress.errors import TensorNetError
-from tensornet_compress.files.reading import LARGEST_JSON, read_bytes
+from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.files.hashes import check_seal, sealed
+from tensornet_compress.files.reading import LARGEST_JSON, parse_json, read_text
 from tensornet_compress.files.whole import whole_file
 from tensornet_compress.frozen import Frozen
 
@@ -148,9 +149,10 @@ class Row(Frozen):
 
 class Result(Frozen):
     """All rows of one run. ``command`` reproduces it; ``settings`` are those common to the rows; ``complete`` is false while it
-    runs."""
+    runs; ``checksum`` of the file is empty in memory, and missing in files of older releases."""
 
     schema_version: Literal[1] = 1
+    checksum: str = ""
     name: str
     command: str
     version: str
@@ -194,11 +196,16 @@ def read_result(path: str | os.PathLike[str]) -> Result:
     """A result file.
 
     Raises:
-        TensorNetError: the file is not JSON or not of this schema; the message names the field.
+        TensorNetError: the file is damaged, not JSON or not of this schema; the message names the field.
     """
-    text = read_bytes(path, LARGEST_JSON)
+    text = read_text(path, LARGEST_JSON)
     try:
-        return Result.from_json(text)
+        data = parse_json(text, repr(str(path)))
+        if isinstance(data, dict) and "checksum" in data:
+            check_seal(text, repr(str(path)))
+        return Result.from_json(text).model_copy(update={"checksum": ""})
+    except CheckpointError:
+        raise
     except TensorNetError as error:
         raise TensorNetError(f"{str(path)!r} is {error}") from error
 
@@ -206,5 +213,5 @@ def read_result(path: str | os.PathLike[str]) -> Result:
 def write_result(result: Result, path: str | os.PathLike[str]) -> Path:
     """Write ``result`` to ``path`` under a temporary name, then rename."""
     with whole_file(path) as file:
-        file.write_text(result.to_json(indent=1) + "\n", encoding="utf-8")
+        file.write_text(sealed(result.to_json(indent=1) + "\n"), encoding="utf-8")
     return Path(path)

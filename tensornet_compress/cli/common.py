@@ -94,10 +94,16 @@ class RichProgress:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process here; how it ends is for ``cli/ending.py`` to say."""
+        raise
+
+
 def console() -> Console:
     """For tables: as wide as the terminal, or wide enough for any name where the output is piped."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=_PIPED_WIDTH)
+    terminal = _Console()
+    return terminal if terminal.is_terminal else _Console(width=_PIPED_WIDTH)
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:

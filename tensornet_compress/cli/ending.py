@@ -36,10 +36,8 @@ def ending() -> Iterator[None]:
         _leave("stopped by SIGTERM", _TERMINATED)
     except KeyboardInterrupt:
         _leave("interrupted", _INTERRUPTED)
-    except BrokenPipeError:
-        # What is still in the buffer cannot be written either, and the interpreter would complain of that.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(_CLOSED_PIPE)
+    except BrokenPipeError as error:
+        _leave_quietly(error)
 
 
 def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,8 +47,8 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError as error:
+            _leave_quietly(error)
         except (TensorNetError, OSError) as error:
             _leave(f"error: {error}", _BAD_INPUT, error)
         except KeyboardInterrupt as error:
@@ -69,6 +67,12 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 def _leave(line: str, code: int, error: BaseException | None = None) -> None:
     print(" ".join(line.split()), file=sys.stderr)
     raise SystemExit(code) from error
+
+
+def _leave_quietly(error: BrokenPipeError) -> None:
+    # What is still in the buffer cannot be written either, and the interpreter would complain of that.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(_CLOSED_PIPE) from error
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -87,7 +87,7 @@ def weights(
 
     budget = given_budget(bits_per_weight, ratio, size)
     check_json(json)
-    if out.exists() and Path(model).exists() and out.resolve().is_relative_to(Path(model).resolve()):
+    if Path(model).exists() and out.resolve().is_relative_to(Path(model).resolve()):
         raise TensorNetError(f"{str(out)!r} is the model {model!r} itself or lies in it; choose another folder")
     check_place(out, overwrite, budget.nbytes or 0)
     check_dtype(dtype)

@@ -1,4 +1,4 @@
-"""Damage to files, seeded: flipped bits, cut ends, wrong JSON, tensors that do not fit; with the old hashes or with forged ones."""
+"""Damage to files, seeded: flipped bits, cut ends, wrong JSON, tensors that do not fit; with old hashes or with forged ones."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def forge(place: Path, chance: Random) -> str:
     """Change JSON or a tensor as somebody would who knows the format, and put the hashes right again, or leave them all out."""
     path = chance.choice([p for p in pieces(place) if p.suffix in (".json", ".safetensors")] or [place])
     honest = chance.random() < 0.7
-    if path.suffix == ".json" and path.name in ("tensornet.json", "profile.json", "config.json") or _is_json(path):
+    if (path.suffix == ".json" and path.name in ("tensornet.json", "profile.json", "config.json")) or _is_json(path):
         data = json.loads(path.read_text())
         told = wrong_json(data, chance)
         path.write_text(json.dumps(data, allow_nan=True))

@@ -95,7 +95,10 @@ def _judged(victim: Victim, place: Path, wanted: str, told: str, forged: bool) -
         where = traceback.extract_tb(error.__traceback__)[-1]
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if "tensornet_compress" in frame.filename]
         at = own[-1] if own else where
-        outcome, told = "traceback", f"{told}: {type(error).__name__}: {str(error)[:120]} at {Path(at.filename).name}:{at.lineno}"
+        outcome, told = (
+            "traceback",
+            f"{told}: {type(error).__name__}: {str(error)[:120]} at {Path(at.filename).name}:{at.lineno}",
+        )
     finally:
         signal.alarm(0)
     if outcome != "hang" and time.monotonic() - began > SECONDS:

@@ -1,4 +1,4 @@
-"""Bad inputs of all commands: each must end with exit code 2 and one line that begins with ``error:``, and leave nothing behind."""
+"""Bad inputs of all commands: each must end with exit code 2 and one line that begins with ``error:``, and leave nothing."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def bad_texts(place: Path) -> dict[str, str]:
     }  # fmt: skip
     for name, data in kinds.items():
         (place / f"text {name}").write_bytes(data)
-    return {name: str(place / f"text {name}") for name in kinds} | {name: str(place / name) for name in ("pipe", "empty", "missing")}
+    return {name: str(place / f"text {name}") for name in kinds} | {
+        name: str(place / name) for name in ("pipe", "empty", "missing")
+    }
 
 
 def bad_tensors(place: Path) -> dict[str, str]:
@@ -138,9 +140,24 @@ def bad_tensors(place: Path) -> dict[str, str]:
     np.save(place / "nan.npy", np.full((4, 4), np.nan))
     np.save(place / "no numbers.npy", np.zeros((0, 4)))
     _bomb(place / "bomb.png")
-    names = [*kinds, "objects.npy", "words.npy", "complex.npy", "nan.npy", "no numbers.npy", "bomb.png", "pickled.pt", "pipe", "empty"]
+    names = [
+        *kinds,
+        "objects.npy",
+        "words.npy",
+        "complex.npy",
+        "nan.npy",
+        "no numbers.npy",
+        "bomb.png",
+        "pickled.pt",
+        "pipe",
+        "empty",
+    ]
     found = {name: str(place / name) for name in names}
-    return found | {"stored": str(place / "a.safetensors"), "other": f"{place / 'a.safetensors'}:b", "no": str(place / "gone.npy")}
+    return found | {
+        "stored": str(place / "a.safetensors"),
+        "other": f"{place / 'a.safetensors'}:b",
+        "no": str(place / "gone.npy"),
+    }
 
 
 def _bomb(path: Path) -> None:
@@ -158,11 +175,14 @@ def bad_results(place: Path) -> dict[str, str]:
         "cut": good[:-40], "flipped": good.replace("Tiny", "Tinz", 1).replace("tiny", "tinz", 1), "none": "", "list": "[]",
         "twice": open_text[:-1] + ', "name": "b"}', "infinite": open_text.replace("1000", "1e999", 1),
         "nan": open_text.replace('"seconds": 3.5', '"seconds": NaN'), "more": open_text[:-1] + ', "more": 1}',
-        "binary": "\x00\x01", "null": "null", "deep": "[" * 100_000, "version": open_text.replace('_version": 1', '_version": 9'),
+        "binary": "\x00\x01", "null": "null", "deep": "[" * 100_000,
+        "version": open_text.replace('_version": 1', '_version": 9'),
     }  # fmt: skip
     for name, text in kinds.items():
         (place / f"result {name}.json").write_text(text)
-    return {name: str(place / f"result {name}.json") for name in kinds} | {n: str(place / n) for n in ("pipe", "empty", "missing")}
+    return {name: str(place / f"result {name}.json") for name in kinds} | {
+        n: str(place / n) for n in ("pipe", "empty", "missing")
+    }
 
 
 def calls(place: Path, of: dict[str, str]) -> Iterator[list[str]]:
@@ -170,12 +190,15 @@ def calls(place: Path, of: dict[str, str]) -> Iterator[list[str]]:
     model, small, out, text = of["model"], of["small"], str(place / "out"), of["text"]
     fast = [argument.format(text=text) for argument in FAST]
     made = ["weights", model, out, "--bits-per-weight", "6", *fast]
+    more = {"eval": ["--text", text, "--length", "16"], "generate": ["--prompt", "the tree"], "kv": ["--out", out]}
     for name, bad in bad_models(place).items():
         yield ["weights", bad, out, "--bits-per-weight", "6", *fast]
         if name not in ("no tokenizer", "damaged tokenizer", "binary tokenizer", "id"):
             yield ["inspect", bad]
         for command in ("eval", "generate", "kv"):
-            more = {"eval": ["--text", text, "--length", "16"], "generate": ["--prompt", "the tree"], "kv": ["--out", out]}[command]
+            more = {"eval": ["--text", text, "--length", "16"], "generate": ["--prompt", "the tree"], "kv": ["--out", out]}[
+                command
+            ]
             yield [command, bad, *more]
         yield ["bench", "weights", "--model", bad, "--quick", "--json", str(place / "bench.json"), "--methods", "rtn"]
     for bad in bad_texts(place).values():
@@ -190,8 +213,8 @@ def calls(place: Path, of: dict[str, str]) -> Iterator[list[str]]:
     below_a_file, long = f"{of['file']}/x/y", str(place / ("n" * 300))
     for bad in (of["empty"], below_a_file, long, of["pipe"]):
         for command in (
-            made, ["eval", model], ["generate", model, "--prompt", "a"], ["inspect", small], ["search", of["a"], "--max-error", "1"],
-            ["kv", model, "--out", out], ["bench", "search", "--quick"],
+            made, ["eval", model], ["generate", model, "--prompt", "a"], ["inspect", small],
+            ["search", of["a"], "--max-error", "1"], ["kv", model, "--out", out], ["bench", "search", "--quick"],
         ):  # fmt: skip
             yield [*command, "--json", bad]
     for bad in (of["file"], below_a_file, long, model, f"{model}/inside", of["empty"] + "/../file"):
@@ -209,7 +232,8 @@ def calls(place: Path, of: dict[str, str]) -> Iterator[list[str]]:
             budget = [] if option in ("--bits-per-weight", "--ratio", "--size") else ["--bits-per-weight", "6"]
             yield ["weights", model, out, *budget, *fast, option, value]
     for option, values in {
-        "--kv-bits": ("0", "-1", "99", "nan", "x"), "--kv-mode": ("x",), "--kv-profile": (of["missing"], of["empty"], of["file"]),
+        "--kv-bits": ("0", "-1", "99", "nan", "x"), "--kv-mode": ("x",),
+        "--kv-profile": (of["missing"], of["empty"], of["file"]),
         "--dtype": ("int4",), "--max-new-tokens": ("0", "-1", "x"), "--prompt": ("", "  \n "),
     }.items():  # fmt: skip
         for value in values:
@@ -218,7 +242,8 @@ def calls(place: Path, of: dict[str, str]) -> Iterator[list[str]]:
             yield ["generate", model, *prompt, *bits, option, value]
     for option, values in {
         "--max-error": ("-1", "nan", "x", "0"), "--max-bytes": ("0", "-1", "x"), "--ordering": ("x",), "--topology": ("x",),
-        "--format": ("x", "int1g3"), "--time-budget": ("-1", "nan", "x"), "--plot": ("x.doc", of["empty"]), "--html": ("x.doc",),
+        "--format": ("x", "int1g3"), "--time-budget": ("-1", "nan", "x"), "--plot": ("x.doc", of["empty"]),
+        "--html": ("x.doc",),
     }.items():  # fmt: skip
         for value in values:
             limit = [] if option.startswith("--max") else ["--max-error", "0.1"]

@@ -1,4 +1,4 @@
-"""Kills of writers: at every event of the file system that Python sees, and at random moments; then a reader and the next run."""
+"""Kills of writers: at events of the file system that Python sees, and at random moments; then a reader and the next run."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ from tests.test_file_format import several_networks
 
 @dataclass(frozen=True)
 class Victim:
-    """``write(place, seed)`` makes a file or folder, another for each seed; ``read(place)`` gives a hash of all that it holds, and
-    uses what it read once."""
+    """``write(place, seed)`` makes a file or folder, another for each seed; ``read(place)`` gives a hash of all that it holds,
+    which it uses once."""
 
     name: str
     write: Callable[[Path, int], object]

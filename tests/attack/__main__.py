@@ -1,4 +1,4 @@
-"""The long form of the attack: ``python -m tests.attack --json FILE`` counts kills, damaged files and bad inputs in a ``Result``."""
+"""The long form of the attack: ``python -m tests.attack --json FILE`` counts kills, damage and bad inputs in a ``Result``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from time import perf_counter
 from tensornet_compress.report import Measure, Result, Row, write_result
 from tensornet_compress.report.made import this_machine
 from tensornet_compress.version import __version__
-from tests.attack.fuzz import BAD, fuzz
+from tests.attack.fuzz import fuzz
 from tests.attack.inputs import inputs
 from tests.attack.kills import kills
 
@@ -31,25 +31,21 @@ def main() -> None:
     parser.add_argument("--bad-inputs", type=int, default=None, help="all by default")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    rows, measures, bad, began = [], {}, [], perf_counter()
+    rows: list[Row] = []
+    measures: dict[str, Measure] = {}
+    bad: list[str] = []
+    began = perf_counter()
     for kind, (attack, explanation) in KINDS.items():
         with tempfile.TemporaryDirectory() as place:
             outcomes, told = attack(Path(place), getattr(asked, kind.replace(" ", "_")), asked.seed)
-        names = {name: name.replace(" ", "_") for name in outcomes} | (
-            {name: name.replace(" ", "_") for name in BAD} if told else {}
-        )
-        measures |= {own: Measure(title=name, role="other") for name, own in names.items()}
-        measures |= {
-            "cases": Measure(title="cases", role="other"),
-            "faults": Measure(title="faults", better="lower", role="quality"),
-        }
-        values = {names[name]: float(count) for name, count in outcomes.items()}
+        values = {name.replace(" ", "_"): float(count) for name, count in outcomes.items()}
         values |= {"cases": float(outcomes.total()), "faults": float(len(told))}
-        rows.append(
-            Row(task="speed", subject="attack", method=kind, ours=True, values=values, note=explanation, seed=asked.seed)
-        )
+        measures |= {name: Measure(title=name.replace("_", " "), role="other") for name in values}
+        row = {"task": "speed", "subject": "attack", "method": kind, "ours": True, "note": explanation, "seed": asked.seed}
+        rows.append(Row.model_validate(row | {"values": values}))
         print(kind, dict(outcomes), *told, sep="\n  ", flush=True)
         bad += told
+    measures["faults"] = Measure(title="faults", better="lower", role="quality")
     result = Result(
         name="attack",
         command="make attack",

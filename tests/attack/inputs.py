@@ -195,11 +195,7 @@ def calls(place: Path, of: dict[str, str]) -> Iterator[list[str]]:
         yield ["weights", bad, out, "--bits-per-weight", "6", *fast]
         if name not in ("no tokenizer", "damaged tokenizer", "binary tokenizer", "id"):
             yield ["inspect", bad]
-        for command in ("eval", "generate", "kv"):
-            more = {"eval": ["--text", text, "--length", "16"], "generate": ["--prompt", "the tree"], "kv": ["--out", out]}[
-                command
-            ]
-            yield [command, bad, *more]
+        yield from ([command, bad, *options] for command, options in more.items())
         yield ["bench", "weights", "--model", bad, "--quick", "--json", str(place / "bench.json"), "--methods", "rtn"]
     for bad in bad_texts(place).values():
         yield ["weights", model, out, "--bits-per-weight", "6", "--calibration", bad, "--length", "16"]

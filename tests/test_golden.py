@@ -86,7 +86,7 @@ _VOLATILE = [
     (re.compile(r'("(?:tool|checksum|config.json|generation_config.json)": ?)"[^"]*"'), r'\g<1>""'),
 ]
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
-_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
+_DIGEST = re.compile(r"\b(?:[0-9a-f]{64}|[0-9a-f]{32})\b")
 
 
 def scrubbed(text: str) -> str:

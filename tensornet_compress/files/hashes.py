@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
 
 HASHES = "tensornet_compress.hashes"
 """Where a file that stands alone keeps its hashes in its header."""
-_SIZE = 32
 _SEAL = re.compile(r'("checksum": ?)"([0-9a-f]*)"')
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -25,9 +25,9 @@ _NAMES = {
 
 
 def digest(tensor: Tensor) -> str:
-    """BLAKE2b-256 over a line with dtype (as safetensors calls it) and sizes, and the bytes, of a tensor on the processor."""
+    """XXH3-128 over a line with dtype (as safetensors calls it) and sizes, and the bytes, of a tensor on the processor."""
     kind = _NAMES.get(tensor.dtype, str(tensor.dtype))
-    found = hashlib.blake2b(f"{' '.join([kind, *map(str, tensor.shape)])}\n".encode(), digest_size=_SIZE)
+    found = xxh3_128(f"{' '.join([kind, *map(str, tensor.shape)])}\n".encode())
     flat = tensor.detach().contiguous().reshape(-1)
     found.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return found.hexdigest()
@@ -40,19 +40,19 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def header_digest(texts: Mapping[str, str]) -> str:
-    """BLAKE2b-256 over the texts of a header: names in ascending order, each with a line feed and its text."""
+    """XXH3-128 over the texts of a header: names in ascending order, each with a line feed and its text."""
     lines = "".join(f"{name}\n{text}" for name, text in sorted(texts.items()) if name != HASHES)
     return _text_digest(lines)
 
 
 def file_digest(path: Path) -> str:
-    """BLAKE2b-256 over the bytes of a file."""
+    """XXH3-128 over the bytes of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_SIZE)).hexdigest()
+        return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
 def sealed(text: str) -> str:
-    """JSON text whose first ``checksum`` is empty, with the BLAKE2b-256 over the text there."""
+    """JSON text whose first ``checksum`` is empty, with the XXH3-128 over the text there."""
     return _SEAL.sub(rf'\g<1>"{_text_digest(text)}"', text, count=1)
 
 
@@ -64,7 +64,7 @@ def check_seal(text: str, where: str) -> None:
 
 
 def _text_digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=_SIZE).hexdigest()
+    return xxh3_128(text.encode()).hexdigest()
 
 
 def check_digests(tensors: Mapping[str, Tensor], hashes: Mapping[str, str], where: str) -> None:

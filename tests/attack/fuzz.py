@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from tensornet_compress.bench.processes import resident
 from tensornet_compress.errors import TensorNetError
 from tests.attack.damage import RAW, forge, pieces
 from tests.attack.victims import VICTIMS, Victim
@@ -79,7 +78,7 @@ def _case(victim: Victim, whole: Path, wanted: str, chance: Random) -> tuple[str
 
 def _judged(victim: Victim, place: Path, wanted: str, told: str, forged: bool) -> tuple[str, str]:
     Path("/proc/self/clear_refs").write_text("5")
-    before, began, outcome = resident(), time.monotonic(), "refused"
+    before, began, outcome = held("VmRSS"), time.monotonic(), "refused"
     signal.signal(signal.SIGALRM, _late)
     signal.alarm(int(SECONDS))
     try:
@@ -103,10 +102,15 @@ def _judged(victim: Victim, place: Path, wanted: str, told: str, forged: bool) -
         signal.alarm(0)
     if outcome != "hang" and time.monotonic() - began > SECONDS:
         outcome = "hang"
-    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    if 1024 * peak - before > NBYTES:
+    if held("VmHWM") - before > NBYTES:
         outcome = "memory"
     return outcome, told
+
+
+def held(name: str) -> int:
+    """Bytes that this process holds, as the system tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def _late(*_: object) -> None:

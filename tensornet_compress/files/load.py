@@ -162,7 +162,7 @@ def _check(
         wanted |= {f"{name}.{part}": description for part, description in expected_tensors(layer.spec).items()}
     for name, tensor in model.state_dict().items():
         if _owner(name) not in replaced or name.rpartition(".")[2] == "bias":
-            wanted[name] = (tuple(tensor.shape), None)
+            wanted[name] = (tuple(tensor.shape), tensor.dtype if tensor.is_floating_point() else None)
     for name, other in manifest.shared.items():
         if _owner(name) not in replaced and (name not in wanted or other not in wanted or other in manifest.shared):
             raise CheckpointError(f"the manifest says that {name!r} is shared with {other!r}, which the model does not have so")
@@ -194,7 +194,7 @@ def _check_layer(name: str, module: Any, layer: LayerPlan, tied: bool) -> None:
     if kind == "conv2d" and layer.geometry is not None and _plain(conv_geometry(module)) != _plain(layer.geometry):
         raise CheckpointError(f"the plan gives {name!r} the geometry {layer.geometry}, the model has {conv_geometry(module)}")
     if not tied and getattr(module, "padding_idx", None) != layer.padding_idx:
-        raise CheckpointError(f"the plan gives {name!r} padding_idx {layer.padding_idx}, the model has {module.padding_idx}")
+        raise CheckpointError(f"the plan gives {name!r} padding_idx {layer.padding_idx}, the model does not")
 
 
 def _plain(geometry: Mapping[str, Any]) -> dict[str, Any]:

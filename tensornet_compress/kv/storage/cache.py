@@ -89,8 +89,11 @@ class StorageCache(CompressedCache, mode="storage"):
         """Decode every sealed block into the working set (also done by the next forward pass)."""
         if self.compressed_layers[0].dropped:
             fresh = [layer.refill() for layer in self.compressed_layers]
-            for row, sequence in enumerate(self.sequences):
-                sequence.write(self.codec, [(keys[row], values[row]) for keys, values in fresh])
+            try:
+                for row, sequence in enumerate(self.sequences):
+                    sequence.write(self.codec, [(keys[row], values[row]) for keys, values in fresh])
+            except (KeyError, IndexError, RuntimeError) as error:
+                raise CheckpointError(f"a block of the cache cannot be decoded; its file was damaged: {error}") from error
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed blocks."""

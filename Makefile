@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test check bench peers docs
+.PHONY: setup demo test check bench peers docs attack
 
 setup: $(STAMP)
 
@@ -38,5 +38,8 @@ docs: setup
 
 # Peers that only benchmarks need stay outside the environment.
 peers: setup
-	$(BIN)/python -m pip install --quiet --target .peers --no-deps --upgrade optimum-quanto hqq termcolor ninja \
-		ttnopt tensornetwork dotmap h5py graphviz pydot pyparsing pandas pyyaml python-dateutil pytz tzdata six
+	$(BIN)/python -m tensornet_compress.bench.peer_packages
+
+# The long form of tests/attack: kills, damaged files and bad inputs, counted in a result.
+attack: setup
+	$(BIN)/python -m tests.attack --json benchmarks/results/attack.json

@@ -1,8 +1,9 @@
-"""A reader of saved models written from docs/file-format.md alone: NumPy and JSON, nothing of the package."""
+"""A reader of saved models written from docs/file-format.md alone: NumPy, JSON and xxhash, nothing of the package."""
 
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from math import factorial, prod, sqrt
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
@@ -188,10 +190,40 @@ def term_dense(tensors: Tensors, layer: str, number: int, term: dict[str, Any]) 
     return dense
 
 
+def hash_of(name: str, raw: bytes) -> str:
+    """The hash of a tensor of a safetensors file."""
+    entry, start = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])[name], 8 + int.from_bytes(raw[:8], "little")
+    first, last = entry["data_offsets"]
+    line = " ".join([entry["dtype"], *map(str, entry["shape"])]) + "\n"
+    return xxh3_128(line.encode() + raw[start + first : start + last]).hexdigest()
+
+
+def check_seal(text: str) -> None:
+    """The seal of a JSON file."""
+    before, value, after = re.split(r'(?<="checksum":)( ?"[0-9a-f]*")', text, maxsplit=1)
+    open_text = before + re.sub(r"[0-9a-f]+", "", value) + after
+    assert value.strip(' "') == xxh3_128(open_text.encode()).hexdigest()
+
+
+def check_alone(path: Path) -> None:
+    """The hashes of a safetensors file that stands alone."""
+    raw = path.read_bytes()
+    texts = dict(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"])
+    hashes = json.loads(texts.pop("tensornet_compress.hashes"))
+    told = "".join(f"{name}\n{texts[name]}" for name in sorted(texts))
+    assert hashes["header"] == xxh3_128(told.encode()).hexdigest()
+    assert hashes["tensors"] == {name: hash_of(name, raw) for name in hashes["tensors"]}
+
+
 def read_model(folder: Path) -> tuple[dict[str, Any], Tensors, dict[str, Array]]:
     """Manifest, stored tensors, and the decoded weight of every layer of the plan."""
-    manifest = json.loads((folder / "tensornet.json").read_text(encoding="utf-8"))
+    text = (folder / "tensornet.json").read_text(encoding="utf-8")
+    manifest, raw = json.loads(text), (folder / "model.safetensors").read_bytes()
     assert manifest["format_version"] == 1
+    check_seal(text)
+    assert manifest["hashes"] == {name: hash_of(name, raw) for name in manifest["hashes"]}
+    for name, digest in manifest["files"].items():
+        assert digest == xxh3_128((folder / name).read_bytes()).hexdigest()
     _, tensors = read_safetensors(folder / "model.safetensors")
     weights = {
         name: sum(term_dense(tensors, name, t, term) for t, term in enumerate(layer["spec"]["terms"]))

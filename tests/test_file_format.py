@@ -23,7 +23,7 @@ from tensornet_compress.nn.plan import LayerPlan, Plan
 from tensornet_compress.tensor import FibreOrder, TermSpec
 from tests.cache_reader import Cache, Profile
 from tests.documents import ROOT, blocks
-from tests.file_reader import read_model, read_safetensors, term_dense
+from tests.file_reader import check_alone, check_seal, hash_of, read_model, read_safetensors, term_dense
 from tests.kv.tiny_models import tiny, tiny_profile
 from tests.models import batches, tiny_llama
 
@@ -86,6 +86,7 @@ def test_a_single_network_is_read_from_its_file(tmp_path: Path) -> None:
     for name, spec in several_networks().items():
         network = tnc.realise(torch.randn(12, 20), spec)
         nbytes = tnc.save_network(network, tmp_path / name)
+        check_alone(tmp_path / name)
         metadata, tensors = read_safetensors(tmp_path / name)
         raw = load_file(tmp_path / name)
         assert sum(tensor.nbytes for tensor in raw.values()) == network.nbytes < nbytes
@@ -186,6 +187,9 @@ def test_a_storage_cache_is_read_from_its_file(ids: Tensor, tmp_path: Path) -> N
 def test_a_profile_is_read_from_its_folder(tmp_path: Path) -> None:
     profile = tiny_profile("llama-gqa")
     profile.save(tmp_path / "profile")
+    text, raw = ((tmp_path / "profile" / f"profile.{end}").read_bytes() for end in ("json", "safetensors"))
+    check_seal(text.decode())
+    assert json.loads(text)["hashes"] == {name: hash_of(name, raw) for name in profile.tensors()}
     read = Profile(tmp_path / "profile")
     assert set(read.tensors) == set(read_safetensors(tmp_path / "profile" / "profile.safetensors")[1])
     for side, tree in profile.trees.items():

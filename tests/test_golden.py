@@ -83,10 +83,10 @@ def artefact(make: Callable[[], Parts]) -> Callable[[], Parts]:
 _VOLATILE = [
     (re.compile(r'("(?:seconds|[^"]*_seconds)": ?)-?[\d.][\d.e+-]*'), r"\g<1>0"),
     (re.compile(r'("(?:transformers_version|version|made)": ?)"[^"]*"'), r'\g<1>""'),
-    (re.compile(r'("tool": ?)"[^"]*"'), r'\g<1>""'),
+    (re.compile(r'("(?:tool|checksum|config.json|generation_config.json)": ?)"[^"]*"'), r'\g<1>""'),
 ]
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
-_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
+_DIGEST = re.compile(r"\b(?:[0-9a-f]{64}|[0-9a-f]{32})\b")
 
 
 def scrubbed(text: str) -> str:

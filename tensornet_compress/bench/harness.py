@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -113,6 +114,8 @@ class Harness:
         spent = {} if job.task == "speed" else {"seconds": process_time() - began}
         values = spent | made.pop("values")
         settings = {"wall_seconds": round(perf_counter() - clock, 3)} | made.pop("settings", {})
+        if wild := [name for name, value in values.items() if not isfinite(value)]:
+            return Row.model_validate(common | {"skipped": f"its {', '.join(wild)} came out as infinite or no number"})
         return Row.model_validate(common | made | {"values": values, "settings": settings})
 
 
@@ -123,8 +126,9 @@ def start(
     measures: dict[str, Measure],
     path: Path | None,
     resume: bool,
+    overwrite: bool = False,
 ) -> Result:
-    """A fresh result, or the one in ``path`` to go on with.
+    """A fresh result, or the one in ``path`` to go on with. One to ``overwrite`` stays until the first row takes its place.
 
     Raises:
         TensorNetError: ``path`` is no result, exists without ``resume``, or was made with other settings.
@@ -139,7 +143,7 @@ def start(
         measures={"seconds": SECONDS} | measures,
         complete=False,
     )
-    if path is None or not path.exists():
+    if path is None or not path.exists() or (overwrite and not resume):
         return fresh
     if not resume:
         raise TensorNetError(

@@ -1,13 +1,17 @@
 """Packages that only peers need: taken from the environment, else from a side folder that is made once.
 
-Nothing is installed into the user's environment. A folder ``.peers`` in the working directory (``make peers``) is used when it
-is there; otherwise pinned releases go into the cache folder, without their dependencies, which are listed here.
+Nothing is installed into the user's environment: pinned releases go into the cache folder, without their dependencies, which
+are listed here. Nothing is imported from any other folder, nor from one there that somebody else owns or could write to.
+``python -m tensornet_compress.bench.peer_packages`` (``make peers``) installs them all.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,10 +21,12 @@ from typing import Any
 
 from tensornet_compress.decompose.tensorly_adapter import tensorly_left_alone
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.whole import locked, whole_folder
 from tensornet_compress.inputs.models import cache_folder
 
 # llama-cpp-python is built from source.
 _MINUTES = 40
+_COMPLETE = ".complete"
 
 
 class Unavailable(Exception):  # noqa: N818
@@ -83,10 +89,8 @@ class SideEnvironment:
         """The imported module of a side package. Raises ``Unavailable`` where it cannot be imported or installed."""
         package = SIDE_PACKAGES[name]
         if _missing(package):
-            _also_look_in(Path(".peers").resolve())
-        if _missing(package):
             folder = cache_folder() / "peers" / f"{name}-py{sys.version_info.major}.{sys.version_info.minor}"
-            if not (folder / ".complete").exists():
+            if not _is_ours(folder, package):
                 self._install(name, package, folder)
             _also_look_in(folder)
         try:
@@ -98,19 +102,35 @@ class SideEnvironment:
     def _install(self, name: str, package: SidePackage, folder: Path) -> None:
         if not self.install:
             raise Unavailable(f"{name} is not installed, and installing was refused (--no-install)")
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
-        try:
-            done = subprocess.run([*command, *package.pins], capture_output=True, text=True, check=False, timeout=60 * _MINUTES)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Unavailable(f"{name} cannot be installed: {error}") from error
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
-            raise Unavailable(f"{name} cannot be installed: {lines[-1]}")
-        (folder / ".complete").touch()
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", *package.pins, "--target"]
+        with locked(folder, wait=True):
+            if _is_ours(folder, package):  # Another process may have been faster.
+                return
+            if folder.exists():
+                shutil.rmtree(folder)
+            with whole_folder(folder) as made:
+                try:
+                    done = subprocess.run(
+                        [*command, str(made)], capture_output=True, text=True, check=False, timeout=60 * _MINUTES
+                    )
+                except (OSError, subprocess.TimeoutExpired) as error:
+                    raise Unavailable(f"{name} cannot be installed: {error}") from error
+                if done.returncode:
+                    lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
+                    raise Unavailable(f"{name} cannot be installed: {lines[-1]}")
+                (made / _COMPLETE).write_text("\n".join(package.pins), encoding="utf-8")
 
 
 SIDE = SideEnvironment()
+
+
+def _is_ours(folder: Path, package: SidePackage) -> bool:
+    """Whether the side folder was made by this set-up, with these pins, for this user, and can be written by nobody else."""
+    mark = folder / _COMPLETE
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != "\n".join(package.pins):
+        return False
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _missing(package: SidePackage) -> bool:
@@ -125,3 +145,9 @@ def _also_look_in(folder: Path) -> None:
     if folder.is_dir() and str(folder) not in sys.path:
         sys.path.append(str(folder))
         importlib.invalidate_caches()
+
+
+if __name__ == "__main__":
+    for side_package in SIDE_PACKAGES:
+        SIDE.module(side_package)
+        print(f"{side_package}: ready")

@@ -136,6 +136,7 @@ def run(
     resume: bool,
     progress: Progress,
     say: Callable[[str], None] = lambda line: None,
+    overwrite: bool = False,
 ) -> Result:
     """All jobs of all benchmarks, in order, into one result.
 
@@ -150,7 +151,7 @@ def run(
             if measures.setdefault(measure, meaning) != meaning:
                 raise ValueError(f"two benchmarks mean different things by {measure!r}")
     threads: JsonValue = torch.get_num_threads()
-    result = start(f"bench {' '.join(benches)}", command, settings | {"threads": threads}, measures, path, resume)
+    result = start(f"bench {' '.join(benches)}", command, settings | {"threads": threads}, measures, path, resume, overwrite)
     harness = Harness(result, path, progress, say)
     for name, bench in benches.items():
         harness.run(name, list(bench.jobs()), bench.prepare)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tensornet_compress.bench.registry import Registry
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.reading import read_text
 from tensornet_compress.inputs import token_windows, wikipedia_articles
 from tensornet_compress.inputs.texts import CALIBRATION_SHARE, python_reference
 
@@ -60,9 +61,9 @@ def from_file(path: str) -> BenchText:
         TensorNetError: no such file, or it is empty.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise TensorNetError(f"no text file at {path!r}; give a file, or one of {', '.join(t.name for t in TEXTS)}")
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = read_text(file)
     if not text.strip():
         raise TensorNetError(f"the text file {path!r} is empty")
     border = int(len(text) * CALIBRATION_SHARE)

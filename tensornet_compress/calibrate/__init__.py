@@ -1,6 +1,6 @@
 """Running a model under hooks: batches, blocks, statistics and divergence."""
 
-from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs
+from tensornet_compress.calibrate.batches import Batch, check_calibration, check_vocabulary, kept_output, model_inputs
 from tensornet_compress.calibrate.blocks import BlockRunner
 from tensornet_compress.calibrate.by_blocks import statistics_by_block
 from tensornet_compress.calibrate.collect import Loss, collect_statistics
@@ -14,6 +14,8 @@ __all__ = [
     "InputMoment",
     "Loss",
     "Reference",
+    "check_calibration",
+    "check_vocabulary",
     "collect_statistics",
     "kept_output",
     "kl_divergence",

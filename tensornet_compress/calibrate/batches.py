@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.nn.finite import require_finite
 
 # Integer ids (batch, length), keyword arguments by name, positional arguments in order, or one floating-point tensor.
 Batch = Tensor | Mapping[str, Any] | Sequence[Any]
@@ -37,13 +38,40 @@ def model_inputs(batch: Batch, device: torch.device) -> Inputs:
     parts = named_parts(batch) if isinstance(batch, Tensor | Mapping | Sequence) else {}
     tensors = [part for name, part in parts.items() if isinstance(part, Tensor) and name != "attention_mask"]
     ids = parts.get("input_ids")
-    if not tensors or (isinstance(ids, Tensor) and (ids.ndim < 2 or ids.is_floating_point())):
-        given = {name: tuple(getattr(value, "shape", ())) for name, value in parts.items()} or type(batch).__name__
+    strange = isinstance(ids, Tensor) and (ids.ndim < 2 or ids.is_floating_point() or ids.dtype == torch.bool)
+    if strange or not any(part.numel() for part in tensors):
+        given: Any = {name: (tuple(getattr(v, "shape", ())), str(getattr(v, "dtype", ""))) for name, v in parts.items()}
+        given = given or type(batch).__name__
         raise TensorNetError(
-            "a batch must hold integer input_ids of shape (batch, length), or be what the model is called with: keywords in "
-            f"a mapping, positional arguments in a sequence, or a tensor; was given {given}"
+            "a batch must hold integer input_ids of shape (batch, length), not empty, or be what the model is called with: "
+            f"keywords in a mapping, positional arguments in a sequence, or a tensor; was given {given}"
         )
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in parts.items()}
+
+
+def check_calibration(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Refuse a model with broken weights, and batches that it cannot be called with, before the work.
+
+    Raises:
+        TensorNetError: weights that are not finite; nothing to call the model with, or ids outside the vocabulary.
+    """
+    require_finite(model)
+    for batch in batches:
+        ids = model_inputs(batch, torch.device("cpu")).get("input_ids")
+        if isinstance(ids, Tensor):
+            check_vocabulary(model, ids)
+
+
+def check_vocabulary(model: nn.Module, ids: Tensor) -> None:
+    """Raises TensorNetError for ids that a model has no embedding for; models that do not show theirs are not asked."""
+    find: Any = getattr(model, "get_input_embeddings", None)
+    try:
+        words = getattr(find() if callable(find) else None, "num_embeddings", None)
+    except NotImplementedError:
+        words = None
+    low, high = map(int, ids.aminmax())
+    if words is not None and (low < 0 or high >= words):
+        raise TensorNetError(f"token ids from {low} to {high} are not in the model's vocabulary of {words}; use its tokenizer")
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

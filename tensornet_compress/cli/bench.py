@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 import typer
 from rich.table import Table
 
-from tensornet_compress.cli.common import RichProgress, console, invocation, plain_errors
+from tensornet_compress.cli.common import RichProgress, console, invocation
+from tensornet_compress.cli.ending import plain_errors
 from tensornet_compress.cli.report import leave_page
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.whole import check_file, locked
 from tensornet_compress.report import Result
 
 if TYPE_CHECKING:
@@ -193,17 +196,17 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
     old = read_result(output.compare) if output.compare is not None else None
     if output.resume and output.json is None:
         raise TensorNetError("--resume needs --json FILE: the result to go on with")
-    if output.json is not None and output.json.is_dir():
-        raise TensorNetError(f"--json {str(output.json)!r} is a folder; give a file name")
+    for option, path in (("--json", output.json), ("--html", output.html)):
+        if path is not None:
+            check_file(path, option)
     load_plugins(output.plugin or [])
     SIDE.install = not output.no_install
     if output.threads is not None:
         torch.set_num_threads(output.threads)
     benches = make()
-    if output.overwrite and not output.resume and output.json is not None:
-        output.json.unlink(missing_ok=True)
     progress = RichProgress()
-    result = run(benches, invocation(), output.json, output.resume, progress, progress.say)
+    with nullcontext() if output.json is None else locked(output.json):
+        result = run(benches, invocation(), output.json, output.resume, progress, progress.say, output.overwrite)
     console().print(*result_tables(result))
     if old is not None:
         comparison = compare(old, result)

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -24,53 +23,26 @@ from typer.core import TyperGroup
 
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files import MANIFEST, load, read_manifest
-from tensornet_compress.files.whole import whole_file
+from tensornet_compress.files.manifest import check_files
+from tensornet_compress.files.reading import read_text
+from tensornet_compress.files.whole import check_file, check_folder, locked, whole_file
 from tensornet_compress.inputs import kind_of, load_causal_lm, load_tokenizer, model_kind, vocabulary_size
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PIPED_WIDTH = 160
 # The extra that a package which may be missing belongs to.
-_EXTRAS = {"transformers": "hf", "tokenizers": "hf", "accelerate": "hf", "jinja2": "report", "matplotlib": "report"}
 # Typer keeps its own copy of click, or takes the installed one: this is the class of either.
 _UsageError: Any = typer.BadParameter.__base__
-# By these commands end on purpose.
-_ENDS: tuple[Any, ...] = (typer.Exit, typer.Abort, _UsageError.__base__)
-debugging: ContextVar[bool] = ContextVar("debugging", default=False)
-"""Whether unexpected errors show their traceback (``--debug``)."""
 
 AnyModel = Annotated[str, typer.Argument(help="Model folder (compressed or not), hub id or embedded name.")]
 Dtype = Annotated[str, typer.Option(help="Dtype to load a plain model in: auto, float32, bfloat16 or float16.")]
 Length = Annotated[int, typer.Option(help="Tokens per window.", min=2)]
 Calibration = Annotated[Path | None, typer.Option(help="Text file; the bundled Wikipedia sample by default.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that the model brings; never by default."),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result to this JSON file.")]
-
-
-def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input, and whatever else goes wrong, ends a command with exit code 2 and one line, not with a traceback."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (TensorNetError, OSError, ModuleNotFoundError) as error:
-            text = " ".join(str(error).split())
-            if isinstance(error, ModuleNotFoundError):
-                if (extra := _EXTRAS.get(error.name or "")) is None:
-                    raise
-                text = f"this needs {error.name}; run: python -m pip install 'tensornet-compress[{extra}]'"
-            typer.echo(f"error: {text}", err=True)
-            raise typer.Exit(2) from error
-        except _ENDS:
-            raise
-        except Exception as error:
-            if debugging.get():
-                raise
-            said = " ".join(str(error).split())[:300]
-            where = "tensornet-compress --debug COMMAND ... shows where"
-            typer.echo(f"error: unexpected {type(error).__name__}: {said}; {where}", err=True)
-            raise typer.Exit(2) from error
-
-    return wrapped
 
 
 class PlainGroup(TyperGroup):
@@ -123,10 +95,16 @@ class RichProgress:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process here; how it ends is for ``cli/ending.py`` to say."""
+        raise
+
+
 def console() -> Console:
     """For tables: as wide as the terminal, or wide enough for any name where the output is piped."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=_PIPED_WIDTH)
+    terminal = _Console()
+    return terminal if terminal.is_terminal else _Console(width=_PIPED_WIDTH)
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:
@@ -142,6 +120,28 @@ def figure(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if name.endswith("nbytes") else f"{value:,.5g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def writes(place: Callable[[Mapping[str, Any]], Path]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command hold the lock of the folder that it will write, which ``place`` reads off its options, from its start."""
+
+    def wrap(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapped(**given: Any) -> None:
+            target = place(given)
+            check_folder(target)
+            with locked(target):
+                command(**given)
+
+        return wrapped
+
+    return wrap
+
+
+def check_json(path: Path | None) -> None:
+    """Refuse a ``--json`` that cannot be written, before the work whose result it is to take."""
+    if path is not None:
+        check_file(path, "--json")
 
 
 def write_json(path: Path | None, content: Any) -> None:
@@ -164,7 +164,7 @@ def invocation() -> str:
     return shlex.join(["tensornet-compress", *sys.argv[1:]])
 
 
-def load_any(folder: str, dtype: str = "auto") -> Any:
+def load_any(folder: str, dtype: str = "auto", trust: bool = False) -> Any:
     """A language model: a folder written by this tool, or any causal model of transformers.
 
     Raises:
@@ -172,12 +172,12 @@ def load_any(folder: str, dtype: str = "auto") -> Any:
     """
     check_dtype(dtype)
     compressed = (Path(folder) / MANIFEST).is_file()
-    kind = kind_of([read_manifest(Path(folder)).architecture or ""]) if compressed else model_kind(folder)
+    kind = kind_of([read_manifest(Path(folder)).architecture or ""]) if compressed else model_kind(folder, trust)
     if kind == "encoder":
         raise TensorNetError(
             f"{folder!r} is an encoder: it has no language-model head and keeps no cache; give a causal language model"
         )
-    return load(folder) if compressed else load_causal_lm(folder, DTYPES[dtype])
+    return load(folder) if compressed else load_causal_lm(folder, DTYPES[dtype], trust)
 
 
 def check_dtype(dtype: str) -> None:
@@ -186,20 +186,22 @@ def check_dtype(dtype: str) -> None:
         raise TensorNetError(f"unknown dtype {dtype!r}; choose from {sorted(DTYPES)}")
 
 
-def load_any_tokenizer(folder: str) -> Any:
+def load_any_tokenizer(folder: str, trust: bool = False) -> Any:
     """The tokenizer saved with a model."""
     if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
         raise TensorNetError(f"{folder!r} is not a model folder: it has no config.json")
-    return load_tokenizer(folder)
+    if (Path(folder) / MANIFEST).is_file():
+        check_files(Path(folder), read_manifest(folder))
+    return load_tokenizer(folder, trust)
 
 
-def check_vocabularies(model: str, reference: str) -> None:
+def check_vocabularies(model: str, reference: str, trust: bool = False) -> None:
     """Refuse to compare models whose answers are over different tokens.
 
     Raises:
         TensorNetError: their vocabularies differ in size.
     """
-    sizes = [vocabulary_size(name) for name in (model, reference)]
+    sizes = [vocabulary_size(name, trust) for name in (model, reference)]
     if sizes[0] != sizes[1]:
         raise TensorNetError(
             f"{model!r} has {sizes[0]:,} tokens in its vocabulary and {reference!r} {sizes[1]:,}, so their answers cannot be "
@@ -209,9 +211,9 @@ def check_vocabularies(model: str, reference: str) -> None:
 
 def text_windows(tokenizer: Any, file: Path, length: int, count: int) -> Tensor:
     """Windows of a text file, at most ``count``: int64 (windows, length), in order."""
-    if not file.is_file():
+    if not file.exists():
         raise TensorNetError(f"no text file at {str(file)!r}")
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = read_text(file)
     ids = tokenizer(text, return_tensors="pt", truncation=False)["input_ids"][0]
     wanted = min(len(ids) // length, count)
     if not wanted:

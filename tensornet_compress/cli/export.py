@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tensornet_compress.cli.common import JsonFile, plain_errors, write_json
+from tensornet_compress.cli.common import JsonFile, write_json
+from tensornet_compress.cli.ending import plain_errors
 
 
 @plain_errors

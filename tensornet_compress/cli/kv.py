@@ -17,15 +17,18 @@ from tensornet_compress.cli.common import (
     Calibration,
     JsonFile,
     RichProgress,
+    TrustRemoteCode,
+    check_json,
     console,
     invocation,
     load_any,
     load_any_tokenizer,
-    plain_errors,
     print_figures,
     text_windows,
     write_json,
+    writes,
 )
+from tensornet_compress.cli.ending import plain_errors
 from tensornet_compress.cli.report import leave_report
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.evaluate import evaluate_cache
@@ -42,7 +45,19 @@ _FRONT_TOKENS = 4096
 _LEAST_LENGTH = 256
 
 
+def profile_place(model: str, out: Path | None) -> Path:
+    """Where a profile goes: ``out``, else into the model's folder.
+
+    Raises:
+        TensorNetError: the model is no folder.
+    """
+    if out is None and not Path(model).is_dir():
+        raise TensorNetError(f"{model!r} is not a folder, so the profile has no place in it; give --out FOLDER")
+    return out or Path(model) / PROFILE_FOLDER
+
+
 @plain_errors
+@writes(lambda given: profile_place(given["model"], given["out"]))
 def kv(
     model: AnyModel,
     bits: Annotated[float, typer.Option(help="Payload bits per key/value element to report on.")] = 2.0,
@@ -56,6 +71,7 @@ def kv(
     ] = "fisher",
     mode: Annotated[str, typer.Option(help="live or storage: the cache to report on.")] = "storage",
     overwrite: Annotated[bool, typer.Option(help="Replace a profile that is there.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json: JsonFile = None,
 ) -> None:
     """Calibrate MODEL's KV cache, write the profile, and report quality and bytes of a cache at --bits."""
@@ -65,14 +81,12 @@ def kv(
 
     check_cache_options(bits, mode, None)
     known_metric = cache_metric(metric)
-    if out is None:
-        if not Path(model).is_dir():
-            raise TensorNetError(f"{model!r} is not a folder, so the profile has no place in it; give --out FOLDER")
-        out = Path(model) / PROFILE_FOLDER
+    out = profile_place(model, out)
     if (out / "profile.json").exists() and not overwrite:
         raise TensorNetError(f"{str(out)!r} holds a profile; choose another --out, or pass --overwrite")
-    tokenizer = load_any_tokenizer(model)
-    loaded = load_any(model)
+    check_json(json)
+    tokenizer = load_any_tokenizer(model, trust_remote_code)
+    loaded = load_any(model, trust=trust_remote_code)
     windows, tests = _windows(tokenizer, calibration, length, samples)
     progress = RichProgress()
     with progress.stage("calibrate", len(windows)) as advance:

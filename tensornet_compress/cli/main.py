@@ -19,16 +19,18 @@ from tensornet_compress.cli.common import (
     Length,
     PlainGroup,
     RichProgress,
+    TrustRemoteCode,
+    check_json,
     check_vocabularies,
     console,
-    debugging,
     load_any,
     load_any_tokenizer,
-    plain_errors,
     print_figures,
     text_windows,
     write_json,
 )
+from tensornet_compress.cli.ending import debug as debugging
+from tensornet_compress.cli.ending import ending, plain_errors
 from tensornet_compress.cli.export import export
 from tensornet_compress.cli.kv import KvMode, KvProfile, check_cache_options, find_profile, kv
 from tensornet_compress.cli.report import report
@@ -46,8 +48,9 @@ KvBits = Annotated[float | None, typer.Option(help="Also compress the KV cache t
 
 
 def run() -> None:
-    """Entry point of the ``tensornet-compress`` script."""
-    app()
+    """Entry point, where the commands are imported already."""
+    with ending():
+        app()
 
 
 def _version(wanted: bool) -> None:
@@ -62,7 +65,7 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
 ) -> None:
     """Compress neural networks as tensor networks, and count every byte."""
-    debugging.set(debug)
+    debugging["traceback"] = debug
 
 
 @plain_errors
@@ -79,6 +82,7 @@ def evaluate(
     kv_mode: KvMode = "live",
     kv_profile: KvProfile = None,
     dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     json: JsonFile = None,
 ) -> None:
     """Perplexity of MODEL, and divergence from --reference, on held-out text; with --suite also what it still knows, with
@@ -88,8 +92,9 @@ def evaluate(
     from tensornet_compress.inputs import domain_windows, heldout_windows, zero_shot_sets
 
     check_cache_options(kv_bits, kv_mode, kv_profile)
+    check_json(json)
     profile = find_profile(model, kv_profile) if kv_bits is not None else None
-    tokenizer = load_any_tokenizer(model)
+    tokenizer = load_any_tokenizer(model, trust_remote_code)
     ids = heldout_windows(tokenizer, length, windows) if text is None else text_windows(tokenizer, text, length, windows)
     progress = RichProgress()
     steps = -(-len(ids) // 4)
@@ -97,13 +102,13 @@ def evaluate(
     asked = Suite(domain_windows(tokenizer, length, min(windows, 4)), **zero_shot_sets()) if suite else None
     answered = None
     if reference is not None:
-        check_vocabularies(model, reference)
-        original = load_any(reference, dtype)
+        check_vocabularies(model, reference, trust_remote_code)
+        original = load_any(reference, dtype, trust_remote_code)
         with progress.stage("reference", steps) as advance:
             known = Reference(original, ids, advance=advance)
         answered = None if asked is None else asked.reference(original)
         del original
-    loaded = load_any(model, dtype)
+    loaded = load_any(model, dtype, trust_remote_code)
     with progress.stage("evaluate", steps) as advance:
         quality = evaluate_language(loaded, ids, known, advance=advance)
     result = {"model": model, "reference": reference, "nbytes": model_nbytes(loaded)} | quality.model_dump()
@@ -128,15 +133,17 @@ def generate(
     kv_mode: KvMode = "live",
     kv_profile: KvProfile = None,
     dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     json: JsonFile = None,
 ) -> None:
     """Continue a prompt greedily; with --kv-bits through a compressed cache, whose bytes go to stderr."""
     check_cache_options(kv_bits, kv_mode, kv_profile)
-    if not prompt:
+    check_json(json)
+    if not prompt.strip():
         raise TensorNetError("the prompt is empty; give some text to continue")
     profile = find_profile(model, kv_profile) if kv_bits is not None else None
-    tokenizer = load_any_tokenizer(model)
-    loaded = load_any(model, dtype)
+    tokenizer = load_any_tokenizer(model, trust_remote_code)
+    loaded = load_any(model, dtype, trust_remote_code)
     result: dict[str, Any] = {"model": model, "prompt": prompt}
     with RichProgress().stage("generate", max_new_tokens) as advance, ExitStack() as stack:
         if kv_bits is not None:
@@ -187,6 +194,7 @@ def inspect(
     """Per layer: network, bytes in the file and in memory, error and share of the budget; the ledger adds up to the file."""
     from tensornet_compress.evaluate.ledger import folder_ledger
 
+    check_json(json)
     ledger = folder_ledger(out)
     table = Table("layer", "network", "bytes", "in memory", "bits/weight", "error", "share", title=str(out))
     for row in ledger.layers if all_layers else ledger.by_kind():

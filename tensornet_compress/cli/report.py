@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tensornet_compress.cli.common import plain_errors
+from tensornet_compress.cli.ending import plain_errors
 from tensornet_compress.errors import MissingExtraError, TensorNetError
 from tensornet_compress.report import Result, joined, read_result, without_peer_layers, write_result
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tensornet_compress.cli.common import JsonFile, RichProgress, invocation, plain_errors, write_json
+from tensornet_compress.cli.common import JsonFile, RichProgress, check_json, invocation, write_json
+from tensornet_compress.cli.ending import plain_errors
 from tensornet_compress.cli.report import leave_page
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files import save_network
-from tensornet_compress.files.whole import whole_file
+from tensornet_compress.files.whole import check_file, whole_file
 from tensornet_compress.inputs.tensors import read_tensor
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -47,8 +48,10 @@ def search(
 
     if plot is not None and plot.suffix not in _PICTURES:
         raise TensorNetError(f"--plot {str(plot)!r} must end in one of {', '.join(_PICTURES)}")
-    if html is not None and html.is_dir():
-        raise TensorNetError(f"--html {str(html)!r} is a folder; give a file name")
+    check_json(json)
+    for option, path in (("--html", html), ("--plot", plot)):
+        if path is not None:
+            check_file(path, option)
     if html is not None and html.suffix not in (".html", ".htm"):
         raise TensorNetError(f"--html {str(html)!r} must end in .html")
     tensor = read_tensor(file)

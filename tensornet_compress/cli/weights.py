@@ -15,13 +15,16 @@ from tensornet_compress.cli.common import (
     JsonFile,
     Length,
     RichProgress,
+    TrustRemoteCode,
     check_dtype,
+    check_json,
     invocation,
     load_any_tokenizer,
-    plain_errors,
     text_windows,
     write_json,
+    writes,
 )
+from tensornet_compress.cli.ending import plain_errors
 from tensornet_compress.cli.report import leave_report
 from tensornet_compress.compressing import Budget
 from tensornet_compress.errors import TensorNetError
@@ -31,6 +34,7 @@ _UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "G
 
 
 @plain_errors
+@writes(lambda given: Path(given["out"]))
 def weights(
     model: Annotated[str, typer.Argument(help="Model folder, hub id, or smollm2-135m / all-minilm-l6-v2.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -69,12 +73,14 @@ def weights(
         bool, typer.Option("--by-block", help="Hold calibration statistics of one block at a time; more passes, less memory.")
     ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists; files of your own in it stay.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     json: JsonFile = None,
 ) -> None:
     """Compress the weights of MODEL into the folder OUT."""
     from tensornet_compress.compressing import compress
     from tensornet_compress.files import MANIFEST, save
+    from tensornet_compress.files.save import check_place
     from tensornet_compress.inputs import (
         calibration_windows,
         load_causal_lm,
@@ -87,8 +93,10 @@ def weights(
     from tensornet_compress.report.from_weights import weights_result
 
     budget = given_budget(bits_per_weight, ratio, size)
-    if out.exists() and not overwrite:
-        raise TensorNetError(f"{str(out)!r} exists; choose another folder, or pass --overwrite")
+    check_json(json)
+    if Path(model).exists() and out.resolve().is_relative_to(Path(model).resolve()):
+        raise TensorNetError(f"{str(out)!r} is the model {model!r} itself or lies in it; choose another folder")
+    check_place(out, overwrite, budget.nbytes or 0)
     check_dtype(dtype)
     if metric not in _METRICS:
         raise TensorNetError(f"unknown metric {metric!r}; choose one of {', '.join(_METRICS)}")
@@ -100,10 +108,10 @@ def weights(
         )
     if (Path(model) / MANIFEST).is_file():
         raise TensorNetError(f"{model!r} is compressed already; give the original model")
-    require_text(model)
-    tokenizer = load_any_tokenizer(model)
-    headless = encoder or model_kind(model) == "encoder"
-    loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype])
+    require_text(model, trust_remote_code)
+    tokenizer = load_any_tokenizer(model, trust_remote_code)
+    headless = encoder or model_kind(model, trust_remote_code) == "encoder"
+    loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype], trust_remote_code)
     if calibration is None:
         windows = calibration_windows(tokenizer, length, samples)
     else:

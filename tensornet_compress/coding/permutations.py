@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from math import factorial
+from math import factorial, lgamma, log
 
 import numpy as np
 import torch
@@ -11,10 +11,17 @@ from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
 
+_EXACT = 1000
+
 
 @cache
 def packed_permutation_nbytes(n: int) -> int:
     """Bytes that a packed permutation of ``n`` items takes."""
+    if n > _EXACT:
+        # n! is no power of two, so its bits are log2(n!) rounded up; only near a whole byte is the product itself needed.
+        nbytes = lgamma(n + 1) / log(2) / 8
+        if abs(nbytes - round(nbytes)) > 1e-12 * nbytes:
+            return int(nbytes) + 1
     return ((factorial(n) - 1).bit_length() + 7) // 8
 
 

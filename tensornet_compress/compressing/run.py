@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tensornet_compress.calibrate import Batch, Loss
+from tensornet_compress.calibrate import Batch, Loss, check_calibration
 from tensornet_compress.coding import CodedFormat, NumberFormat
 from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
@@ -115,6 +115,7 @@ def compress(
     if allocator not in ("sensitivity", "energy", "uniform"):
         raise TensorNetError(f"unknown allocator {allocator!r}; choose sensitivity, energy or uniform")
     batches = list(calibration) if calibration is not None else []
+    check_calibration(model, batches)
     if allocator == "sensitivity" and not batches and survey is None:
         raise TensorNetError(
             "the sensitivity allocator needs calibration batches; give some, or choose allocator='energy' or 'uniform'"

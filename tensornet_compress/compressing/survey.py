@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import e, log2, pi
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from safetensors import safe_open
 from torch import nn
 
 from tensornet_compress.calibrate import Batch, Loss
@@ -25,6 +23,8 @@ from tensornet_compress.compressing.layouts import LayoutSearch, layer_kind, sea
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.index import weight_files
+from tensornet_compress.files.scratch import ScratchFolder
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
 from tensornet_compress.options import FAMILIES
@@ -54,7 +54,7 @@ class ModelSurvey:
     notes: dict[str, str] = field(default_factory=dict)
     searches: list[LayoutSearch] = field(default_factory=list)
     # Where the jobs' metrics lie when they were calibrated by block; emptied with this object.
-    scratch: TemporaryDirectory[str] | None = None
+    scratch: ScratchFolder | None = None
 
 
 def survey_model(
@@ -97,7 +97,7 @@ def survey_model(
     clock = Clock(progress or SilentProgress())
     notes: dict[str, str] = {}
     metrics: Mapping[str, KroneckerMetric | StoredMetric] = {}
-    scratch = TemporaryDirectory(prefix="tensornet-metrics-") if by_block and batches else None
+    scratch = ScratchFolder() if by_block and batches else None
     prices: Mapping[str, float] = {}
     if batches:
         passes = calibration_passes(model, chosen, metric) if by_block else 1
@@ -108,7 +108,7 @@ def survey_model(
                 metrics = stored_metrics(model, batches, chosen, metric, Path(scratch.name), advance, notes=notes)
         if not relative:
             prices = _prices(model, batches, chosen, metrics, clock, loss)
-    index = weight_index(source) if source is not None else {}
+    index = weight_files(source) if source is not None else {}
     layers = [
         Layer(target.name, weight_source(model, target, index), metrics.get(target.name), prices.get(target.name))
         for target in chosen
@@ -208,14 +208,6 @@ def ladder(layers: int) -> tuple[float, ...]:
     if layers > _FINE_LAYERS:
         return SIZE_SHARES
     return tuple(SIZE_SHARES[0] * (SIZE_SHARES[-1] / SIZE_SHARES[0]) ** (step / 200) for step in range(201))
-
-
-def weight_index(folder: Path) -> dict[str, Path]:
-    index: dict[str, Path] = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(str(path), framework="pt") as file:
-            index.update(dict.fromkeys(file.keys(), path))
-    return index
 
 
 def weight_source(model: nn.Module, target: Target, index: dict[str, Path]) -> WeightSource:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import cache
+from multiprocessing import current_process
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.threads import limited_threads
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+_TRIES = 3
+_LOOKS = 0.5
+"""Seconds between two looks of a worker at whether its parent still lives."""
 
 
 def run_jobs(
@@ -23,23 +33,59 @@ def run_jobs(
     """Results of ``work(job)`` in order. Each job runs on one thread, so that results do not depend on ``workers``.
 
     ``workers`` defaults to the number of processors; with one, everything runs in this process. ``advance`` is called as
-    results arrive.
+    results arrive. The jobs of a worker that is killed run again.
+
+    Raises:
+        TensorNetError: workers were killed again and again without a result between.
     """
     workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
+    results: list[Result] = []
     if workers == 1:
-        results = []
         for job in jobs:
             results.append(_single_threaded(work, job))
             advance()
         return results
-    results = []
-    stream: Any = Parallel(n_jobs=workers, return_as="generator", max_nbytes="1M")(
-        delayed(_single_threaded)(work, job) for job in jobs
-    )
-    for result in stream:
-        results.append(result)
-        advance()
+    tries = 0
+    while len(results) < len(jobs):
+        before = len(results)
+        parallel: Any = Parallel(n_jobs=workers, return_as="generator", max_nbytes="1M")
+        try:
+            with closing(parallel(delayed(_apart)(os.getpid(), work, job) for job in jobs[before:])) as stream:
+                for result in stream:
+                    results.append(result)
+                    advance()
+        except TerminatedWorkerError as error:
+            tries = 1 if len(results) > before else tries + 1
+            if tries >= _TRIES:
+                raise TensorNetError(
+                    f"worker processes were killed {tries} times at the same {workers} jobs, perhaps because memory ran out; "
+                    "use fewer workers"
+                ) from error
     return results
+
+
+def _apart(owner: int, work: Callable[[Job], Result], job: Job) -> Result:
+    """``work(job)``; a process that was started for it ends when the one that it works for does."""
+    if os.getpid() != owner:
+        _die_with(owner)
+    return _single_threaded(work, job)
+
+
+@cache
+def _die_with(owner: int) -> None:
+    """Watch the parent of this worker, and end with it, however it ends. (The signal that Linux can send at a parent's death
+    comes when the thread ends that started the child, which may be long before.)"""
+    if os.getppid() != owner:
+        if current_process().name.startswith("LokyProcess"):
+            os._exit(1)
+        return  # a worker of another backend, which lives for others too
+
+    def watch() -> None:
+        while os.getppid() == owner:
+            time.sleep(_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _single_threaded(work: Callable[[Job], Result], job: Job) -> Result:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from tensornet_compress.coding import CodedFormat
+from tensornet_compress.errors import CheckpointError
 from tensornet_compress.files import TENSORS, read_manifest
+from tensornet_compress.files.reading import open_tensors, tensor_nbytes
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.tensor import NetworkSpec, expected_tensors
 from tensornet_compress.tensor.network import part_name
@@ -79,22 +78,29 @@ def folder_ledger(folder: str | Path) -> Ledger:
     stored = tensor_nbytes(folder / TENSORS)
     total = sum(stored.values())
     rows = []
-    with safe_open(str(folder / TENSORS), framework="pt") as file:
-        decoded = {name: _decoded_nbytes(name, layer.spec, file) for name, layer in manifest.plan.layers.items()}
-    for name, layer in manifest.plan.layers.items():
-        names = [f"{name}.{part}" for part in (*expected_tensors(layer.spec), *(["bias"] if layer.bias else []))]
+    layers = manifest.plan.layers
+    names_of = {
+        name: [f"{name}.{part}" for part in (*expected_tensors(layer.spec), *(["bias"] if layer.bias else []))]
+        for name, layer in layers.items()
+    }
+    if missing := [part for names in names_of.values() for part in names if part not in stored | manifest.shared]:
+        raise CheckpointError(f"{str(folder / TENSORS)!r} lacks {missing[0]!r}, which the manifest names")
+    with open_tensors(folder / TENSORS) as file:
+        decoded = {name: _decoded_nbytes(name, layer.spec, file) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        names = [part for part in names_of[name] if part in stored]
         nbytes = sum(stored.pop(part) for part in names)
-        entry = manifest.layers.get(name, {})
+        entry = manifest.layers.get(name)
         rows.append(
             LedgerRow(
                 name=name,
                 network=layer.spec.describe(),
-                family=entry.get("family") or "",
+                family=(entry and entry.family) or "",
                 nbytes=nbytes,
                 resident_nbytes=nbytes + decoded[name],
                 weights=prod(layer.spec.shape),
-                error=entry.get("error"),
-                share=nbytes / total,
+                error=None if entry is None else entry.error,
+                share=nbytes / max(total, 1),
             )
         )
     header = (folder / TENSORS).stat().st_size - total
@@ -113,13 +119,3 @@ def _decoded_nbytes(name: str, spec: NetworkSpec, file: Any) -> int:
                 parts = {"_coded": file.get_tensor(f"{name}.{part_name(t, core)}_coded")}
                 held += sum(part.nbytes for part in fmt.resident(parts, term.core_shape(core)).values())
     return held
-
-
-def tensor_nbytes(path: Path) -> dict[str, int]:
-    """Bytes of each tensor of a safetensors file, read from its header."""
-    with safe_open(str(path), framework="pt"):  # Refuses what is no such file.
-        pass
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    ends = {name: entry["data_offsets"] for name, entry in sorted(header.items()) if name != "__metadata__"}
-    return {name: end - start for name, (start, end) in ends.items()}

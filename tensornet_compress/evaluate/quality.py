@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tensornet_compress.calibrate.batches import check_calibration
 from tensornet_compress.calibrate.divergence import kl_divergence
 from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
@@ -128,6 +129,7 @@ def evaluate_cache(
 def _logits(model: Any, windows: Tensor, batch: int, advance: Callable[[], None]) -> Iterator[Tensor]:
     """Float32 logits of all positions but the last, batch by batch."""
     device = next(model.parameters()).device
+    check_calibration(model, [windows])
     with evaluating(model):
         for ids in windows.split(batch):
             with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
-from tensornet_compress.files.manifest import TENSORS, Manifest, read_manifest, with_permutations
-from tensornet_compress.files.whole import open_tensors
-from tensornet_compress.nn import NetworkModule, TNConv, TNConv2d, TNEmbedding, TNLinear, module_kind
+from tensornet_compress.files.hashes import check_digests, refuse_nan
+from tensornet_compress.files.limits import check_config, check_size
+from tensornet_compress.files.manifest import TENSORS, Manifest, check_files, read_manifest, with_permutations
+from tensornet_compress.files.reading import open_tensors, steady
+from tensornet_compress.nn import NetworkModule, TNConv, TNConv2d, TNEmbedding, TNLinear, layer_weight, module_kind
+from tensornet_compress.nn.conv import conv_geometry
 from tensornet_compress.nn.module import CONVOLUTIONS, embedding_scale
 from tensornet_compress.nn.plan import LayerPlan, Plan, keep_plan
 from tensornet_compress.nn.replace import set_submodule
@@ -25,7 +29,7 @@ Header = dict[str, tuple[tuple[int, ...], torch.dtype | None]]
 """Shapes and dtypes (None: one that no part of ours has) of stored tensors by name."""
 
 
-def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.device | str = "cpu") -> Any:
+def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.device | str = "cpu", verify: bool = True) -> Any:
     """A compressed model from a folder written by ``save``, in eval mode.
 
     Args:
@@ -33,6 +37,7 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
         model: for models that are not from transformers, an uncompressed instance of the same architecture; its targeted layers
             are replaced and all of its tensors overwritten.
         device: where the tensors go.
+        verify: check the hashes of all that was saved; folders of older releases have none.
 
     >>> import torch, tensornet_compress as tnc
     >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
@@ -43,15 +48,24 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
     True
 
     Raises:
-        CheckpointError: unknown version, missing or unknown tensors, wrong shapes or dtypes, truncated files.
+        CheckpointError: unknown version, missing or unknown tensors, wrong shapes or dtypes, NaN, damaged or truncated files.
     """
-    folder = Path(out_dir)
-    manifest, plan, header = contents(folder)
-    skeleton = model if model is not None else _skeleton(folder, manifest)
+    return steady(Path(out_dir), partial(_load, model=model, device=device, verify=verify))
+
+
+def _load(folder: Path, model: nn.Module | None, device: torch.device | str, verify: bool) -> nn.Module:
+    manifest, plan, header = contents(folder, verify)
+    with open_tensors(folder / TENSORS) as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header}
+    if verify:
+        check_files(folder, manifest)
+        if manifest.hashes:
+            check_digests(tensors, manifest.hashes, repr(str(folder / TENSORS)))
+    skeleton = model if model is not None else _skeleton(folder, manifest, len(header))
     split_for(skeleton, sorted(replaced_names(plan)))
     check_contents(skeleton, plan, manifest, header)
-    with open_tensors(folder / TENSORS) as file:
-        tensors = {name: file.get_tensor(name).to(device) for name in header}
+    _check_numbers(tensors, folder)
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     for name, module in replacements(skeleton, plan, manifest.shared, tensors).items():
         set_submodule(skeleton, name, module)
     replaced = replaced_names(plan)
@@ -76,16 +90,16 @@ def load_plan(out_dir: str | Path) -> Plan:
     Raises:
         CheckpointError: as ``load``.
     """
-    return contents(Path(out_dir))[1]
+    return steady(Path(out_dir), lambda folder: contents(folder)[1])
 
 
-def contents(folder: Path) -> tuple[Manifest, Plan, Header]:
+def contents(folder: Path, verify: bool = True) -> tuple[Manifest, Plan, Header]:
     """What a saved folder says that it holds: its manifest, the plan with its index orders, and the header of its tensors.
 
     Raises:
         CheckpointError: as ``load``.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, verify)
     with open_tensors(folder / TENSORS) as file:
         header = {name: _description(file, name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
         return manifest, _unpack_orders(manifest.plan, file, header), header
@@ -104,12 +118,14 @@ def _unpack_orders(plan: Plan, file: Any, header: Collection[str]) -> Plan:
         return tensor
 
     try:
+        for name, layer in plan.layers.items():
+            check_size(layer.spec, f"the plan of {name!r}")
         return with_permutations(plan, read)
     except TensorNetError as error:
         raise error if isinstance(error, CheckpointError) else CheckpointError(str(error)) from error
 
 
-def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
+def _skeleton(folder: Path, manifest: Manifest, tensors: int) -> nn.Module:
     """The architecture with parameters on the meta device; buffers that no file holds are computed."""
     if manifest.architecture is None:
         raise CheckpointError(f"{str(folder)!r} holds no transformers model; pass load(..., model=an uncompressed instance)")
@@ -130,6 +146,8 @@ def _skeleton(folder: Path, manifest: Manifest) -> nn.Module:
         config = config_class.from_pretrained(folder)
         for name in ("quantization_config", "transformers_weights"):  # for transformers' own loading
             config.__dict__.pop(name, None)
+        if "config.json" not in manifest.files:
+            check_config(config, tensors, architecture)
         with init_empty_weights(include_buffers=False):
             model: Any = architecture(config)
         if (folder / "generation_config.json").is_file() and model.can_generate():
@@ -153,10 +171,12 @@ def check_contents(model: nn.Module, plan: Plan, manifest: Manifest, header: Hea
         raise CheckpointError(f"the plan speaks of modules {unknown} that a {type(model).__name__} does not have")
     wanted: Header = {}
     for name, layer in plan.layers.items():
+        for of in (name, *layer.tied):
+            _check_layer(of, modules[of], layer, of != name)
         wanted |= {f"{name}.{part}": description for part, description in expected_tensors(layer.spec).items()}
     for name, tensor in model.state_dict().items():
         if _owner(name) not in replaced or name.rpartition(".")[2] == "bias":
-            wanted[name] = (tuple(tensor.shape), None)
+            wanted[name] = (tuple(tensor.shape), tensor.dtype if tensor.is_floating_point() else None)
     for name, other in manifest.shared.items():
         own = _owner(name) not in replaced or name.endswith(".bias")
         if own and (name not in wanted or other not in wanted or other in manifest.shared):
@@ -175,6 +195,33 @@ def check_contents(model: nn.Module, plan: Plan, manifest: Manifest, header: Hea
     total = sum(prod(shape) * (dtype.itemsize if dtype is not None else 8) for shape, dtype in header.values())
     if all(dtype is not None for _, dtype in header.values()) and total != manifest.nbytes:
         raise CheckpointError(f"{TENSORS} holds {total:,} bytes of tensors, the manifest says {manifest.nbytes:,}")
+
+
+def _check_layer(name: str, module: Any, layer: LayerPlan, tied: bool) -> None:
+    """A layer of the plan against the module that it is to replace."""
+    if isinstance(module, NetworkModule):
+        raise CheckpointError(f"the model's {name!r} is a network already; pass an uncompressed instance")
+    kind, weight = module_kind(module), layer_weight(module)
+    if tuple(weight.shape) != layer.spec.shape or (not tied and kind != layer.kind):
+        raise CheckpointError(
+            f"the plan makes {name!r} a {layer.kind} of shape {layer.spec.shape}, it is a {kind} of shape {tuple(weight.shape)}"
+        )
+    if kind in CONVOLUTIONS and layer.geometry is not None and _plain(conv_geometry(module)) != _plain(layer.geometry):
+        raise CheckpointError(f"the plan gives {name!r} the geometry {layer.geometry}, the model has {conv_geometry(module)}")
+    if not tied and getattr(module, "padding_idx", None) != layer.padding_idx:
+        raise CheckpointError(f"the plan gives {name!r} padding_idx {layer.padding_idx}, the model does not")
+
+
+def _plain(geometry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in geometry.items()}
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    try:
+        for name, tensor in tensors.items():
+            refuse_nan(name, tensor)
+    except TensorNetError as error:
+        raise CheckpointError(f"{str(folder / TENSORS)!r}: {error}") from error
 
 
 def _same_kind(found: torch.dtype | None, expected: torch.dtype) -> bool:
@@ -207,7 +254,7 @@ def replacements(
             check_stored(layer.spec, stored)
             bias = tensors.get(shared.get(f"{name}.bias", f"{name}.bias"))
             made[name] = owner = _network_module(layer, stored, bias, model.get_submodule(name))
-        except TensorNetError as error:
+        except (TensorNetError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
         for other in layer.tied:
             original: Any = model.get_submodule(other)

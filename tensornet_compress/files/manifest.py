@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from tensornet_compress.coding import unpack_permutation
 from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.files.hashes import check_seal, file_digest
+from tensornet_compress.files.limits import LONGEST_ORDER
+from tensornet_compress.files.reading import LARGEST_JSON, parse_json, read_text
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn.plan import Plan
 from tensornet_compress.tensor import FibreOrder, NetworkSpec, TermSpec
@@ -30,45 +32,70 @@ NEEDS_US = (
 otherwise make a model of random numbers of a folder whose quantisation it does not know."""
 
 
+class LayerEntry(Frozen):
+    """What a report said of a layer: its family, sizes and squared relative error in the metric."""
+
+    family: str | None = None
+    weights: int
+    nbytes: int
+    original_nbytes: int
+    error: float | None = None
+
+
 class Manifest(Frozen):
     """What a reader needs beside the tensors.
 
     ``architecture``: class name in transformers, None for other models. ``shared``: tensor names that are one with another
     tensor in the file. ``nbytes``: bytes of all stored tensors. Packed fibre orders lie with the tensors; the plan in the
-    manifest holds them as empty permutations.
+    manifest holds them as empty permutations. ``hashes`` of tensors, of ``files`` and of the manifest itself (``checksum``)
+    are missing in folders of older releases.
     """
 
     format_version: Literal[1] = 1
+    checksum: str = ""
     tool: str
     architecture: str | None
-    nbytes: int
-    original_nbytes: int | None = None
+    nbytes: int = Field(ge=0)
+    original_nbytes: int | None = Field(default=None, ge=0)
     shared: dict[str, str]
     plan: Plan
-    layers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    layers: dict[str, LayerEntry] = Field(default_factory=dict)
+    hashes: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Read and validate the manifest of a saved folder.
+def read_manifest(folder: str | Path, verify: bool = True) -> Manifest:
+    """Read and validate the manifest of a saved folder, and check its own hash unless ``verify`` is false.
 
     Raises:
         CheckpointError: no manifest, a version that this release does not know, or damaged JSON.
     """
     path = Path(folder) / MANIFEST
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{str(folder)!r} is not a saved folder: it has no {MANIFEST}")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{str(path)!r} is not JSON ({error}); the file is truncated or damaged") from error
+    text, where = read_text(path, LARGEST_JSON), repr(str(path))
+    data = parse_json(text, where)
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{str(path)!r} has format version {version!r}, this release reads {FORMAT_VERSION}")
+        raise CheckpointError(f"{where} has format version {version!r}, this release reads {FORMAT_VERSION}")
+    if verify and ("checksum" in data or data.get("hashes")):
+        check_seal(text, where)
     try:
         return Manifest.from_json(text)
     except TensorNetError as error:
-        raise CheckpointError(f"{str(path)!r}: {error}") from error
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raises CheckpointError unless the small files of a folder (configuration, tokenizer) are those that were saved."""
+    for name, digest in manifest.files.items():
+        if Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(f"{str(folder)!r} lacks {name!r}, which was saved with it; get a whole copy of the folder")
+        if file_digest(folder / name) != digest:
+            raise CheckpointError(
+                f"{str(folder / name)!r} is not the file that was saved; put that one back; if the change is yours, "
+                "load the model with verify=False and save it again"
+            )
 
 
 def without_permutations(plan: Plan) -> Plan:
@@ -90,6 +117,8 @@ def spec_with_permutations(spec: NetworkSpec, read: Callable[[str], Tensor]) -> 
     """The spec with permutations unpacked from tensors; ``read`` gives a tensor by its name in the network."""
 
     def unpack(number: int, term: TermSpec, order: FibreOrder) -> FibreOrder:
+        if (length := term.layout.shape[order.axis]) > LONGEST_ORDER:
+            raise TensorNetError(f"an order of {length:,} fibres is longer than the {LONGEST_ORDER:,} that files may hold")
         packed = read(order_name(number, order.axis))
         return order.model_copy(update={"permutation": unpack_permutation(packed, term.layout.shape[order.axis])})
 

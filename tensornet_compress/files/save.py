@@ -13,16 +13,19 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tensornet_compress.errors import CheckpointError
+from tensornet_compress.files.hashes import digests, file_digest, sealed
 from tensornet_compress.files.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     NEEDS_US,
     QUANT_METHOD,
     TENSORS,
+    LayerEntry,
     Manifest,
+    read_manifest,
     without_permutations,
 )
-from tensornet_compress.files.whole import whole_folder, write_tensors
+from tensornet_compress.files.whole import check_folder, locked, whole_folder, write_tensors
 from tensornet_compress.nn import NetworkModule, identity
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
 from tensornet_compress.version import __version__
@@ -45,8 +48,9 @@ def save(
 ) -> Path:
     """Write a compressed model: ``model.safetensors``, ``tensornet.json``, and for transformers models their configuration.
 
-    The folder appears whole or not at all. ``report`` adds per-layer errors for ``inspect``. ``keep`` writes into a folder that
-    may be there already and leaves its other files, as ``save_pretrained`` does; each file then appears whole.
+    The folder appears whole or not at all. ``report`` adds per-layer errors for ``inspect``. ``overwrite`` replaces what an
+    earlier save wrote; all other files in ``out_dir``, a cache's profile too, stay. ``keep`` writes into any folder that may be
+    there already and leaves its other files, as ``save_pretrained`` does; each file then appears whole.
 
     >>> import torch, tensornet_compress as tnc
     >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
@@ -77,26 +81,30 @@ def save(
         tensors |= {f"{name}.{key}": value for key, value in network.stored_tensors().items() if "order" in key}
     config = getattr(model, "config", None)
     is_transformers = hasattr(config, "save_pretrained")
-    manifest = Manifest(
-        tool=f"tensornet_compress {__version__}",
-        architecture=type(model).__name__ if is_transformers else None,
-        nbytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-        original_nbytes=None if report is None else report.original_nbytes,
-        shared=shared,
-        plan=without_permutations(plan),
-        layers={} if report is None else {layer.name: _layer_entry(layer) for layer in report.layers},
-    )
-    _require_place(Path(out_dir), overwrite)
-    with whole_folder(Path(out_dir)) as folder:
-        write_tensors(folder / TENSORS, tensors, {"format": "pt"})
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        if is_transformers:
-            _write_config(model, plan, folder / "config.json")
-            generation = getattr(model, "generation_config", None)
-            if generation is not None:
-                generation.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with locked(out_dir):
+        replaced = check_place(out_dir, overwrite, nbytes)
+        with whole_folder(out_dir, replaced) as folder:
+            if is_transformers:
+                _write_config(model, plan, folder / "config.json")
+                generation = getattr(model, "generation_config", None)
+                if generation is not None:
+                    generation.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            manifest = Manifest(
+                tool=f"tensornet_compress {__version__}",
+                architecture=type(model).__name__ if is_transformers else None,
+                nbytes=nbytes,
+                original_nbytes=None if report is None else report.original_nbytes,
+                shared=shared,
+                plan=without_permutations(plan),
+                layers={} if report is None else {layer.name: _layer_entry(layer) for layer in report.layers},
+                hashes=digests(tensors),
+                files={path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
+            )
+            write_tensors(folder / TENSORS, tensors, {"format": "pt"}, hashed=False)
+            (folder / MANIFEST).write_text(sealed(manifest.to_json()), encoding="utf-8")
     return Path(out_dir)
 
 
@@ -138,14 +146,28 @@ def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
     return tensors, shared
 
 
-def _require_place(target: Path, overwrite: bool) -> None:
-    """Refuse to write over what was not written by ``save``, or without being asked to."""
-    if target.exists() and not overwrite:
-        raise CheckpointError(f"{str(target)!r} exists; choose another folder, or pass overwrite")
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{str(target)!r} is a file, a folder is needed")
-    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+def check_place(out_dir: str | Path, overwrite: bool, nbytes: int = 0) -> set[str]:
+    """Refuse to write over what was not written by ``save``, without being asked to, or where ``nbytes`` find no room; gives
+    the names of the files in ``out_dir`` that an earlier save and the command's report left there.
+
+    Raises:
+        TensorNetError: the folder cannot be written; the message says why.
+    """
+    target = Path(out_dir)
+    check_folder(target, nbytes)
+    if not target.exists():
+        return set()
+    if not overwrite:
+        raise CheckpointError(f"{str(target)!r} exists; choose another folder, or pass overwrite (--overwrite)")
+    if not any(target.iterdir()):
+        return set()
+    if not (target / MANIFEST).is_file():
         raise CheckpointError(f"{str(target)!r} holds files but no {MANIFEST}: it was not written by this tool and is kept")
+    try:
+        known = set(read_manifest(target).files)
+    except CheckpointError:  # A damaged folder may be replaced too; of what else is in it nothing is known.
+        known = set()
+    return known | {MANIFEST, TENSORS, "report.json", "report.html"}
 
 
 def _check_plan(model: nn.Module, plan: Plan) -> None:
@@ -162,11 +184,5 @@ def _check_plan(model: nn.Module, plan: Plan) -> None:
             raise CheckpointError(f"the model's module {name!r} no longer is the network of its plan; compress it again")
 
 
-def _layer_entry(layer: Any) -> dict[str, Any]:
-    return {
-        "family": layer.family,
-        "weights": layer.weights,
-        "nbytes": layer.nbytes,
-        "original_nbytes": layer.original_nbytes,
-        "error": layer.error,
-    }
+def _layer_entry(layer: Any) -> LayerEntry:
+    return LayerEntry(**{name: getattr(layer, name) for name in LayerEntry.model_fields})

@@ -7,8 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.files.limits import check_size
 from tensornet_compress.files.manifest import spec_with_permutations, spec_without_permutations
-from tensornet_compress.files.whole import read_tensors, write_tensors
+from tensornet_compress.files.reading import read_tensors
+from tensornet_compress.files.whole import write_tensors
 from tensornet_compress.tensor import NetworkSpec, TensorArray, TensorNetwork, expected_tensors
 
 _KEY = "tensornet_compress.network"
@@ -27,8 +29,8 @@ def save_network(network: TensorNetwork, path: str | Path) -> int:
     return write_tensors(path, tensors, {_KEY: spec_without_permutations(network.spec).to_json()})
 
 
-def load_network(path: str | Path) -> TensorNetwork:
-    """Read a network written by ``save_network``.
+def load_network(path: str | Path, verify: bool = True) -> TensorNetwork:
+    """Read a network written by ``save_network``; ``verify``: check the hashes in its header (older files have none).
 
     >>> import torch, tensornet_compress as tnc
     >>> network = tnc.to_network(torch.randn(16, 16), max_error=0.1)
@@ -39,7 +41,7 @@ def load_network(path: str | Path) -> TensorNetwork:
     Raises:
         CheckpointError: the file is missing, damaged, or holds something else.
     """
-    stored, header = read_tensors(path)
+    stored, header = read_tensors(path, verify)
     tensors = {name.removeprefix(_NAME): part for name, part in stored.items()}
     if _KEY not in header:
         raise CheckpointError(f"{str(path)!r} holds no network; load reads folders, kv.load_cache caches")
@@ -50,7 +52,9 @@ def load_network(path: str | Path) -> TensorNetwork:
         return tensors[name]
 
     try:
-        spec = spec_with_permutations(NetworkSpec.from_json(header[_KEY]), read)
+        described = NetworkSpec.from_json(header[_KEY])
+        check_size(described, repr(str(path)))
+        spec = spec_with_permutations(described, read)
         expected = expected_tensors(spec)
         for name, (_, dtype) in expected.items():
             if name in tensors and tensors[name].dtype != dtype:

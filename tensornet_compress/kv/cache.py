@@ -14,8 +14,17 @@ from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.kv.files import CacheRecord, read_cache, write_cache
 from tensornet_compress.kv.planning import CacheReport
 from tensornet_compress.kv.profile.profile import Profile
-from tensornet_compress.kv.rope import PositionRecorder, is_encoder_decoder, rotary_module, rotary_style, text_config
+from tensornet_compress.kv.rope import (
+    PositionRecorder,
+    is_encoder_decoder,
+    rotary_module,
+    rotary_style,
+    state_shapes,
+    text_config,
+)
 
+_ALWAYS, _PER_BYTE = 1 << 28, 1 << 14
+"""Numbers that a loaded cache may stand for in any case, and for each byte of its exact states."""
 _ON_DEVICE = ("tail", "other", "codes", "sink")
 """First letters of the names of stored tensors that lie where the model is; the others stay on the processor."""
 
@@ -222,8 +231,10 @@ class CompressedCache(Cache):
             lengths[index] = getattr(layer, "cumulative_length", None)
         return tensors, {"other": lengths}
 
-    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
-        """The inverse of ``stored``."""
+    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor], model: nn.Module, whole: bool) -> None:
+        """The inverse of ``stored``; ``whole``: hashes say that the tensors are those that were saved."""
+        if strange := sorted(index for index in record.other if index in self.indices or index >= len(self.layers)):
+            raise CheckpointError(f"it speaks of layers {strange}, which the model does not have so")
         named = [(layer, f"tail{place}") for place, layer in enumerate(self.compressed_layers)]
         others: dict[int, Any] = {index: self.layers[index] for index in record.other}
         for layer, name in named + [(layer, f"other{index}") for index, layer in others.items()]:
@@ -233,6 +244,33 @@ class CompressedCache(Cache):
             if length is not None:
                 others[index].cumulative_length = length
         self.positions, self.batch = tensors.get("positions"), len(tensors["tail0.keys"])
+        self._check_states(record, model)
+
+    def _check_states(self, record: CacheRecord, model: nn.Module) -> None:
+        """Refuse states that the model could not have put here, and more tokens than are believed."""
+        length = self.compressed_layers[0].keys.shape[2]
+        shapes = state_shapes(model)
+        held: dict[int, Any] = {index: self.layers[index] for index in (*self.indices, *record.other)}
+        elements = stored = 0
+        for index, layer in held.items():
+            for side, states in enumerate((layer.keys, layer.values)):
+                batch, heads, tokens, width = states.shape
+                wanted = shapes.get(index, ((heads, width),) * 2)[side]
+                if (batch, heads, width) != (self.batch, *wanted) or not states.is_floating_point():
+                    raise CheckpointError(f"layer {index} has states of shape {tuple(states.shape)}, the model makes {wanted}")
+                if index in self.indices and tokens != length:
+                    raise CheckpointError(f"layer {index} has {tokens} exact tokens, the first one {length}")
+                elements += batch * heads * width * (record.sealed[0] + tokens)
+                stored += states.nbytes
+        if elements > max(_ALWAYS, _PER_BYTE * stored):
+            raise CheckpointError(f"it describes {elements:,} numbers, and has {stored:,} bytes of exact states")
+        positions = self.positions
+        if positions is not None and (
+            positions.dtype != torch.int64
+            or positions.shape not in ((self.batch, length), (self.batch, record.sealed[0] + length))
+            or bool((positions < 0).any())
+        ):
+            raise CheckpointError(f"it has positions of shape {tuple(positions.shape)}, and {length} tokens that are not coded")
 
     def save(self, path: str | Path) -> int:
         """Write the cache to one file, whole or not at all, storage caches frozen; returns the bytes of the file.
@@ -248,13 +286,14 @@ class CompressedCache(Cache):
         return write_cache(path, CacheRecord(profile=profile, **fields), tensors)
 
     @staticmethod
-    def load(path: str | Path, model: nn.Module, profile: Profile | None = None) -> CompressedCache:
+    def load(path: str | Path, model: nn.Module, profile: Profile | None = None, verify: bool = True) -> CompressedCache:
         """A cache written by ``save``, ready for ``past_key_values`` of the same model, with the profile it was made with.
+        ``verify``: check the hashes in the file; older files have none.
 
         Raises:
             CheckpointError: the file is missing, damaged, of another version, or needs another profile or model.
         """
-        record, tensors = read_cache(path, None if profile is None else profile.fingerprint())
+        record, tensors, hashed = read_cache(path, None if profile is None else profile.fingerprint(), verify)
         options: dict[str, Any] = {"sinks": record.sinks, "window": record.window, "block": record.block}
         cache = CompressedCache(model, record.bits or 2.0, profile, record.mode, **options)
         if len(record.sealed) != len(cache.indices):
@@ -264,8 +303,10 @@ class CompressedCache(Cache):
         device = next(model.parameters()).device
         tensors = {name: t.to(device) if name.startswith(_ON_DEVICE) else t for name, t in tensors.items()}
         try:
-            cache._restore(record, tensors)
-        except (KeyError, IndexError, RuntimeError) as error:
+            cache._restore(record, tensors, model, hashed and verify)
+        except CheckpointError as error:
+            raise CheckpointError(f"the cache in {str(path)!r} is damaged or of another model: {error}") from error
+        except (KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
             raise CheckpointError(f"the cache in {str(path)!r} lacks or misshapes a tensor: {error}") from error
         return cache
 

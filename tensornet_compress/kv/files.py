@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
-from tensornet_compress.files.whole import read_tensors, write_tensors
+from tensornet_compress.files.hashes import HASHES
+from tensornet_compress.files.reading import read_tensors
+from tensornet_compress.files.whole import write_tensors
 from tensornet_compress.frozen import Frozen
 
 VERSION = 1
+LARGEST_BLOCK = 1024
+"""Tokens of a sealed block, where the cache's own block is not larger."""
 _KEY = "tensornet_compress_kv"
+Count = Annotated[int, Field(ge=0, le=1 << 31)]
 
 
 class BlockRecord(Frozen):
     """A block of a storage cache; ``payload`` and ``rotary`` number the stored ones."""
 
-    start: int
-    length: int
-    skipped: int
-    position: int | None
-    payload: int
-    tokens: int
-    rotary: int | None
+    start: Count
+    length: Annotated[int, Field(ge=1, le=1 << 31)]
+    skipped: Count
+    position: Count | None
+    payload: Count
+    tokens: Count
+    rotary: Count | None
 
 
 class CacheRecord(Frozen):
@@ -34,15 +39,40 @@ class CacheRecord(Frozen):
     version: int = VERSION
     mode: Literal["live", "storage"]
     bits: float | None
-    sinks: int
-    window: int
-    block: int
+    sinks: Count
+    window: Count
+    block: Annotated[int, Field(ge=1, le=1 << 16)]
     profile: str | None
-    sealed: list[int]
-    first: list[int] = Field(default_factory=list)
+    sealed: Annotated[list[Count], Field(min_length=1)]
+    first: list[Count] = Field(default_factory=list)
     rotary_style: list[Literal["half", "interleaved"]] = Field(default_factory=list)
     blocks: list[list[BlockRecord]] = Field(default_factory=list)
-    other: dict[int, int | None]
+    other: dict[Count, Count | None]
+
+    @model_validator(mode="after")
+    def _blocks_hold_what_is_sealed(self) -> Self:
+        if len(set(self.sealed)) > 1:
+            raise ValueError(f"layers have sealed {sorted(set(self.sealed))} tokens; all must have sealed as many")
+        if len(self.first) != len(self.blocks):
+            raise ValueError(f"{len(self.first)} sequences and {len(self.blocks)} rows of blocks")
+        if self.mode == "storage" and self.sealed[0] and not self.blocks:
+            raise ValueError(f"{self.sealed[0]} sealed tokens and no blocks")
+        for row, (first, blocks) in enumerate(zip(self.first, self.blocks)):
+            end = 0
+            for block in blocks:
+                if block.start != end or max(block.length, block.tokens) > max(self.block, LARGEST_BLOCK):
+                    raise ValueError(f"row {row} has a block of {block.length} tokens at {block.start}, after {end} tokens")
+                end += block.length
+                if block.length - block.skipped > block.tokens or block.skipped > max(0, first + self.sinks - block.start):
+                    raise ValueError(f"row {row} has a block of {block.length} tokens, of which it holds {block.tokens}")
+                if block.rotary is not None and block.rotary >= len(self.rotary_style):
+                    raise ValueError(f"row {row} names rotary table {block.rotary} of {len(self.rotary_style)}")
+            if end != self.sealed[0]:
+                raise ValueError(f"row {row} has blocks of {end} tokens, {self.sealed[0]} are sealed")
+            payloads = [block.payload for block in blocks if block.tokens]
+            if len(set(payloads)) < len(payloads):
+                raise ValueError(f"row {row} has the same payload twice")
+        return self
 
 
 def write_cache(path: str | Path, record: CacheRecord, tensors: dict[str, Tensor]) -> int:
@@ -50,13 +80,14 @@ def write_cache(path: str | Path, record: CacheRecord, tensors: dict[str, Tensor
     return write_tensors(path, tensors, {_KEY: record.to_json()})
 
 
-def read_cache(path: str | Path, profile: str | None) -> tuple[CacheRecord, dict[str, Tensor]]:
-    """The description and the tensors of a file of ``write_cache``; ``profile``: fingerprint of the one at hand.
+def read_cache(path: str | Path, profile: str | None, verify: bool = True) -> tuple[CacheRecord, dict[str, Tensor], bool]:
+    """The description and the tensors of a file of ``write_cache``, and whether it has hashes, which are checked unless
+    ``verify`` is false; ``profile``: fingerprint of the one at hand.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another version, or was coded with another profile.
     """
-    tensors, header = read_tensors(path)
+    tensors, header = read_tensors(path, verify)
     if _KEY not in header:
         raise CheckpointError(f"{str(path)!r} holds no cache")
     try:
@@ -68,4 +99,4 @@ def read_cache(path: str | Path, profile: str | None) -> tuple[CacheRecord, dict
     if record.profile != profile:
         wanted = "no profile" if record.profile is None else f"the profile {record.profile[:12]}"
         raise CheckpointError(f"the cache in {str(path)!r} was coded with {wanted}; pass that one")
-    return record, tensors
+    return record, tensors, HASHES in header

@@ -24,6 +24,8 @@ STYLES: tuple[Style, ...] = get_args(Style)
 _PROBE_LENGTH = 6
 _LEFT = 0.2
 """Share of a movement that rounding may leave when the right pairing undoes it; a wrong one leaves about all."""
+Shapes = dict[int, tuple[tuple[int, int], tuple[int, int]]]
+_shapes: WeakKeyDictionary[nn.Module, Shapes] = WeakKeyDictionary()
 _styles: WeakKeyDictionary[nn.Module, Style | None] = WeakKeyDictionary()
 
 
@@ -185,3 +187,22 @@ def _measure_style(model: nn.Module) -> Style | None:
     finally:
         recorder.close()
     return None
+
+
+@torch.no_grad()
+def state_shapes(model: nn.Module) -> Shapes:
+    """By layer, (heads, width) of the keys and of the values that ``model`` caches, seen once on one token; empty for decoders
+    that need an encoder."""
+    if is_encoder_decoder(model):
+        return {}
+    if model not in _shapes:
+        cache = DynamicCache(config=text_config(model))
+        with evaluating(model):
+            ids = torch.ones((1, 1), dtype=torch.int64, device=next(model.parameters()).device)
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+        held: Any = ((i, layer) for i, layer in enumerate(cache.layers) if isinstance(layer, DynamicLayer))
+        states = {i: (layer.keys, layer.values) for i, layer in held if layer.is_initialized}
+        _shapes[model] = {
+            i: ((keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3])) for i, (keys, values) in states.items()
+        }
+    return _shapes[model]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_serializer, field_validator, model_validator
 
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.files.hashes import check_seal, sealed
+from tensornet_compress.files.reading import LARGEST_JSON, parse_json, read_text
 from tensornet_compress.files.whole import whole_file
 from tensornet_compress.frozen import Frozen
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Task = Literal["weights", "kv", "search", "speed"]
 Role = Literal["size", "before", "quality", "time", "other"]
 _TIME_UNIT = re.compile(
@@ -68,17 +71,17 @@ class LayerCell(Frozen):
     family: str
     formats: str
     ranks: tuple[int, ...] = ()
-    bits_per_weight: float
+    bits_per_weight: Finite
     nbytes: int
-    error: float | None = None
+    error: Finite | None = None
 
 
 class Spectrum(Frozen):
     """Singular values of one unfolding before and after ordering, each divided by the largest of both, in falling order."""
 
     title: str
-    before: tuple[float, ...]
-    after: tuple[float, ...]
+    before: tuple[Finite, ...]
+    after: tuple[Finite, ...]
 
 
 class Drawing(Frozen):
@@ -100,8 +103,8 @@ class BitsOfLayer(Frozen):
     """Bits per element that a cache spends on keys and values of one layer."""
 
     layer: int
-    keys: float
-    values: float
+    keys: Finite
+    values: Finite
 
 
 class Row(Frozen):
@@ -117,9 +120,9 @@ class Row(Frozen):
     subject: str
     method: str
     ours: bool = False
-    budget: float | None = None
+    budget: Finite | None = None
     budget_unit: str = ""
-    values: dict[str, float] = Field(default_factory=dict)
+    values: dict[str, Finite] = Field(default_factory=dict)
     seed: int | None = None
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     note: str = ""
@@ -146,9 +149,10 @@ class Row(Frozen):
 
 class Result(Frozen):
     """All rows of one run. ``command`` reproduces it; ``settings`` are those common to the rows; ``complete`` is false while it
-    runs."""
+    runs; ``checksum`` of the file is empty in memory, and missing in files of older releases."""
 
     schema_version: Literal[1] = 1
+    checksum: str = ""
     name: str
     command: str
     version: str
@@ -157,7 +161,7 @@ class Result(Frozen):
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     measures: dict[str, Measure]
     rows: tuple[Row, ...] = ()
-    seconds: float | None = None
+    seconds: Finite | None = None
     complete: bool = True
 
     @field_validator("measures")
@@ -192,14 +196,16 @@ def read_result(path: str | os.PathLike[str]) -> Result:
     """A result file.
 
     Raises:
-        TensorNetError: the file is not JSON or not of this schema; the message names the field.
+        TensorNetError: the file is damaged, not JSON or not of this schema; the message names the field.
     """
+    text = read_text(path, LARGEST_JSON)
     try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise TensorNetError(f"cannot read the result {str(path)!r}: {error.strerror}") from error
-    try:
-        return Result.from_json(text)
+        data = parse_json(text, repr(str(path)))
+        if isinstance(data, dict) and "checksum" in data:
+            check_seal(text, repr(str(path)))
+        return Result.from_json(text).model_copy(update={"checksum": ""})
+    except CheckpointError:
+        raise
     except TensorNetError as error:
         raise TensorNetError(f"{str(path)!r} is {error}") from error
 
@@ -207,5 +213,5 @@ def read_result(path: str | os.PathLike[str]) -> Result:
 def write_result(result: Result, path: str | os.PathLike[str]) -> Path:
     """Write ``result`` to ``path`` under a temporary name, then rename."""
     with whole_file(path) as file:
-        file.write_text(result.to_json(indent=1) + "\n", encoding="utf-8")
+        file.write_text(sealed(result.to_json(indent=1) + "\n"), encoding="utf-8")
     return Path(path)

@@ -16,7 +16,12 @@ import torch
 from opt_einsum.paths import DynamicProgramming
 from torch import Tensor
 
+from tensornet_compress.errors import TensorNetError
+
 Labels = tuple[str, ...]
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MOST_PARTS = 1 << 20
+"""Connected sets of operands up to which all orders are weighed."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +104,34 @@ def _candidate_paths(
     equation += "->" + "".join(symbols[label] for label in output)
     shapes = [tuple(sizes[label] for label in labels) for labels in inputs]
     optimizers: list[Any] = ["greedy"]
-    if not quick:
+    if not quick and _connected_parts(inputs) <= _MOST_PARTS:
         optimizers = [DynamicProgramming(minimize="flops"), DynamicProgramming(minimize="size"), "greedy"]
-        optimizers += ["optimal"] if len(inputs) <= 5 else []
+    if not quick and len(inputs) <= 5:
+        optimizers.append("optimal")
     paths: list[list[tuple[int, ...]]] = []
     for optimizer in optimizers:
         path = list(opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimizer)[0])
         if all(len(step) <= 2 for step in path) and path not in paths:
             paths.append(path)
     return paths
+
+
+def _connected_parts(inputs: tuple[Labels, ...]) -> int:
+    """About how many connected sets of operands dynamic programming would look at, counted in a spanning tree."""
+    owners: dict[str, list[int]] = {}
+    for number, labels in enumerate(inputs):
+        for label in labels:
+            owners.setdefault(label, []).append(number)
+    parent, order = {0: 0}, [0]
+    for number in order:
+        for other in (other for label in inputs[number] for other in owners[label]):
+            if other not in parent:
+                parent[other] = number
+                order.append(other)
+    sets = dict.fromkeys(order, 1)
+    for number in reversed(order[1:]):
+        sets[parent[number]] = min(sets[parent[number]] * (1 + sets[number]), 1 << 60)
+    return sum(sets.values())
 
 
 def _defer(path: Iterable[tuple[int, ...]], last: int, count: int) -> list[tuple[int, ...]]:
@@ -150,6 +174,8 @@ def _compile(inputs: tuple[Labels, ...], output: Labels, sizes: dict[str, int], 
 
 def _local_equation(operands: Sequence[Labels], result: Labels, seen: Sequence[str]) -> str:
     """An einsum equation with letters given afresh, since one step never has more than 52 labels."""
-    letters = {label: "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[i] for i, label in enumerate(seen)}
+    if len(seen) > len(_LETTERS):
+        raise TensorNetError(f"a contraction step of {len(seen)} indices; at most {len(_LETTERS)} can be")
+    letters = dict(zip(seen, _LETTERS))
     terms = ["".join(letters[label] for label in labels) for labels in operands]
     return ",".join(terms) + "->" + "".join(letters[label] for label in result)

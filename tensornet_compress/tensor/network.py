@@ -86,7 +86,12 @@ def decode_core(term: TermSpec, term_index: int, core: int, stored: Mapping[str,
 
 def contract_term(term: TermSpec, cores: Sequence[Tensor]) -> Tensor:
     """Cores of a term -> its dense tensor of the original shape."""
-    return term.layout.invert(_rebuild(term.topology.all_labels, term.layout.dims, term.ranks).run(cores))
+    return term.layout.invert(contraction_of(term).run(cores))
+
+
+def contraction_of(term: TermSpec) -> Program:
+    """The program that contracts the cores of a term to its laid-out tensor."""
+    return _rebuild(term.topology.all_labels, term.layout.dims, term.ranks)
 
 
 @lru_cache(maxsize=1024)

@@ -13,6 +13,10 @@ from torch import Tensor
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 
+MOST_MODES = 52
+_FREE_PADDING, _MOST_PADDING = 1 << 20, 64
+"""Numbers that a padded tensor may have in any case, and for each number of the tensor."""
+
 
 class Tensorization(Frozen):
     """Axis ``a`` of size ``shape[a]`` is written with digits of base ``radices[a]``, most significant first.
@@ -28,11 +32,15 @@ class Tensorization(Frozen):
     def _check(self) -> Self:
         if len(self.shape) != len(self.radices):
             raise ValueError(f"{len(self.shape)} axes in shape {self.shape} but {len(self.radices)} lists of radices")
+        if len(self.modes) > MOST_MODES:
+            raise ValueError(f"{len(self.modes)} modes; at most {MOST_MODES} can be contracted")
         for axis, (size, digits) in enumerate(zip(self.shape, self.radices)):
             if size < 1 or not digits or min(digits) < 1:
                 raise ValueError(f"axis {axis} of size {size} with radices {digits}: all must be at least 1")
             if prod(digits) < size:
                 raise ValueError(f"axis {axis} of size {size} does not fit radices {digits} (product {prod(digits)})")
+        if prod(self.padded_shape) > max(_FREE_PADDING, _MOST_PADDING * prod(self.shape)):
+            raise ValueError(f"padding makes {prod(self.padded_shape):,} numbers of {prod(self.shape):,}, more than is of use")
         return self
 
     @classmethod

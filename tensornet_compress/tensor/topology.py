@@ -12,6 +12,7 @@ from pydantic import model_validator
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 
+MOST_CORES = 256
 Nested = int | Sequence["Nested"]
 
 
@@ -32,6 +33,8 @@ class Topology(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if len(self.legs) > MOST_CORES:
+            raise ValueError(f"a network of {len(self.legs)} cores; at most {MOST_CORES} can be")
         positions = sorted(position for legs in self.legs for position in legs)
         if positions != list(range(len(positions))):
             raise ValueError(f"legs {self.legs} must hold each position 0..{len(positions) - 1} exactly once")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +23,7 @@ from tensornet_compress.compressing.refine import BlockRefinement
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.scratch import ScratchFolder
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, plan_targets
@@ -239,7 +239,7 @@ def _layer_errors(
         metric, by_block: as for ``compress``; with the same ``batches`` the metrics are those that it compressed in.
     """
     compressed = KeptModules(model)
-    with TemporaryDirectory(prefix="tensornet-metrics-") as folder:
+    with ScratchFolder() as folder:
         metrics: Mapping[str, KroneckerMetric | StoredMetric]
         try:
             original.put_back()

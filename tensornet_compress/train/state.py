@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.errors import CheckpointError
-from tensornet_compress.files.whole import read_tensors, write_tensors
+from tensornet_compress.files.reading import read_tensors
+from tensornet_compress.files.whole import write_tensors
 from tensornet_compress.frozen import Frozen
 
 
@@ -29,6 +30,17 @@ class IsvtStep(Frozen):
     before: float
     objective: float
     rose: bool
+
+
+class _Log(Frozen):
+    """The state without its tensors."""
+
+    steps: tuple[IsvtStep, ...]
+    history: list[dict[str, int | None]]
+    size: float
+    best: float | None
+    best_step: int
+    best_ranks: dict[str, int | None]
 
 
 @dataclass
@@ -61,7 +73,7 @@ class IsvtState:
             "best_step": self.best_step,
             "best_ranks": self.best_ranks,
         }
-        header = {"settings": json.dumps(settings, sort_keys=True), "log": json.dumps(log), "tensors": content_hash(tensors)}
+        header = {"settings": json.dumps(settings, sort_keys=True), "log": json.dumps(log)}
         write_tensors(file, tensors, header)
 
     @classmethod
@@ -77,27 +89,20 @@ class IsvtState:
             tensors, header = read_tensors(file)
         except CheckpointError as error:
             raise CheckpointError(f"{str(file)!r} is no whole state file: {error}; delete it to start anew") from error
-        if header.get("tensors") != content_hash(tensors):
-            raise CheckpointError(
-                f"{str(file)!r} is damaged: its tensors are not those that were written; delete it to start anew"
-            )
         wanted = json.dumps(settings, sort_keys=True)
         if header.get("settings") != wanted:
             raise CheckpointError(
                 f"{str(file)!r} was written with other settings ({header.get('settings')}), these are {wanted}; "
                 "delete it to start anew"
             )
-        log = json.loads(header["log"])
-        return cls(
-            weights={name: tensors[f"current.{name}"] for name in dense},
-            steps=[IsvtStep.model_validate(step) for step in log["steps"]],
-            history=log["history"],
-            size=log["size"],
-            best=float("inf") if log["best"] is None else log["best"],
-            best_step=log["best_step"],
-            best_weights={name: tensors[f"best.{name}"] for name in dense if f"best.{name}" in tensors},
-            best_ranks=log["best_ranks"],
-        )
+        try:
+            log = _Log.from_json(header["log"])
+            weights = {name: tensors[f"current.{name}"].view(dense[name].shape) for name in dense}
+            best = {name: tensors[f"best.{name}"] for name in dense if f"best.{name}" in tensors}
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{str(file)!r} is no state of these weights: {error}; delete it to start anew") from error
+        told = log.model_dump(exclude={"steps", "best"})
+        return cls(weights, list(log.steps), best=float("inf") if log.best is None else log.best, best_weights=best, **told)
 
 
 def content_hash(content: Any) -> str:

@@ -39,9 +39,9 @@ def test_a_page_is_written_beside_the_result_or_where_it_is_wanted(stored: Path,
     ("content", "message"),
     [
         (None, "cannot read"),
-        ("{", "not a valid Result"),
+        ("{", "is not JSON"),
         ('{"name": 3}', "not a valid Result"),
-        ("\x00\xff", "not a valid Result"),
+        ("\x00\xff", "holds zero bytes"),
     ],
 )
 def test_what_is_no_result_is_one_line(tmp_path: Path, content: str | None, message: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tensornet_compress.coding.fixed_rate import Curve, check_bits
 from tensornet_compress.coding.planes import UNIT, WIDTHS, Planes
 from tensornet_compress.coding.stored_basis import StoredBasis
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.kv.cache import CompressedCache
 from tensornet_compress.kv.files import CacheRecord
 from tensornet_compress.kv.live.attention import CodedSide
@@ -90,15 +90,30 @@ class LiveCache(CompressedCache, mode="live"):
                 tensors[f"sink_index{place}"] = layer.sink_index
         return tensors, fields | {"sealed": [layer.sealed for layer in self.compressed_layers]}
 
-    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
-        super()._restore(record, tensors)
+    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor], model: nn.Module, whole: bool) -> None:
+        super()._restore(record, tensors, model, whole)
+        if record.sealed[0] % UNIT:
+            raise CheckpointError(f"{record.sealed[0]} sealed tokens are no multiple of {UNIT}")
         for place, layer in enumerate(self.compressed_layers):
             if f"own{place}.key.codes" in tensors:
                 layer.learn([_own_source(tensors, f"own{place}.{side}") for side in SIDES])
             layer.sink_index, sealed = tensors.get(f"sink_index{place}"), record.sealed[place]
+            if sealed and len(layer.codes) != 2:
+                raise CheckpointError(f"layer {place} has codes and no basis to decode them with")
             for name, code in zip(("keys", "values"), layer.codes if sealed else ()):
-                planes = Planes.of({width: tensors[f"codes{place}.{name}.{width}"] for width in WIDTHS})
-                side = CodedSide(code, planes, sealed, tensors[f"sink_{name}{place}"], tensors[f"sink_index{place}"])
+                packed = {width: tensors[f"codes{place}.{name}.{width}"] for width in WIDTHS}
+                sinks, index, states = tensors[f"sink_{name}{place}"], tensors[f"sink_index{place}"], getattr(layer, name)
+                wanted = {width: (self.batch, code.layout.rows[width], sealed // UNIT, 8 * width) for width in WIDTHS}
+                if any(packed[w].shape != wanted[w] or packed[w].dtype != torch.uint8 for w in WIDTHS):
+                    raise CheckpointError(f"the codes of layer {place} do not hold {sealed} tokens of this basis")
+                if sinks.shape != (self.batch, states.shape[1], index.shape[-1], states.shape[3]) or not (
+                    index.shape[:-1] == (self.batch,)
+                    and index.dtype == torch.int64
+                    and bool(((index >= 0) & (index < sealed)).all())
+                ):
+                    raise CheckpointError(f"the exact first tokens of layer {place} do not fit its {sealed} sealed tokens")
+                planes = Planes.of(packed)
+                side = CodedSide(code, planes, sealed, sinks, index)
                 layer.sides = (*layer.sides, side)
 
     @torch.autocast("cpu", enabled=False)

@@ -16,7 +16,7 @@ from tensornet_compress.coding.fixed_rate import Curve
 from tensornet_compress.coding.planes import PlaneLayout
 from tensornet_compress.coding.stored_basis import StoredBasis
 from tensornet_compress.decompose.linalg import principal_axes
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.frozen import Shared
 from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.metric.blocks import symmetric_roots, whiten
@@ -123,7 +123,10 @@ class SideCode(Shared):
         dense = basis.dense()
         step = (curve.step[bits] * basis.deviation).double()
         half = torch.where(bits > 0, (1 << bits) // 2, 0)
-        self._encoder = torch.linalg.inv(dense).float()
+        try:
+            self._encoder = torch.linalg.inv(dense).float()
+        except torch.linalg.LinAlgError as error:
+            raise CheckpointError(f"the basis of a layer cannot be inverted; the profile is damaged ({error})") from error
         self._inverse_step = torch.where(bits > 0, 1 / step.clamp_min(1e-30), 0.0).float()
         self._half, self._mean = half, basis.mean
         operand = dense[self.layout.component] * (step[self.layout.component] * (1 << self.layout.place))[:, None]

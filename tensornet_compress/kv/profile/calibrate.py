@@ -20,6 +20,7 @@ from tensornet_compress.kv.profile.profile import SIDES, Profile, ProfileSpec, S
 from tensornet_compress.kv.profile.tree import SideTree, build_tree
 from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.metric.blocks import ridged, symmetric_roots, whiten
+from tensornet_compress.threads import limited_threads
 
 _STATISTICS_EVERY = 5
 _STATISTICS_RATES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -63,9 +64,29 @@ def calibrate(
         search: look for groups by mutual information; else units in their own order.
         sinks, window: what the cache will keep exact, and calibration therefore leaves out.
 
+    It runs on one thread, so that the profile does not depend on how many there are.
+
     Raises:
         TensorNetError: no batches, no full-attention layer, or layers whose heads differ in width.
     """
+    # On several threads sums are rounded in another order, and saved caches open only with the very profile of their codes.
+    with limited_threads(1):
+        return _calibrated(model, batches, metric, sensitivity_windows, draws, group_size, joined, search, sinks, window, seed)
+
+
+def _calibrated(
+    model: nn.Module,
+    batches: Iterable[Any],
+    metric: Literal["fisher", "queries", "euclidean"],
+    sensitivity_windows: int,
+    draws: int,
+    group_size: int | None,
+    joined: int,
+    search: bool,
+    sinks: int,
+    window: int,
+    seed: int,
+) -> Profile:
     generator = torch.Generator().manual_seed(seed)
     felt, streamed = 0 if metric == "fisher" else sensitivity_windows, _Streamed(sinks)
     with Runner(model) as runner:

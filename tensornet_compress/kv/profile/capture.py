@@ -14,10 +14,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from tensornet_compress.calibrate import model_inputs
+from tensornet_compress.calibrate import check_vocabulary, model_inputs
 from tensornet_compress.calibrate.hooks import frozen
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.rope import PositionRecorder, Rotary, is_encoder_decoder, rotary_module, rotary_style, text_config
+from tensornet_compress.nn.finite import require_finite
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Runner:
         self._stack = ExitStack()
 
     def __enter__(self) -> Runner:
+        require_finite(self.model)
         self._stack.enter_context(frozen(self.model))
         return self
 
@@ -119,6 +121,7 @@ class Runner:
     @torch.no_grad()
     def prefill(self, ids: Tensor, mask: Tensor, heard: Heard | None = None) -> tuple[Any, Tensor]:
         """Run ids (batch, tokens); returns the filled cache and the positions (batch, tokens). ``heard`` takes the queries."""
+        check_vocabulary(self.model, ids)
         cache = DynamicCache(config=text_config(self.model))
         extra = {"logits_to_keep": 1} if self._short else {}
         positions = (mask.cumsum(1) - 1).clamp_min(0).to(self.device)

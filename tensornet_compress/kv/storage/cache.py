@@ -7,16 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.kv.cache import CompressedCache
-from tensornet_compress.kv.files import BlockRecord, CacheRecord
+from tensornet_compress.kv.files import LARGEST_BLOCK, BlockRecord, CacheRecord
 from tensornet_compress.kv.profile.profile import Profile
 from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.kv.storage.codec import BlockCodec, JointCodec, Payload
 from tensornet_compress.kv.storage.layer import Block, Sequence, WorkingLayer, held_bytes
 from tensornet_compress.kv.storage.sequence_codec import FreeCodec
-
-_LARGEST_BLOCK = 1024
 
 
 class StorageCache(CompressedCache, mode="storage"):
@@ -59,7 +57,7 @@ class StorageCache(CompressedCache, mode="storage"):
         states = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx == self.indices[-1]:
             while (old := self.compressed_layers[0].get_seq_length() - self.sealed_length - self.window) >= self.block:
-                self._seal(min(old, max(self.block, _LARGEST_BLOCK)) // self.block * self.block)
+                self._seal(min(old, max(self.block, LARGEST_BLOCK)) // self.block * self.block)
         return states
 
     @torch.autocast("cpu", enabled=False)
@@ -91,8 +89,11 @@ class StorageCache(CompressedCache, mode="storage"):
         """Decode every sealed block into the working set (also done by the next forward pass)."""
         if self.compressed_layers[0].dropped:
             fresh = [layer.refill() for layer in self.compressed_layers]
-            for row, sequence in enumerate(self.sequences):
-                sequence.write(self.codec, [(keys[row], values[row]) for keys, values in fresh])
+            try:
+                for row, sequence in enumerate(self.sequences):
+                    sequence.write(self.codec, [(keys[row], values[row]) for keys, values in fresh])
+            except (KeyError, IndexError, RuntimeError) as error:
+                raise CheckpointError(f"a block of the cache cannot be decoded; its file was damaged: {error}") from error
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed blocks."""
@@ -161,8 +162,10 @@ class StorageCache(CompressedCache, mode="storage"):
             "blocks": blocks,
         }
 
-    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor]) -> None:
-        super()._restore(record, tensors)
+    def _restore(self, record: CacheRecord, tensors: dict[str, Tensor], model: nn.Module, whole: bool) -> None:
+        super()._restore(record, tensors, model, whole)
+        if record.first and len(record.first) != self.batch:
+            raise CheckpointError(f"{len(record.first)} sequences have blocks, {self.batch} have a tail")
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             owner, _, part = name.partition(".")
@@ -175,13 +178,42 @@ class StorageCache(CompressedCache, mode="storage"):
                 payload = payloads.setdefault(saved.payload, Payload(saved.tokens, parts.get(f"payload{saved.payload}", {})))
                 positions = tensors[f"positions{row}.{place}"] if saved.position is None else saved.position
                 rotary = None if saved.rotary is None else rotaries[saved.rotary]
+                if payload.tokens != saved.tokens or (isinstance(positions, Tensor) and positions.shape != (saved.tokens,)):
+                    raise CheckpointError(f"block {place} of row {row} and its payload or positions differ in tokens")
                 blocks.append(Block(saved.start, saved.length, saved.skipped, positions, payload, rotary))
             names = [f"sink{row}.{place}" for place in range(len(self.compressed_layers))]
             sinks = tuple((tensors[f"{name}.keys"], tensors[f"{name}.values"]) for name in names if f"{name}.keys" in tensors)
             self.sequences.append(Sequence(first, sinks, tuple(blocks)))
+            self._check_sinks(sinks, record)
+        for payload in payloads.values():
+            self._check_payload(payload, whole)
         self.sealed_length = record.sealed[0]
         for layer in self.compressed_layers:
             layer.dropped = self.sealed_length
+
+    def _check_sinks(self, sinks: tuple[tuple[Tensor, Tensor], ...], record: CacheRecord) -> None:
+        """Refuse sinks that do not have the shape of the layers' states."""
+        for pair, layer in zip(sinks, self.compressed_layers):
+            for part, states in zip(pair, (layer.keys, layer.values)):
+                heads, tokens, width = part.shape
+                if (heads, width) != (states.shape[1], states.shape[3]) or tokens > min(record.sinks, record.sealed[0]):
+                    raise CheckpointError(f"exact first tokens have shape {tuple(part.shape)}, unlike the layers' states")
+        if sinks and (len(sinks) != len(self.compressed_layers) or len({k.shape[1] for pair in sinks for k in pair}) > 1):
+            raise CheckpointError("exact first tokens are not there for all layers alike")
+
+    def _check_payload(self, payload: Payload, whole: bool) -> None:
+        """Refuse a payload that no block can have; one that no hash vouches for is decoded."""
+        if not payload.tokens:
+            return
+        step = payload.tensors["step"]
+        if step.numel() != 1 or not 0 < float(step) < float("inf"):
+            raise CheckpointError(f"a block has the quantisation step {step.flatten()[:2].tolist()}")
+        if not whole:
+            states = self.codec.decode(payload)
+            for layer, keys, values in zip(self.compressed_layers, *states, strict=True):
+                heads, width = layer.keys.shape[1], layer.keys.shape[3]
+                if keys.shape != (heads, payload.tokens, width) or len(values) != heads:
+                    raise CheckpointError(f"a block decodes to keys of shape {tuple(keys.shape)}, unlike the layers' states")
 
 
 def _number(rotaries: list[Rotary], rotary: Rotary) -> int:

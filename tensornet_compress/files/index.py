@@ -1,0 +1,42 @@
+"""Which files a model's tensors lie in: those that its own index names, and no others that happen to lie beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensornet_compress.errors import CheckpointError
+from tensornet_compress.files.reading import open_tensors, read_json
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def weight_files(folder: str | Path) -> dict[str, Path]:
+    """Tensor name -> safetensors file, of the files that transformers loads the model in ``folder`` from; empty where it would
+    load no safetensors.
+
+    Raises:
+        CheckpointError: the index is damaged, names a file outside the folder, or a tensor that its file does not hold.
+    """
+    folder = Path(folder)
+    if (folder / _SINGLE).exists():
+        return dict.fromkeys(_names(folder / _SINGLE), folder / _SINGLE)
+    if not (folder / _INDEX).exists():
+        return {}
+    where, data = repr(str(folder / _INDEX)), read_json(folder / _INDEX)
+    shards = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{where} has no weight_map of tensor names and file names; the file is damaged")
+    for name in set(shards.values()):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{where} names {name!r}, which is no safetensors file of the folder itself")
+    held = {name: _names(folder / name) for name in set(shards.values())}
+    for tensor, name in shards.items():
+        if tensor not in held[name]:
+            raise CheckpointError(f"{where} says that {tensor!r} lies in {name!r}, which does not hold it; get a whole copy")
+    return {tensor: folder / name for tensor, name in shards.items()}
+
+
+def _names(path: Path) -> set[str]:
+    with open_tensors(path) as file:
+        return set(file.keys())

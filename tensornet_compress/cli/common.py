@@ -30,7 +30,6 @@ from tensornet_compress.inputs import kind_of, load_causal_lm, load_tokenizer, m
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PIPED_WIDTH = 160
-# The extra that a package which may be missing belongs to.
 # Typer keeps its own copy of click, or takes the installed one: this is the class of either.
 _UsageError: Any = typer.BadParameter.__base__
 

@@ -14,6 +14,7 @@ from typing import Any
 from tensornet_compress.errors import TensorNetError
 
 _OTHER, _BAD_INPUT, _INTERRUPTED, _CLOSED_PIPE, _TERMINATED = 1, 2, 130, 141, 143
+# The extra that a package which may be missing belongs to.
 _EXTRAS = {"transformers": "hf", "tokenizers": "hf", "accelerate": "hf", "jinja2": "report", "matplotlib": "report"}
 debug = {"traceback": False}
 """Set by ``tensornet-compress --debug``."""

@@ -38,6 +38,7 @@ KINDS = {
         r"\d\.output.dense",
     ),
 }  # fmt: skip
+PLAIN = re.compile(r"\\d\\.")
 MEASURES = {
     "bits_per_weight": Measure(title="bits per weight", unit="bits", better="lower"),
     "bound": Measure(title="Gaussian bound", unit="bits", better="lower", role="other"),
@@ -127,7 +128,7 @@ def jobs() -> Iterator[Job]:
     for model, kinds in KINDS.items():
         for bits in BITS:
             for kind in (*kinds, ""):
-                subject = f"{model}: {kind.removeprefix(chr(92) + 'd.') or 'all layers'}"
+                subject = f"{model}: {PLAIN.sub('', kind) or 'all layers'}"
                 yield Job("weights", subject, METHOD, partial(row, model, kind, bits), bits, "bits/weight", ours=True)
 
 

@@ -120,7 +120,7 @@ def measured(name: str, make: Callable[[Tensor, float], tnc.TensorNetwork], bits
     given = matrix(name)
     network = make(given, bits)
     error = float((given - network.to_dense(torch.float32)).double().square().sum() / given.double().square().sum())
-    order = network.stored["core0_order"].nbytes if "core0_order" in network.stored else 0
+    order = network.stored["core0_ties"].nbytes if "core0_ties" in network.stored else 0
     values = {"snr": -10 * math.log10(max(error, 1e-30)), "order_bits": 8 * order / given.numel()}
     values["bits_per_weight"] = 8 * (network.nbytes - free * order) / given.numel()
     return {"values": values, "settings": {"spec": network.spec.describe()}}

@@ -12,7 +12,7 @@ part           content
 ``"_zero"``    packed integer zero points (``z``), or float offsets (``o``)
 ``"_pivots"``  which rows are not stored (``PivotFormat``)
 ``"_coded"``   entropy-coded integers with their steps (``CodedFormat``)
-``"_order"``   entropy-coded order with ties (``SortedFormat``); ``"_scale"``, ``"_profile"``: the sorted values
+``"_ties"``   entropy-coded order with ties (``SortedFormat``); ``"_scale"``, ``"_profile"``: the sorted values
 =============  =====================================================================
 """
 

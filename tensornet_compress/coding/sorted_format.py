@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tensornet_compress.bisection import least_kept
 from tensornet_compress.coding.tied_orders import MOST_GROUPS, decode_orders, encode_orders, most_order_nbytes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
@@ -38,7 +37,7 @@ class SortedFormat(Frozen):
     groups: int = Field(default=0, ge=0, le=MOST_GROUPS)
     stored: int = Field(default=0, ge=0)
 
-    coded_part: ClassVar[str] = "_order"
+    coded_part: ClassVar[str] = "_ties"
     resident_parts: ClassVar[tuple[str, ...]] = ("_group", "_scale", "_profile")
 
     @property
@@ -56,7 +55,7 @@ class SortedFormat(Frozen):
         if rest:
             raise TensorNetError(f"runs of {self.run} entries do not divide a core of shape {shape}; choose a divisor")
         return {
-            "_order": ((self.stored,), torch.uint8),
+            "_ties": ((self.stored,), torch.uint8),
             "_scale": ((runs, self.rank), torch.float16),
             "_profile": ((self.rank, self.groups), torch.float32),
         }
@@ -68,11 +67,11 @@ class SortedFormat(Frozen):
         sizes = runs.sizes(self.step) if self.step else runs.equal(self.groups)
         scale, profile = runs.levels(sizes, self.rank)
         order = torch.from_numpy(encode_orders(runs.groups(sizes).cpu().numpy(), sizes)).to(core.device)
-        return {"_order": order, "_scale": scale, "_profile": profile}
+        return {"_ties": order, "_scale": scale, "_profile": profile}
 
     def of(self, parts: Mapping[str, Tensor]) -> SortedFormat:
         """The format of these stored parts."""
-        return self.model_copy(update={"stored": parts["_order"].numel(), "groups": parts["_profile"].shape[1]})
+        return self.model_copy(update={"stored": parts["_ties"].numel(), "groups": parts["_profile"].shape[1]})
 
     def resident(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Stored parts -> what a module keeps in memory beside the values: ``_group`` of every entry, uint8 (runs, run).
@@ -80,7 +79,7 @@ class SortedFormat(Frozen):
         Raises:
             CheckpointError: the bytes are damaged.
         """
-        order = parts["_order"]
+        order = parts["_ties"]
         found = decode_orders(order.cpu().numpy(), prod(shape) // self.run, self.run, self.groups)
         return {"_group": torch.from_numpy(found).to(order.device)}
 
@@ -129,18 +128,12 @@ class SortedRuns:
         """
         counts: list[int] = (self.mean_run / step).round().unique_consecutive(return_counts=True)[1].tolist()
         if len(counts) > MOST_GROUPS:
-            raise TensorNetError(
-                f"a step of {step:.3g} makes {len(counts)} groups, at most {MOST_GROUPS} can be; choose a larger one"
-            )
+            raise TensorNetError(f"a step of {step:.3g} makes {len(counts)} groups, at most {MOST_GROUPS} can be; enlarge it")
         return counts
 
-    def finest(self, low: float, high: float) -> float:
-        """About the least step between two that makes few enough groups."""
-
-        def keeps(step: float) -> bool:
-            return len((self.mean_run / step).round().unique_consecutive()) <= MOST_GROUPS
-
-        return least_kept(keeps, low, high, ratio=1.01)
+    def few(self, step: float) -> bool:
+        """Whether a step makes no more groups than a byte tells apart."""
+        return len((self.mean_run / step).round().unique_consecutive()) <= MOST_GROUPS
 
     def equal(self, groups: int) -> list[int]:
         """Sizes of so many equal groups.
@@ -155,27 +148,36 @@ class SortedRuns:
 
     def groups(self, sizes: Sequence[int]) -> Tensor:
         """Group of every entry, uint8 (runs, run)."""
-        labels = self._labels(sizes).expand_as(self.order)
-        return torch.empty_like(labels, memory_format=torch.contiguous_format).scatter_(1, self.order, labels)
+        return self._labels(sizes)[self.places]
 
     def levels(self, sizes: Sequence[int], rank: int) -> tuple[Tensor, Tensor]:
         """The values as two cores, fp16 (runs, rank) and fp32 (rank, groups), nearest to the sorted runs: from the leading
         components of group means. Scales reach 1, and are positive in the mean, which fixes the gauge."""
-        labels = self._labels(sizes).long()
-        root = torch.tensor(sizes, dtype=torch.float64, device=labels.device).sqrt()
-        means = torch.zeros(len(self.ordered), len(sizes), dtype=torch.float64, device=labels.device)
-        means = means.index_add_(1, labels, self.ordered) / root
+        counts = torch.tensor(sizes, device=self.runs.device)
+        root = counts.double().sqrt()
+        means = self._sums[:, torch.nn.functional.pad(counts.cumsum(0), (1, 0))].diff() / root
         axes = torch.linalg.eigh(means.T @ means)[1].flip(1)[:, :rank]
         axes = torch.nn.functional.pad(axes, (0, rank - axes.shape[1]))
         scale, profile = means @ axes, (axes / root[:, None]).T
         peak = scale.abs().amax(0).clamp_min(1e-300) * torch.where(scale.sum(0) < 0, -1.0, 1.0)
         return (scale / peak).half(), (profile * peak[:, None]).float()
 
-    def dense(self, sizes: Sequence[int], rank: int) -> Tensor:
-        """What decodes, float32 (runs, run)."""
+    def rows(self, sizes: Sequence[int], rank: int, width: int, rows: slice = slice(None)) -> Tensor:
+        """What decodes of a matrix of ``width`` columns, or of some of its rows, float32."""
         scale, profile = self.levels(sizes, rank)
-        sorted_values = (scale.float() @ profile)[:, self._labels(sizes).long()]
-        return torch.empty_like(sorted_values).scatter_(1, self.order, sorted_values)
+        entries = torch.arange(self.runs.numel(), device=self.runs.device).view(-1, width)[rows]
+        group = self._labels(sizes)[self.places.view(-1, width)[rows]].long()
+        return (scale.float() @ profile)[entries // self.runs.shape[1], group]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where every entry lies in its sorted run, int64 (runs, run)."""
+        return self.order.argsort(1)
+
+    @cached_property
+    def _sums(self) -> Tensor:
+        """Sums of the first 0, 1, ... entries of the sorted runs, float64 (runs, run + 1)."""
+        return torch.nn.functional.pad(self.ordered.cumsum(1), (1, 0))
 
     def _labels(self, sizes: Sequence[int]) -> Tensor:
         """Group of every place of a sorted run, uint8 (run,)."""

@@ -17,7 +17,8 @@ from tensornet_compress.options.sorted_entries import sorted_within
 from tensornet_compress.searching.limits import Deadline, Limit
 from tensornet_compress.searching.result import Found
 
-_MARGIN = 1.01
+# Other forms fare a little better or worse on shuffled entries, where a sort of all entries is the same.
+_MARGIN = 1.05
 _BLOCKS = (16, 64)
 _RANKS = (1, 2)
 

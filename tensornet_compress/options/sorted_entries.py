@@ -49,12 +49,10 @@ def sorted_within(
 
     def keeps(step: float) -> bool:
         if max_bytes is not None:
-            return (
-                runs.few(step) and SortedFormat(run=run, rank=rank).most_nbytes(tensor.numel(), runs.sizes(step)) <= max_bytes
-            )
-        return not runs.few(1 / step) or error_of(runs.rows(runs.sizes(1 / step), rank, run).view(tensor.shape)) <= (
-            max_error or 0.0
-        )
+            return runs.few(step) and empty.most_nbytes(tensor.numel(), runs.sizes(step)) <= max_bytes
+        if not runs.few(1 / step):
+            return True
+        return error_of(runs.rows(runs.sizes(1 / step), rank, run).view(tensor.shape)) <= (max_error or 0.0)
 
     # Of steps the least that is small enough in bytes; the inverse of the largest whose error is.
     low, high = (_FINEST, _COARSEST) if max_bytes is not None else (1 / _COARSEST, 1 / _FINEST)

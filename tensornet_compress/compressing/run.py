@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tensornet_compress.calibrate import Batch, Loss, check_calibration
-from tensornet_compress.coding import CodedFormat, NumberFormat
+from tensornet_compress.coding import EntropyCoded, NumberFormat
 from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
@@ -343,7 +343,7 @@ def _coarser(plan: Plan, excess: float) -> Plan:
     """A plan whose entropy-coded cores have a step for that many times fewer bytes."""
 
     def coarser(fmt: NumberFormat) -> NumberFormat:
-        if not isinstance(fmt, CodedFormat):
+        if not isinstance(fmt, EntropyCoded):
             return fmt
         return fmt.model_copy(update={"step": fmt.step * 2.0 ** (_TYPICAL_BITS * (excess - 1) + _MARGIN)})
 

@@ -1,7 +1,8 @@
-"""Entry sorts with their price (EinSort) beside quantisers and networks: error against total bits per weight.
+"""Sorted entries (EinSort) beside entropy-coded rounding, integers and a truncated SVD at equal bytes, with everything counted
+and with the order for nothing.
 
-On N(0, 1) and on six real matrices, and means over these; signal to noise in dB (10 log10 of energy over squared error), all
-bits counted, the permutation as packed.
+On N(0, 1), on a layer of each kind of SmolLM2 and MiniLM, and on cached keys: signal to noise in dB (10 log10 of energy over
+squared error, Euclidean) within 3.32 and 4.32 bits a number.
 """
 
 from __future__ import annotations
@@ -12,121 +13,143 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from experiments import ENCODER, LANGUAGE, experiment, means
+from experiments import experiment, means
 from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.peer_packages import Unavailable
-from tensornet_compress.bench.tensors import weight_of
+from tensornet_compress.bench.tensors import find_tensor
 from tensornet_compress.bench.weights import MEASURES as WEIGHTS
-from tensornet_compress.coding import parse_format
-from tensornet_compress.decompose import realise
+from tensornet_compress.bisection import least_kept
+from tensornet_compress.coding import CodedFormat, NumberFormat, SortedFormat, parse_format
+from tensornet_compress.options.sorted_entries import sorted_within
 from tensornet_compress.report import Measure, Row
-from tensornet_compress.searching.entries import entropy_coded, sort_entries
-from tensornet_compress.tensor import NetworkSpec
 
-Coded = tuple[Tensor, int]
-LIMITS = (3.32, 4.32)
+NOISE, KEYS = "N(0, 1)", "cached keys"
+BITS = (3.32, 4.32)
 """What 3 and 4 bit integers in groups of 64 take at any shape here, scales and zero points included."""
-NOISE, MEAN = "N(0, 1)", "mean of the real matrices"
-MATRICES = {
-    "smollm2 layer 10 k_proj": (LANGUAGE, "model.layers.10.self_attn.k_proj"),
-    "smollm2 layer 10 gate_proj": (LANGUAGE, "model.layers.10.mlp.gate_proj"),
-    "smollm2 layer 0 q_proj": (LANGUAGE, "model.layers.0.self_attn.q_proj"),
-    "minilm layer 3 query": (ENCODER, "encoder.layer.3.attention.self.query"),
-    "minilm layer 3 intermediate": (ENCODER, "encoder.layer.3.intermediate.dense"),
-    "minilm position embeddings": (ENCODER, "embeddings.position_embeddings"),
+MODELS = {
+    "mean of SmolLM2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "mean of MiniLM": ("query", "key", "value", "attention-output", "intermediate", "output"),
 }
+LAYERS = {f"{model.split()[-1].lower()}-{kind}": model for model, kinds in MODELS.items() for kind in kinds}
+SUBJECTS = (NOISE, *LAYERS, KEYS)
 MEASURES = {
     "bits_per_weight": WEIGHTS["bits_per_weight"],
     "snr": Measure(title="signal to noise", unit="dB", better="higher", explanation="10 log10 of energy over squared error."),
+    "order_bits": Measure(
+        title="bits of the order", better="lower", explanation="What the entropy-coded order takes a number."
+    ),
 }
 
 
 @cache
 def matrix(name: str) -> Tensor:
+    """A matrix whose rows are sorted: of cached keys a channel of a head."""
     if name == NOISE:
         return torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))
-    return weight_of(*MATRICES[name]).detach().float().contiguous()
+    if name == KEYS:
+        return find_tensor("kv-keys").load().transpose(1, 2).flatten(0, 1).contiguous()
+    return find_tensor(name).load()
 
 
-def sorted_entries(given: Tensor, **options: Any) -> Coded:
-    if given.shape[1] % options.get("groups", 1):
-        raise Unavailable(f"rows of {given.shape[1]} do not divide into {options['groups']} groups")
-    fit = sort_entries(given, **options)
-    return fit.dense, 8 * fit.nbytes
+def stored(given: Tensor, fmt: NumberFormat) -> tnc.TensorNetwork:
+    return tnc.realise(given, tnc.NetworkSpec.dense(tuple(given.shape), fmt))
 
 
-def rounded(given: Tensor, fmt: str) -> Coded:
-    network = realise(given, NetworkSpec.dense(tuple(given.shape), parse_format(fmt)))
-    return network.to_dense(torch.float32), 8 * network.nbytes
+def tied(given: Tensor, bits: float, run: Callable[[Tensor], int], rank: int = 1) -> tnc.TensorNetwork:
+    """Groups as even steps of the mean sorted run make them."""
+    fmt = sorted_within(given, run(given), rank, max_bytes=int(bits * given.numel() / 8))
+    if fmt is None:
+        raise Unavailable(f"{bits:g} bits do not hold it")
+    return stored(given, fmt)
 
 
-def stepped(given: Tensor, share: float) -> Coded:
-    return entropy_coded(given, share * float(given.std()))
+def equal(given: Tensor, bits: float) -> tnc.TensorNetwork:
+    """Groups of equal sizes: the most that fit."""
+    for groups in range(int(2**bits), 1, -1):
+        network = stored(given, SortedFormat(run=given.shape[1], groups=groups))
+        if 8 * network.nbytes <= bits * given.numel():
+            return network
+    raise Unavailable(f"{bits:g} bits do not hold it")
 
 
-def truncated(given: Tensor, bits: float) -> Coded:
+def coded(given: Tensor, bits: float) -> tnc.TensorNetwork:
+    """One step and an entropy coder, in the Euclidean metric."""
+
+    def keeps(step: float) -> bool:
+        return 8 * stored(given, CodedFormat(step=step)).nbytes <= bits * given.numel()
+
+    deviation = float(given.std())
+    return stored(given, CodedFormat(step=least_kept(keeps, deviation / 64, deviation * 8, ratio=1.02)))
+
+
+def rounded(given: Tensor, bits: float) -> tnc.TensorNetwork:
+    """Round to nearest in groups with zero points: the widest grid that fits."""
+    names = [f"int{width}g{group}z" for width in (4, 3, 2) for group in (64, 128, 256)]
+    fitting = [network for name in names if 8 * (network := stored(given, parse_format(name))).nbytes <= bits * given.numel()]
+    if not fitting:
+        raise Unavailable(f"{bits:g} bits do not hold integers in groups")
+    return max(fitting, key=lambda network: network.nbytes)
+
+
+def truncated(given: Tensor, bits: float, fmt: str) -> tnc.TensorNetwork:
     nbytes = int(bits * given.numel() / 8)
-    network = tnc.to_network(given, tnc.Topology.two_cores(2, (0,)), max_bytes=nbytes, fmt=parse_format("fp16"))
-    return network.to_dense(torch.float32), 8 * network.nbytes
+    return tnc.to_network(given, tnc.Topology.two_cores(2, (0,)), max_bytes=nbytes, fmt=parse_format(fmt))
 
 
-def train(given: Tensor, bits: float) -> Coded:
-    nbytes = int(bits * given.numel() / 8)
-    result = tnc.search(given, max_bytes=nbytes, topologies=("tt",), formats=("fp16",), orderings=(), null=False)
-    trains = [found.network for found in result.found if found.family == "tt"]
-    if not trains:
-        raise Unavailable("no such train fits")
-    return trains[0].to_dense(torch.float32), 8 * trains[0].nbytes
-
-
-METHODS: dict[str, Callable[[Tensor], Coded]] = {
-    "global sort, rank 2": partial(sorted_entries, kind="global", rank=2),
-    "row sort, rank 1": partial(sorted_entries, kind="row", rank=1),
-    "row sort, rank 2": partial(sorted_entries, kind="row", rank=2),
-    "row sort of magnitudes, rank 1": partial(sorted_entries, kind="row", rank=1, nonnegative=True),
-    **{f"blocks of {size}, rank 1": partial(sorted_entries, kind="block", size=size, rank=1) for size in (8, 16, 32, 64)},
-    **{f"row sort, {n} tied groups": partial(sorted_entries, kind="row", groups=n, rank=1) for n in (4, 8, 16, 32)},
-    **{f"round to nearest, int{bits}g64z": partial(rounded, fmt=f"int{bits}g64z") for bits in (2, 3, 4)},
-    **{f"uniform step of {share:g} deviations + entropy coder": partial(stepped, share=share) for share in (1.0, 0.5, 0.25)},
-    "SVD in fp16, 4 bits": partial(truncated, bits=4),
-    "TT in native order, fp16, 4 bits": partial(train, bits=4),
+SORTS: dict[str, Callable[[Tensor, float], tnc.TensorNetwork]] = {
+    "sorted rows, equal groups": equal,
+    "sorted rows": partial(tied, run=lambda given: given.shape[1]),
+    "sorted rows, rank 2": partial(tied, run=lambda given: given.shape[1], rank=2),
+    "sorted blocks of 64": partial(tied, run=lambda given: 64),
+    "all entries sorted": partial(tied, run=lambda given: given.numel()),
 }
+OTHERS: dict[str, Callable[[Tensor, float], tnc.TensorNetwork]] = {
+    "ec": coded,
+    "integers in groups": rounded,
+    "SVD, fp16": partial(truncated, fmt="fp16"),
+    "SVD, int4": partial(truncated, fmt="int4g64z"),
+}
+FREE = ", order for nothing"
 
 
-def coded(name: str, method: str) -> dict[str, Any]:
+def measured(name: str, make: Callable[[Tensor, float], tnc.TensorNetwork], bits: float, free: bool = False) -> dict[str, Any]:
+    """``free``: the order, which decodes the same, is left out of the bytes."""
     given = matrix(name)
-    dense, bits = METHODS[method](given)
-    error = float((given - dense).double().square().sum() / given.double().square().sum())
-    return {"values": {"bits_per_weight": bits / given.numel(), "snr": -10 * math.log10(max(error, 1e-30))}}
-
-
-def searched(name: str, bits: float) -> dict[str, Any]:
-    """The search with entry sorts among the orderings: its network, and what it says of the best sort."""
-    given = matrix(name)
-    limit = int(bits * given.numel() / 8)
-    result = tnc.search(given, max_bytes=limit, orderings=("mode", "fibre", "entry"), time_budget=120)
-    values = {"bits_per_weight": 8 * result.best.nbytes / given.numel(), "snr": -20 * math.log10(max(result.error, 1e-15))}
-    sort, null = result.entry_sort, result.null
-    told = {"sort": None if sort is None else sort.describe(), "null_gain": None if null is None else null.entry_gain}
-    return {"values": values, "settings": told | {"family": result.choice.family}, "note": result.reason}
+    network = make(given, bits)
+    error = float((given - network.to_dense(torch.float32)).double().square().sum() / given.double().square().sum())
+    order = network.stored["core0_ties"].nbytes if "core0_ties" in network.stored else 0
+    values = {"snr": -10 * math.log10(max(error, 1e-30)), "order_bits": 8 * order / given.numel()}
+    values["bits_per_weight"] = 8 * (network.nbytes - free * order) / given.numel()
+    return {"values": values, "settings": {"spec": network.spec.describe()}}
 
 
 def jobs() -> Iterator[Job]:
-    for name in (NOISE, *MATRICES):
-        for method in METHODS:
-            yield Job("search", name, method, partial(coded, name, method), ours="sort" in method or "blocks" in method)
-        for bits in LIMITS:
-            yield Job("search", name, f"search, at most {bits:g} bits", partial(searched, name, bits), ours=True)
+    for name in SUBJECTS:
+        for bits in BITS:
+            for method, make in (SORTS | OTHERS).items():
+                yield Job("search", name, method, partial(measured, name, make, bits), bits, "bits", ours=method in SORTS)
+            yield Job(
+                "search",
+                name,
+                f"sorted rows{FREE}",
+                partial(measured, name, SORTS["sorted rows"], bits, True),
+                bits,
+                "bits",
+                True,
+            )
 
 
 def summary(rows: Sequence[Row]) -> Iterator[Row]:
-    """Means of the methods that every real matrix has."""
-    real = [row for row in rows if row.subject in MATRICES and row.skipped is None]
-    whole = {row.method for row in real if sum(other.method == row.method for other in real) == len(MATRICES)}
-    return means([row for row in real if row.method in whole], MEAN)
+    """Means over the layers of a model, of what all of them have."""
+    for title, kinds in MODELS.items():
+        mine = [row for row in rows if LAYERS.get(row.subject) == title and row.skipped is None]
+        counts = {(row.method, row.budget): 0 for row in mine}
+        for row in mine:
+            counts[row.method, row.budget] += 1
+        yield from means([row for row in mine if counts[row.method, row.budget] == len(kinds)], title)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,26 @@ def coded_matrix(data: Array, rows: int, columns: int) -> Array:
     return coded_integers(data, sides[2], sides[3]) * 2.0 ** (sides[0] / 8)[:, None] * 2.0 ** (sides[1] / 8)
 
 
+def order_groups(data: Array, runs: int, groups: int) -> Array:
+    """Group of every entry of an order with ties, a run a row."""
+    sizes = [int(size) for size in data[: 4 * groups].copy().view("<u4")]
+    state = int(data[4 * groups : 4 * groups + 8].copy().view("<u8")[0])
+    words = iter(data[4 * groups + 8 :].copy().view("<u4"))
+    found = np.zeros((runs, sum(sizes)), np.int64)
+    for run in found if groups > 1 else ():
+        left = list(sizes)
+        for i in range(len(run)):
+            starts = [k + sum(left[:k]) * (65536 - groups) // sum(left) for k in range(groups)] + [65536]
+            slot = state % 65536
+            run[i] = group = max(k for k in range(groups) if starts[k] <= slot)
+            state = (starts[group + 1] - starts[group]) * (state // 65536) + slot - starts[group]
+            state = state if state >= 2**32 else state * 2**32 + int(next(words))
+            left[group] -= 1
+    assert state == 2**32
+    assert next(words, None) is None
+    return found
+
+
 def core(tensors: Tensors, name: str, fmt: dict[str, Any], shape: tuple[int, ...]) -> Array:
     """A decoded core."""
     if fmt["kind"] == "float":
@@ -144,6 +164,11 @@ def core(tensors: Tensors, name: str, fmt: dict[str, Any], shape: tuple[int, ...
     if fmt["kind"] == "coded":
         assert tensors[f"{name}_coded"].shape == (fmt["stored"],)
         return coded_matrix(tensors[f"{name}_coded"], shape[0], prod(shape[1:])).astype(np.float32).reshape(shape)
+    if fmt["kind"] == "sorted":
+        assert tensors[f"{name}_ties"].shape == (fmt["stored"],)
+        values = tensors[f"{name}_scale"].astype(np.float32) @ tensors[f"{name}_profile"]
+        groups = order_groups(tensors[f"{name}_ties"], prod(shape) // fmt["run"], fmt["groups"])
+        return np.take_along_axis(values, groups, 1).reshape(shape)
     bits, group = fmt["bits"], fmt["group"]
     run = shape[-1] if shape[-1] >= group else prod(shape)
     count = prod(shape) // run

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tensornet_compress as tnc
 import tensornet_compress.kv as kv
+from tensornet_compress.coding import SortedFormat
 from tensornet_compress.files import Manifest
 from tensornet_compress.kv.files import BlockRecord, CacheRecord
 from tensornet_compress.kv.profile.profile import ProfileSpec, SideSpec
@@ -47,6 +48,14 @@ def several_networks() -> dict[str, tnc.NetworkSpec]:
         "ordered": [term(tnc.Layout.of(((12,), (20,)), fibre_orders=orders), tnc.Topology.two_cores(2, (0,)), (8,), "int8g8z")],
         "pivots": [term(tnc.Layout.native((12, 20)), tnc.Topology.two_cores(2, (0,)), (7,), "bf16p", "bf16")],
         "offsets": [term(tnc.Layout.native((12, 20)), tnc.Topology.one_core(2), (), "int5g8o")],
+        "sorted": [
+            TermSpec(
+                layout=tnc.Layout.native((12, 20)),
+                topology=tnc.Topology.one_core(2),
+                ranks=(),
+                formats=(SortedFormat(run=20, rank=2, step=0.4),),
+            )
+        ],
         "sum": [
             term(tnc.Layout.native((12, 20)), tnc.Topology.one_core(2), (), "int3g64"),
             term(tnc.Layout.of(digits, fibre_orders=orders), tnc.Topology.train(4), (3, 6, 4), "int6g0"),

@@ -38,10 +38,11 @@ import tensornet_compress.kv as kv
 import tensornet_compress.train as train
 
 # What has no public name lives in modules that may move; this is the only place to follow them.
-from tensornet_compress.coding import rans
+from tensornet_compress.coding import SortedFormat, rans
 from tensornet_compress.coding.bits import pack_bits
 from tensornet_compress.coding.packed_integers import grouped_view
 from tensornet_compress.coding.permutations import pack_permutation
+from tensornet_compress.coding.tied_orders import encode_orders
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.report import Machine, Result, render, write_result
 from tensornet_compress.report.from_kv import kv_result
@@ -581,6 +582,19 @@ def coder_permutations() -> Parts:
     sizes = {1: 1, 2: 1, 7: 3, 24: 5, 257: 100, 1000: 7}
     orders = {size: [(place * step + 1) % size for place in range(size)] for size, step in sizes.items()}
     return {f"{size} items": Part.everywhere(tensor_bytes(pack_permutation(order))) for size, order in orders.items()}
+
+
+@artefact
+def coder_tied_orders() -> Parts:
+    """Entropy-coded orders with ties, and what decodes of sorted entries."""
+    groups = np.stack([np.repeat(np.arange(3), [5, 30, 6])[np.arange(41) * step % 41] for step in range(1, 20)]).astype(
+        np.uint8
+    )
+    weights = ((torch.arange(6 * 40) * 7919 % 2003 - 900).float() / 512).reshape(6, 40)
+    decoded = SortedFormat(run=40, rank=2, step=0.4)
+    stored = decoded.encode(weights)
+    parts = tensor_parts(stored | {"decoded": decoded.of(stored).decode(stored, (6, 40), torch.float32)})
+    return parts | {"19 runs": Part.everywhere(encode_orders(groups, [5, 30, 6]).tobytes())}
 
 
 FORMATS = ["fp32", "bf16", "fp16"] + [f"int{bits}g{group}{zero}" for bits in range(2, 9) for group in (0, 16) for zero in "_zo"]

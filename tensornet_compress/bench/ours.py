@@ -51,6 +51,7 @@ for _name, _method, _effort, _explanation in (
     ("ours-svd", "svd", "default", "two cores a layer in stepped formats"),
     ("ours-tt", "tt", "default", "a tensor train a layer in stepped formats"),
     ("ours-ttm", "ttm", "default", "a TT-matrix a layer in stepped formats"),
+    ("ours-sorted", "sorted", "default", "EinSort: sorted rows with ties, the order entropy-coded"),
     ("ours-tree", "tree", "default", "a balanced tree a layer in stepped formats"),
 ):
     WEIGHT_METHODS.add(Method(_name, partial(compressed, _method, _effort), _explanation, ours=True))

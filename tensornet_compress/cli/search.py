@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +86,7 @@ def search(
         "reason": result.reason,
         "gain": result.gain,
         "null": None if result.null is None else {"gain": result.null.gain, "nbytes": result.null.nbytes},
-        "entry_sort": None if result.entry_sort is None else asdict(result.entry_sort),
+        "entry_sort": result.entry_sort and {"nbytes": result.entry_sort.nbytes, "error": result.entry_sort.error},
         "seconds": result.seconds,
         "finished": result.finished,
         "pareto": front,

@@ -45,7 +45,7 @@ def weights(
     ignore: Annotated[list[str] | None, typer.Option(help="Patterns of modules to leave alone (repeatable).")] = None,
     method: Annotated[
         str,
-        typer.Option(help="auto, coded, dense, svd, residual, tt, ttm, tree or searched."),
+        typer.Option(help="auto, coded, dense, svd, residual, tt, ttm, tree, searched or sorted."),
     ] = "auto",
     format: Annotated[list[str] | None, typer.Option(help="Number formats allowed, e.g. bf16, int4g64z (repeatable).")] = None,  # noqa: A002
     allocator: Annotated[str, typer.Option(help="sensitivity, energy or uniform.")] = "sensitivity",

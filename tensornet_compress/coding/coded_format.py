@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ _INT8 = 127
 _NIBBLE = 4
 _MOST_BEYOND = 0.01
 """Share of codes beyond 4 bits up to which they cost less time and memory than whole bytes for all."""
-RESIDENT_PARTS = ("_near", "_row", "_column", "_place", "_excess")
-"""Names of what ``CodedFormat.resident`` gives."""
 
 
 class CodedFormat(Frozen):
@@ -38,6 +36,9 @@ class CodedFormat(Frozen):
     kind: Literal["coded"] = "coded"
     step: float = Field(gt=0)
     stored: int = Field(default=0, ge=0)
+
+    coded_part: ClassVar[str] = "_coded"
+    resident_parts: ClassVar[tuple[str, ...]] = ("_near", "_row", "_column", "_place", "_excess")
 
     @property
     def name(self) -> str:

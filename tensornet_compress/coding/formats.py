@@ -12,6 +12,7 @@ part           content
 ``"_zero"``    packed integer zero points (``z``), or float offsets (``o``)
 ``"_pivots"``  which rows are not stored (``PivotFormat``)
 ``"_coded"``   entropy-coded integers with their steps (``CodedFormat``)
+``"_ties"``   entropy-coded order with ties (``SortedFormat``); ``"_scale"``, ``"_profile"``: the sorted values
 =============  =====================================================================
 """
 
@@ -28,6 +29,7 @@ from tensornet_compress.coding.coded_format import CodedFormat
 from tensornet_compress.coding.floats import FLOAT_DTYPES, FloatFormat
 from tensornet_compress.coding.packed_integers import IntFormat
 from tensornet_compress.coding.pivots import PivotFormat
+from tensornet_compress.coding.sorted_format import SortedFormat
 from tensornet_compress.errors import TensorNetError
 
 _INT_NAME = re.compile(r"int([2-8])g(\d+)([zo]?)")
@@ -35,7 +37,10 @@ _INT_NAME = re.compile(r"int([2-8])g(\d+)([zo]?)")
 
 NamedFormat = FloatFormat | IntFormat | PivotFormat
 """What ``parse_format`` reads: the bytes of a core follow from its shape."""
-NumberFormat = Annotated[NamedFormat | CodedFormat, Field(discriminator="kind")]
+EntropyCoded = CodedFormat | SortedFormat
+"""Formats whose bytes follow from the numbers: ``coded_part`` names the bytes, ``resident_parts`` what memory holds in their
+place, ``of`` gives the format of parts."""
+NumberFormat = Annotated[NamedFormat | EntropyCoded, Field(discriminator="kind")]
 
 
 @lru_cache(maxsize=256)
@@ -68,6 +73,6 @@ def parse_format(name: str) -> NamedFormat:
 
 
 @cache
-def format_nbytes(fmt: NamedFormat | CodedFormat, shape: tuple[int, ...]) -> int:
+def format_nbytes(fmt: NamedFormat | EntropyCoded, shape: tuple[int, ...]) -> int:
     """Exact stored bytes of a core of ``shape``."""
     return sum(prod(part_shape) * dtype.itemsize for part_shape, dtype in fmt.parts(shape).values())

@@ -22,7 +22,7 @@ from tensornet_compress.nn import turned
 from tensornet_compress.options import Family, LayerStatistics, Option, layer_options
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
 
-Method = Literal["auto", "coded", "dense", "svd", "residual", "tt", "ttm", "tree", "searched"]
+Method = Literal["auto", "coded", "dense", "svd", "residual", "tt", "ttm", "tree", "searched", "sorted"]
 Effort = Literal["fast", "default", "max"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 _SAMPLED_ROWS = 24

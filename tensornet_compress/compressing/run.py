@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tensornet_compress.calibrate import Batch, Loss, check_calibration
-from tensornet_compress.coding import CodedFormat, NumberFormat
+from tensornet_compress.coding import EntropyCoded, NumberFormat
 from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
@@ -81,7 +81,8 @@ def compress(
             embedding, tied output heads included; where only stepped ``formats`` are asked for, embeddings and heads are left
             alone.
         method: ``auto`` stores layers as entropy-coded integers with one quantisation step in the metric, or as two cores
-            of such where their singular values promise less loss. ``coded`` does the first alone. A family (``dense``,
+            of such where their singular values promise less loss. ``coded`` does the first alone, ``sorted`` sorts the entries
+            of each row (EinSort, see docs/concepts.md), for comparison. A family (``dense``,
             ``svd``, ``residual``, ``tt``, ``ttm``, ``tree``, ``searched``) takes its own networks in stepped formats, dense
             floating point beside them.
         formats: stepped number formats that cores may take (see ``parse_format``), for kernels or exports; with them, or above
@@ -124,6 +125,8 @@ def compress(
         raise TensorNetError(f"unknown effort {effort!r}; choose {', '.join(EFFORTS)}")
     if effort == "max" and not batches:
         raise TensorNetError("effort='max' fits layers to what they are fed; give calibration batches")
+    if method == "sorted" and (formats is not None or search is not None):
+        raise TensorNetError("method 'sorted' has a format of its own; leave out formats and search")
     if method == "coded" and (formats is not None or allocator == "uniform" or search is not None):
         raise TensorNetError("method 'coded' has one step for all layers; leave out formats, search and allocator='uniform'")
     if survey is None:
@@ -340,7 +343,7 @@ def _coarser(plan: Plan, excess: float) -> Plan:
     """A plan whose entropy-coded cores have a step for that many times fewer bytes."""
 
     def coarser(fmt: NumberFormat) -> NumberFormat:
-        if not isinstance(fmt, CodedFormat):
+        if not isinstance(fmt, EntropyCoded):
             return fmt
         return fmt.model_copy(update={"step": fmt.step * 2.0 ** (_TYPICAL_BITS * (excess - 1) + _MARGIN)})
 

@@ -29,6 +29,7 @@ from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, 
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
 from tensornet_compress.options import FAMILIES
 from tensornet_compress.options.forms import SIZE_SHARES
+from tensornet_compress.options.offered import STEPPED_FAMILIES
 from tensornet_compress.progress import Progress, SilentProgress
 
 METHODS: tuple[Method, ...] = ("auto", "coded", *FAMILIES)
@@ -139,7 +140,7 @@ def _offer(
     layers: Sequence[Layer],
 ) -> Offer:
     if method != "coded" and stepped:
-        families = FAMILIES if method == "auto" else (method,)
+        families = STEPPED_FAMILIES if method == "auto" else (method,)
         sizes = tuple(shares) if shares is not None else ladder(len(layers))
         return Offer(families, None if formats is None else tuple(formats), sizes)
     spreads = [layer.source.numel * 0.5 * log2(max(_variance(layer), 1e-300)) for layer in layers]

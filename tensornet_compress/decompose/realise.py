@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tensornet_compress.coding import CodedFormat, FloatFormat, IntFormat, NumberFormat, PivotFormat
+from tensornet_compress.coding import CodedFormat, EntropyCoded, FloatFormat, IntFormat, NumberFormat, PivotFormat
 from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import require_finite, working_dtype
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum, refit_rows, stable_pivots
@@ -149,10 +149,11 @@ def _realise_term(
 
 def _sized(term: TermSpec, parts: Parts) -> TermSpec:
     """The term with the bytes that its entropy-coded cores came to."""
-    formats = [
-        fmt.of({"_coded": parts[part_name(0, core, "_coded")]}) if isinstance(fmt, CodedFormat) else fmt
-        for core, fmt in enumerate(term.formats)
-    ]
+    formats = list(term.formats)
+    for core, fmt in enumerate(formats):
+        if isinstance(fmt, EntropyCoded):
+            name = part_name(0, core)
+            formats[core] = fmt.of({key.removeprefix(name): part for key, part in parts.items() if key.startswith(f"{name}_")})
     return term.model_copy(update={"formats": tuple(formats)})
 
 

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tensornet_compress.coding import CodedFormat
+from tensornet_compress.coding import EntropyCoded
 from tensornet_compress.errors import CheckpointError
 from tensornet_compress.files import TENSORS, read_manifest
 from tensornet_compress.files.reading import open_tensors, tensor_nbytes
@@ -115,7 +115,7 @@ def _decoded_nbytes(name: str, spec: NetworkSpec, file: Any) -> int:
     held = 0
     for t, term in enumerate(spec.terms):
         for core, fmt in enumerate(term.formats):
-            if isinstance(fmt, CodedFormat):
-                parts = {"_coded": file.get_tensor(f"{name}.{part_name(t, core)}_coded")}
+            if isinstance(fmt, EntropyCoded):
+                parts = {fmt.coded_part: file.get_tensor(f"{name}.{part_name(t, core)}{fmt.coded_part}")}
                 held += sum(part.nbytes for part in fmt.resident(parts, term.core_shape(core)).values())
     return held

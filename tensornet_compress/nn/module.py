@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensornet_compress.coding import CodedFormat, IntFormat
-from tensornet_compress.coding.coded_format import RESIDENT_PARTS
+from tensornet_compress.coding import CodedFormat, EntropyCoded, IntFormat
 from tensornet_compress.coding.codes import Codes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, contract_term, expected_parts
@@ -215,27 +214,28 @@ class NetworkModule(nn.Module):
         bias = self._parameters["bias"]
         return y if bias is None else y + bias.to(y.dtype)
 
-    def _coded_cores(self) -> Iterator[tuple[int, int, CodedFormat]]:
-        """Term, core and format of the cores in entropy-coded integers."""
+    def _coded_cores(self) -> Iterator[tuple[int, int, EntropyCoded]]:
+        """Term, core and format of the entropy-coded cores."""
         for t, term in enumerate(self.spec.terms):
             for core, fmt in enumerate(term.formats):
-                if isinstance(fmt, CodedFormat):
+                if isinstance(fmt, EntropyCoded):
                     yield t, core, fmt
 
     def _make_resident(self) -> None:
-        """Decode entropy-coded integers, once, to what products use; these buffers are not saved. Those that are yet to be
+        """Decode entropy-coded parts, once, to what products use; these buffers are not saved. Those that are yet to be
         loaded (on the meta device) wait for it."""
         for t, core, fmt in self._coded_cores():
             name = part_name(t, core)
-            if getattr(self, name + "_coded").is_meta:
+            if getattr(self, name + fmt.coded_part).is_meta:
                 continue
-            resident = fmt.resident({"_coded": getattr(self, name + "_coded")}, self.spec.terms[t].core_shape(core))
+            coded = {fmt.coded_part: getattr(self, name + fmt.coded_part)}
+            resident = fmt.resident(coded, self.spec.terms[t].core_shape(core))
             for part, tensor in resident.items():
                 self.register_buffer(name + part, tensor, persistent=False)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        if any(f"{prefix}{part_name(t, core)}_coded" in state_dict for t, core, _ in self._coded_cores()):
+        if any(f"{prefix}{part_name(t, core)}{fmt.coded_part}" in state_dict for t, core, fmt in self._coded_cores()):
             self._make_resident()
 
     @property
@@ -247,7 +247,7 @@ class NetworkModule(nn.Module):
     def core_parts(self, term: int, core: int) -> dict[str, Tensor]:
         """What ``decode`` of a core's format takes, by the names of its parts."""
         name, fmt = part_name(term, core), self.spec.terms[term].formats[core]
-        parts = RESIDENT_PARTS if isinstance(fmt, CodedFormat) else fmt.parts(self.spec.terms[term].core_shape(core))
+        parts = fmt.resident_parts if isinstance(fmt, EntropyCoded) else fmt.parts(self.spec.terms[term].core_shape(core))
         return {part: self._tensor(name + part) for part in parts}
 
     def _tensor(self, name: str) -> Tensor:

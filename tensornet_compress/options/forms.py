@@ -12,6 +12,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.options.layer import LayerStatistics, Option
 from tensornet_compress.options.offered import CORE_FORMATS, DENSE_FORMATS, FAMILIES, Family, native_layout, peak_of, reaching
 from tensornet_compress.options.rounding import dense_error, rounding_error
+from tensornet_compress.options.sorted_entries import sorted_options
 from tensornet_compress.options.two_cores import matrix_options, residual_options
 from tensornet_compress.tensor import Layout, Topology
 
@@ -30,8 +31,9 @@ def layer_options(
 ) -> list[Option]:
     """All options of a layer (see ``pareto`` for those worth choosing).
 
-    ``formats`` restricts the number formats of every family. Dense floating point is always an option; dense integers only
-    in the family ``dense``. ``layout``: found by a search; the family ``searched`` has no options without it.
+    ``formats`` restricts the number formats of every family but ``sorted``, which has its own. Dense floating point is always
+    an option; dense integers only in the family ``dense``. ``layout``: found by a search; the family ``searched`` has no
+    options without it.
 
     Raises:
         TensorNetError: a format or family that does not exist.
@@ -46,6 +48,8 @@ def layer_options(
         options += matrix_options(statistics, core_formats, shares)
     if "residual" in families:
         options += residual_options(statistics, formats)
+    if "sorted" in families:
+        options += sorted_options(statistics)
     for family in families:
         placed = layout if family == "searched" else native_layout(tuple(statistics.weight.shape), family)
         if placed is not None:

@@ -13,9 +13,11 @@ from tensornet_compress.coding import FloatFormat, IntFormat, NamedFormat, Pivot
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor import Layout, Tensorization, Topology, choose_radices
 
-Family = Literal["dense", "svd", "residual", "tt", "ttm", "tree", "searched"]
-FAMILIES: tuple[Family, ...] = ("dense", "svd", "residual", "tt", "ttm", "tree", "searched")
+Family = Literal["dense", "svd", "residual", "tt", "ttm", "tree", "searched", "sorted"]
+FAMILIES: tuple[Family, ...] = ("dense", "svd", "residual", "tt", "ttm", "tree", "searched", "sorted")
 """What a layer of a model may become."""
+STEPPED_FAMILIES = FAMILIES[:-1]
+"""Those whose cores take the number formats that are asked for."""
 # fmt: off
 DENSE_FORMATS = (
     "int2g0o", "int2g256o", "int2g128o", "int2g64z", "int3g0o", "int3g256z", "int3g128z", "int3g64z", "int4g128z", "int4g64z",

@@ -51,10 +51,6 @@ def search_result(
     for item, limit, of in limits:
         values, note = {"nbytes": item.nbytes, "error": item.error}, item.network.spec.describe()
         rows.append(row(method=_name(item), ours=item.ordered, budget=limit, budget_unit=of, values=values, note=note))
-    if found.entry_sort is not None:
-        values = {"nbytes": found.entry_sort.nbytes, "error": found.entry_sort.error}
-        note = "a figure to compare with: it cannot be stored as a network"
-        rows.append(row(method="entry sort", values=values, note=note))
     settings: dict[str, JsonValue] = {
         "limit": found.limit,
         "shape": list(shape),

@@ -2,7 +2,6 @@
 
 from tensornet_compress.options.offered import SEARCH_FAMILIES as FAMILIES
 from tensornet_compress.searching.bounds import search_within
-from tensornet_compress.searching.entries import EntrySort
 from tensornet_compress.searching.layout_search import ORDERINGS, search
 from tensornet_compress.searching.result import Event, Found, Null, SearchResult
 from tensornet_compress.searching.store import SpectrumStore
@@ -10,7 +9,6 @@ from tensornet_compress.searching.store import SpectrumStore
 __all__ = [
     "FAMILIES",
     "ORDERINGS",
-    "EntrySort",
     "Event",
     "Found",
     "Null",

@@ -106,6 +106,8 @@ def accepted(measured: Measured, null: Null | None, asked: bool, finished: bool)
 
 
 def _unordered_reason(best: Found, finished: bool, exact: bool) -> str:
+    if best.family == "sorted":
+        return "sorted entries beat all else" + ("" if finished else " (not everything was tried)")
     if best.family != "dense":
         return "no ordering lowers the total, its own price included" + ("" if finished else " (not everything was tried)")
     name = best.network.spec.terms[0].formats[0].name

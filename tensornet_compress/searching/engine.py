@@ -8,8 +8,8 @@ from functools import reduce
 
 from torch import Tensor
 
-from tensornet_compress.coding import IntFormat, parse_format
-from tensornet_compress.decompose import column_feedback
+from tensornet_compress.coding import IntFormat, NumberFormat, parse_format
+from tensornet_compress.decompose import ErrorFeedback, column_feedback
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.options.offered import (
     SEARCH_CORE_FORMATS,
@@ -22,10 +22,10 @@ from tensornet_compress.options.offered import (
 )
 from tensornet_compress.searching.candidates import Shape, predicted
 from tensornet_compress.searching.control import accepted
-from tensornet_compress.searching.entries import EntrySort, entry_sorts, entry_verdict
+from tensornet_compress.searching.entries import entry_formats, entry_verdict
 from tensornet_compress.searching.kronecker import assigned, best_split
 from tensornet_compress.searching.limits import Deadline, Limit, View
-from tensornet_compress.searching.result import Measured, Null, SearchResult
+from tensornet_compress.searching.result import Found, Measured, Null, SearchResult
 from tensornet_compress.searching.seriation import LARGEST_ASSIGNED, changed_orders, fibre_starts
 from tensornet_compress.searching.shapes import (
     descended,
@@ -68,7 +68,6 @@ class Search:
         self.dense_formats, self.note = in_reach(peak, [parse_format(name) for name in formats or SEARCH_DENSE_FORMATS])
         core_formats, _ = in_reach(peak, [parse_format(name) for name in formats or SEARCH_CORE_FORMATS])
         self.trials = Trials(self.target, self.measured, core_formats)
-        self.entry_sorts: list[EntrySort] = []
         self.views: list[View] = []
 
     def interrupted(self) -> bool:
@@ -105,19 +104,23 @@ class Search:
             self._try_kronecker(self.work, ())
             self._search_modes(view, tensorization, ())
         if "entry" in self.orderings:
-            self.entry_sorts = entry_sorts(self.work, self.target.error_of, self.limit, self.deadline)
+            for fmt in entry_formats(self.work, self.target.error_of, self.limit, self.deadline):
+                self._one_core("sorted", fmt)
         if "fibre" in self.orderings and self.work.ndim <= 4:
             self._search_fibres(tensorization)
 
     def _dense(self) -> None:
-        layout, topology = Layout.native(tuple(self.work.shape)), Topology.one_core(self.work.ndim)
         metric = self.target.metric
         feedback = None if metric is None else column_feedback(metric)
         # The largest first, which keep any error: in a metric the others take long, and may be left out once the time is up.
         for fmt in reversed(self.dense_formats):
             if metric is None or self.measured.best() is None or not self.deadline.passed():
-                term = TermSpec(layout=layout, topology=topology, ranks=(), formats=(fmt,))
-                self.trials.measure("dense", term, ordered=False, feedback=feedback)
+                self._one_core("dense", fmt, feedback)
+
+    def _one_core(self, family: str, fmt: NumberFormat, feedback: ErrorFeedback | None = None) -> None:
+        layout, topology = Layout.native(tuple(self.work.shape)), Topology.one_core(self.work.ndim)
+        term = TermSpec(layout=layout, topology=topology, ranks=(), formats=(fmt,))
+        self.trials.measure(family, term, ordered=False, feedback=feedback)
 
     def _zeros(self) -> None:
         """One rank stands for all entries: every native form of the whole axes, in every format."""
@@ -225,7 +228,8 @@ class Search:
         best, reason = accepted(self.measured, null, controlled, finished)
         reason += self.note
         if "entry" in self.orderings:
-            reason += "; " + entry_verdict(self._entry_sort(), self._entry_gain(), 0.0 if null is None else null.entry_gain)
+            luck = 0.0 if null is None else null.entry_gain
+            reason += "; " + entry_verdict(self._best(entry_sort=True), self._entry_gain(), luck)
         return SearchResult(
             best=best.network,
             choice=best,
@@ -240,16 +244,17 @@ class Search:
             finished=finished,
             spectra=self.trials.spectra,
             history=tuple(self.trials.history),
-            entry_sort=self._entry_sort(),
+            entry_sort=self._best(entry_sort=True),
         )
 
-    def _entry_sort(self) -> EntrySort | None:
-        """The best entry sort, if one keeps the limit."""
-        return min(self.entry_sorts, key=self.limit.sort_key, default=None)
+    def _best(self, entry_sort: bool) -> Found | None:
+        """The best entry sort that keeps the limit, or the best of all else; None where there is none."""
+        kept = [found for found in self.measured.networks if (found.family == "sorted") is entry_sort]
+        return min(filter(self.limit.keeps, kept), key=self.limit.sort_key, default=None)
 
     def _entry_gain(self) -> float:
-        """Cost of the best network over that of the best entry sort; 0 where there is none."""
-        best, item = self.measured.best(), self._entry_sort()
+        """Cost of the best other network over that of the best entry sort; 0 where one of them is missing."""
+        best, item = self._best(entry_sort=False), self._best(entry_sort=True)
         if best is None or item is None:
             return 0.0
         return self.limit.cost(best) / self.limit.cost(item) if self.limit.cost(item) > 0 else 1.0

@@ -64,8 +64,8 @@ def search(
         max_error: relative error in the metric, 0 or more. max_bytes: stored bytes. Exactly one of them.
         metric: of a matrix (first axis, all others); Euclidean by default. It measures and fits; predictions are Euclidean.
         orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed) and, only
-            when asked for, ``entry`` (EinSort: all entries sorted, charged as packed). Entry sorts compete for
-            ``result.entry_sort``; ``best`` stays a network, as a permutation of entries cannot be stored as one.
+            when asked for, ``entry`` (EinSort: sorted entries with ties, charged as entropy-coded): ``result.entry_sort`` is
+            the best of them, and ``best`` where nothing else is as good.
         topologies: families that compete besides ``dense``.
         formats: number formats of all cores; by default dense and network formats from 2-bit integers to fp32, and then
             entropy-coded integers (``ec``) for the best layouts.

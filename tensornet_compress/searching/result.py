@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 from tensornet_compress.errors import MissingExtraError, TensorNetError
-from tensornet_compress.searching.entries import EntrySort
 from tensornet_compress.searching.limits import Limit, Priced
 from tensornet_compress.tensor import TensorNetwork
 
@@ -55,7 +54,7 @@ class Event:
 @dataclass(frozen=True)
 class Null:
     """The same search on the same entries shuffled: what it wins is luck. Of several shuffles the luckiest. ``gain``: bytes
-    without ordering over bytes with; ``entry_gain``: of the network over the best entry sort (0: none asked for, or none within
+    without ordering over bytes with; ``entry_gain``: of all else over the best entry sort (0: none asked for, or none within
     the limit). ``measured``: how many networks; ``finished``: whether it came to its end; ``gains``: those of all shuffles that
     did."""
 
@@ -140,7 +139,7 @@ class SearchResult:
     finished: bool
     spectra: dict[str, list[float]]
     history: tuple[Event, ...] = field(repr=False)
-    entry_sort: EntrySort | None = None
+    entry_sort: Found | None = None
 
     @property
     def error(self) -> float:
@@ -168,7 +167,7 @@ class SearchResult:
             luck += "" if self.null.finished else ", stopped before its end"
             lines.append(f"  null control (same entries shuffled): {luck}")
         if self.entry_sort is not None:
-            lines.append(f"  {self.entry_sort.describe()}")
+            lines.append(f"  entry sort: {self.entry_sort.describe()}")
         state = "finished" if self.finished else "stopped before its end; this is the best so far"
         lines.append(f"  {len(self.found)} networks measured, {self.unfoldings} unfoldings, {self.seconds:.1f} s, {state}")
         lines += [f"  {'*' if item is self.choice else ' '} {item.describe()}" for item in self.pareto]

@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 from pydantic import model_validator
 
-from tensornet_compress.coding import FloatFormat, NumberFormat, PivotFormat, format_nbytes
+from tensornet_compress.coding import FloatFormat, NumberFormat, PivotFormat, SortedFormat, format_nbytes
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.tensor.layout import Layout
 from tensornet_compress.tensor.topology import Topology
@@ -34,7 +34,7 @@ class TermSpec(Frozen):
         if len(self.formats) != len(self.topology.legs):
             raise ValueError(f"{len(self.formats)} number formats for {len(self.topology.legs)} cores")
         for core, fmt in enumerate(self.formats):
-            if isinstance(fmt, PivotFormat):
+            if isinstance(fmt, PivotFormat | SortedFormat):
                 fmt.parts(self.core_shape(core))
         return self
 

@@ -1,5 +1,5 @@
-"""Factorisations of the cached sequence itself, without calibration, everything counted: SVD per layer, tensor train and Tucker
-over all layers."""
+"""Forms of the cached sequence itself, without calibration, everything counted: SVD and sorted entries per layer, tensor train
+and Tucker over all layers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor
 
 import tensornet_compress as tnc
 from tensornet_compress.bench.cache_case import CACHE_METHODS, STEP, CacheCase, CacheCoder, States
-from tensornet_compress.bench.peer_packages import require_fit
+from tensornet_compress.bench.peer_packages import Unavailable, require_fit
 from tensornet_compress.bench.peers.rounded_caches import round_groups
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.coding import parse_format
 from tensornet_compress.kv.profile.tree import layers_of, rows_of
+from tensornet_compress.options.sorted_entries import sorted_within
 
 INT4 = 4 + 32 / 64
 """Bits of a number in groups of 64 with a scale and a zero point."""
@@ -25,14 +26,14 @@ SideCoder = Callable[[States, float], tuple[States, float]]
 """(states of one side, bits per element) -> decoded states, bits that they take in all."""
 
 
-def by_side(label: str, code: SideCoder, case: CacheCase, bits: float) -> CacheCoder:
+def by_side(form: str, code: SideCoder, case: CacheCase, bits: float) -> CacheCoder:
     """Keys and values, each by themselves."""
 
     def recode(keys: States, values: States, positions: Tensor) -> tuple[States, States, float]:
         (decoded_keys, key_bits), (decoded_values, value_bits) = code(keys, bits), code(values, bits)
         return decoded_keys, decoded_values, (key_bits + value_bits) / sum(t.numel() for t in (*keys, *values))
 
-    return CacheCoder(f"per-sequence {label} + int4 {bits:g} b", recode)
+    return CacheCoder(f"per-sequence {form} {bits:g} b", recode)
 
 
 def truncated(states: States, bits: float) -> tuple[States, float]:
@@ -48,6 +49,20 @@ def truncated(states: States, bits: float) -> tuple[States, float]:
         factor = round_groups(u[:, :rank] * s[:rank], 4, 0, 64)
         decoded += layers_of(factor @ v[:rank].half().float(), [len(layer)], layer.shape[-1])
         spent += rank * per_rank
+    return decoded, spent
+
+
+def sorted_entries(states: States, bits: float) -> tuple[States, float]:
+    """EinSort: per layer the tokens of each channel are sorted and tied (``SortedFormat`` of rank 2: channels have means)."""
+    decoded, spent = [], 0.0
+    for layer in states:
+        channels = rows_of([layer]).T.contiguous()
+        fmt = sorted_within(channels, channels.shape[1], 2, max_bytes=int(bits * channels.numel() / 8))
+        if fmt is None:
+            raise Unavailable(f"{bits:g} bits do not hold sorted runs of {channels.shape[1]} tokens")
+        network = tnc.realise(channels, tnc.NetworkSpec.dense(tuple(channels.shape), fmt))
+        decoded += layers_of(network.to_dense().T, [len(layer)], layer.shape[-1])
+        spent += 8 * network.nbytes
     return decoded, spent
 
 
@@ -103,9 +118,10 @@ def _tucker_numbers(shape: tuple[int, ...], ranks: tuple[int, ...]) -> int:
     return math.prod(ranks) + sum(rank * size for rank, size in zip(ranks, shape))
 
 
-for _name, _label, _code, _explanation in (
-    ("sequence-svd", "SVD", truncated, "per-layer SVD of the sequence, int4 factors"),
-    ("sequence-tt", "TT", train, "tensor train of the sequence, int4 cores"),
-    ("sequence-tucker", "Tucker", tucker, "tensorly's Tucker, int4 parts"),
+for _name, _form, _code, _explanation in (
+    ("sorted", "sorted entries", sorted_entries, "EinSort: tokens of each channel sorted and tied, the order entropy-coded"),
+    ("sequence-svd", "SVD + int4", truncated, "per-layer SVD of the sequence, int4 factors"),
+    ("sequence-tt", "TT + int4", train, "tensor train of the sequence, int4 cores"),
+    ("sequence-tucker", "Tucker + int4", tucker, "tensorly's Tucker, int4 parts"),
 ):
-    CACHE_METHODS.add(Method(_name, partial(by_side, _label, _code), _explanation))
+    CACHE_METHODS.add(Method(_name, partial(by_side, _form, _code), _explanation))

@@ -1,15 +1,6 @@
-"""``python -m tensornet_compress`` and the script ``tensornet-compress``: the command line."""
+"""``python -m tensornet_compress``: the command line."""
 
-from tensornet_compress.cli.ending import ending
-
-
-def run() -> None:
-    """Entry point; the commands are imported inside, so that a signal during the slow imports is met too."""
-    with ending():
-        from tensornet_compress.cli.main import app
-
-        app()
-
+from tensornet_compress.cli.__main__ import run
 
 if __name__ == "__main__":
     run()

@@ -57,9 +57,15 @@ def check_calibration(model: nn.Module, batches: Iterable[Batch]) -> None:
     """
     require_finite(model)
     for batch in batches:
-        ids = model_inputs(batch, torch.device("cpu")).get("input_ids")
+        inputs = model_inputs(batch, torch.device("cpu"))
+        ids, first = inputs.get("input_ids"), inputs.get(0)
         if isinstance(ids, Tensor):
             check_vocabulary(model, ids)
+        elif getattr(model, "main_input_name", "") == "input_ids" and isinstance(first, Tensor) and first.is_floating_point():
+            raise TensorNetError(
+                f"a {type(model).__name__} reads integer input_ids of shape (batch, length), was given {tuple(first.shape)} "
+                f"{first.dtype}"
+            )
 
 
 def check_vocabulary(model: nn.Module, ids: Tensor) -> None:

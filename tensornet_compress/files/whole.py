@@ -190,7 +190,23 @@ def write_tensors(
             save_file(plain, file, texts or None)
         except SafetensorError as error:
             raise TensorNetError(f"{str(path)!r} cannot be written: {error}") from error
+        _order_header(file)
     return Path(path).stat().st_size
+
+
+def _order_header(file: Path) -> None:
+    """Texts of a safetensors header in the order of their names: safetensors writes them in another order each time."""
+    with file.open("r+b") as stored:
+        size = int.from_bytes(stored.read(8), "little")
+        header = json.loads(stored.read(size))
+        texts = header.get("__metadata__", {})
+        if len(texts) > 1:
+            ordered = header | {"__metadata__": dict(sorted(texts.items()))}
+            content = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(content) > size:
+                raise TensorNetError(f"the header of {str(file)!r} takes {len(content)} bytes, {size} were written")
+            stored.seek(8)
+            stored.write(content.ljust(size))
 
 
 def _beside(target: Path, kind: str | None = None) -> Path:

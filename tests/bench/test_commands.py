@@ -113,7 +113,7 @@ def test_forward_speed_is_a_ratio_in_one_run(tmp_path: Path) -> None:
         (["search", "--tensor", "missing.npy"], "no file at 'missing.npy'"),
         (["search", "--methods", "magic"], "unknown search method 'magic'"),
         (["speed", "--tracks", "magic"], "unknown track 'magic'; choose from"),
-        (["all", "--compare", "missing.json"], "cannot read the result 'missing.json'"),
+        (["all", "--compare", "missing.json"], "cannot read 'missing.json'"),
         (["weights", "--plugin", "missing.py"], "no plug-in file at 'missing.py'"),
     ],
 )

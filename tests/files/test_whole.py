@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.files.whole import whole_file
+from tensornet_compress.files.reading import read_tensors
+from tensornet_compress.files.whole import whole_file, write_tensors
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path: Path) -> None:
@@ -31,3 +33,11 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TensorNetError, match="is a folder; give a file name"), whole_file(tmp_path):
         pass
+
+
+def test_files_of_equal_content_are_equal(tmp_path: Path) -> None:
+    header = {name: name * 3 for name in "abcdefgh"} | {"quoted": '"\\\n\u00e9'}
+    for number in range(8):
+        write_tensors(tmp_path / str(number), {"x": torch.arange(3.0)}, header)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+    assert {name: text for name, text in read_tensors(tmp_path / "0")[1].items() if name in header} == header

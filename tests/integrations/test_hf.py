@@ -113,7 +113,7 @@ def test_damaged_folders_are_refused(tmp_path):
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["nbytes"] += 1
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="bytes of tensors"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         AutoModelForCausalLM.from_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["format_version"] = 99

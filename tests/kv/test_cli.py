@@ -28,8 +28,8 @@ class Words:
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     """An app with the command, whose loaders give the tiny model."""
-    monkeypatch.setattr(command, "load_any", lambda _folder: tiny("llama-gqa"))
-    monkeypatch.setattr(command, "load_any_tokenizer", lambda _folder: Words())
+    monkeypatch.setattr(command, "load_any", lambda *_, **__: tiny("llama-gqa"))
+    monkeypatch.setattr(command, "load_any_tokenizer", lambda *_, **__: Words())
     made = typer.Typer()
     made.command(name="kv")(command.kv)
     made.command(name="other")(lambda: None)

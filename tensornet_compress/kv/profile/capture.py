@@ -71,6 +71,10 @@ def windows(batches: Iterable[Any]) -> Iterator[Window]:
     """
     for batch in batches:
         inputs = model_inputs(batch, torch.device("cpu"))
+        if "input_ids" not in inputs:
+            raise TensorNetError(
+                f"a cache is calibrated on integer input_ids of shape (batch, length), was given {list(inputs)}"
+            )
         ids, mask = inputs["input_ids"].long(), inputs.get("attention_mask")
         yield Window(ids, torch.ones_like(ids) if mask is None else mask.long())
 

@@ -90,7 +90,10 @@ class TensorNetQuantizer(HfQuantizer):
             made = replacements(model, plan, manifest.shared, described)
         self._plan, self._tied = plan, {other: first for first, layer in plan.layers.items() for other in layer.tied}
         for module_name, module in made.items():
-            set_submodule(model, module_name, _placeholder(module) if module_name in self._tied else module)
+            placed = _placeholder(module) if module_name in self._tied else module
+            # All of its tensors come from the file: transformers has nothing to draw for it.
+            placed._is_hf_initialized = True
+            set_submodule(model, module_name, placed)
         if not cast:
             _as_stored(model, header, replaced_names(plan))
         inside = [key for key in header if "order" in key.rpartition(".")[2] and key.rpartition(".")[0] in plan.layers]

@@ -57,6 +57,12 @@ def _is_linear(module: nn.Module) -> bool:
     that the weight may be anywhere."""
     if not isinstance(module, nn.Linear) or set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
         return False
+    # Loading may go on under another default device.
+    with torch.device("cpu"):
+        return _computes_as_linear(module)
+
+
+def _computes_as_linear(module: nn.Linear) -> bool:
     twin = shell(module)
     twin.in_features, twin.out_features = 2, 3
     twin.weight = nn.Parameter(torch.arange(6.0).cos().view(3, 2))
@@ -93,9 +99,13 @@ def embedding_scale(module: nn.Module, dtype: torch.dtype | None = None) -> floa
         return 1.0
     if set(module._buffers) - module._non_persistent_buffers_set or any(b is not None and b.is_meta for b in module.buffers()):
         return None
+    with torch.device("cpu"):
+        return _found_scale(module, dtype or module.weight.dtype)
+
+
+def _found_scale(module: nn.Embedding, dtype: torch.dtype) -> float | None:
     twin, ids = shell(module).cpu(), torch.arange(3)
     twin.num_embeddings, twin.embedding_dim, twin.padding_idx = 3, 2, None
-    dtype = dtype or module.weight.dtype
     found = []
     for table in (torch.ones(3, 2), torch.arange(6.0).cos().view(3, 2)):
         twin.weight = nn.Parameter(table.to(dtype))
@@ -248,6 +258,9 @@ class NetworkModule(nn.Module):
         """What ``decode`` of a core's format takes, by the names of its parts."""
         name, fmt = part_name(term, core), self.spec.terms[term].formats[core]
         parts = fmt.resident_parts if isinstance(fmt, EntropyCoded) else fmt.parts(self.spec.terms[term].core_shape(core))
+        if isinstance(fmt, EntropyCoded) and name + fmt.resident_parts[0] not in self._buffers:
+            # transformers looks at weights before it tells that all are loaded.
+            self._make_resident()
         return {part: self._tensor(name + part) for part in parts}
 
     def _tensor(self, name: str) -> Tensor:

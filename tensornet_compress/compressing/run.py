@@ -100,7 +100,7 @@ def compress(
         by_block: hold the statistics of one block of the model at a time, and metrics in temporary files; the numbers are the
             same. Gradient metrics then take a backward pass per block.
         effort: ``fast`` leaves two cores out; ``max`` fits every layer again behind the compressed ones before it (see
-            ``train.propagate``), which takes a few more passes over the calibration batches and loses about a quarter less.
+            ``train.propagate``), which takes a few more passes over the calibration batches.
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
         loss: ``loss(model, batch)``, summed over examples, for models whose outputs tell nothing of what matters; batches may
             then be anything, and divergences are per example.

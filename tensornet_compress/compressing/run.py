@@ -40,7 +40,7 @@ _ROUNDS = 5
 _RETIRED = ("refine", "sensitivity")
 # Half of what calibration asks for: the whole of it fits the calibration text rather than the language.
 PROPAGATION = Propagation(correction=0.5)
-_TYPICAL_BITS, _MARGIN = 3.5, 0.005
+_LEAST_PROPAGATED = 0.985
 
 
 @on_layers
@@ -264,7 +264,7 @@ class _Run:
     def propagated(self, batches: Sequence[Batch], picks: Sequence[Pick], made: Mapping[str, Made]) -> dict[str, Made]:
         """Put networks into the model that are fitted behind the compressed layers before them.
 
-        Their codes are others, and so are their bytes: a coarser step follows while these are too many.
+        Their codes are others, and so are their bytes: another step follows while these are too many, or once far too few.
         """
         metrics = {layer.name: layer.loaded_metric() for job in self.survey.jobs for layer in job.layers}
         original, plan, allowed = KeptModules(self.model), self.plan(made), self.sizes.allowed
@@ -277,11 +277,14 @@ class _Run:
                 modules: dict[str, Any] = {name: self.model.get_submodule(name) for name in plan.layers}
                 networks = {name: module.network() for name, module in modules.items()}
                 used = sum(network.nbytes for network in networks.values())
-                if used <= allowed or number == _ROUNDS - 1:
+                coded = any(
+                    isinstance(fmt, EntropyCoded) for layer in plan.layers.values() for fmt in layer.spec.terms[0].formats
+                )
+                if (_LEAST_PROPAGATED * allowed <= used or not coded or number) and used <= allowed:
                     break
                 original.put_back()
-                plan = _coarser(plan, used / allowed)
-            if used > allowed:
+                plan = _at_another_step(plan, used / (_AIM * allowed), 8 * allowed / sum(self.sizes.weights.values()))
+            else:
                 raise BudgetError(f"{allowed:,} bytes could not be met: {used:,} were taken at the last step")
         except BaseException:
             original.put_back()
@@ -339,17 +342,17 @@ def _spec(layer: Surveyed, pick: Pick, step: float) -> NetworkSpec:
     return pick.spec if pick.spec is not None else layer.coded_spec(step, pick.rank)
 
 
-def _coarser(plan: Plan, excess: float) -> Plan:
-    """A plan whose entropy-coded cores have a step for that many times fewer bytes."""
+def _at_another_step(plan: Plan, excess: float, bits: float) -> Plan:
+    """A plan whose entropy-coded cores have a step for that many times fewer bytes, where a number takes so many bits."""
 
-    def coarser(fmt: NumberFormat) -> NumberFormat:
+    def changed(fmt: NumberFormat) -> NumberFormat:
         if not isinstance(fmt, EntropyCoded):
             return fmt
-        return fmt.model_copy(update={"step": fmt.step * 2.0 ** (_TYPICAL_BITS * (excess - 1) + _MARGIN)})
+        return fmt.model_copy(update={"step": fmt.step * 2.0 ** (bits * (excess - 1))})
 
     layers = {}
     for name, layer in plan.layers.items():
-        terms = [term.model_copy(update={"formats": tuple(map(coarser, term.formats))}) for term in layer.spec.terms]
+        terms = [term.model_copy(update={"formats": tuple(map(changed, term.formats))}) for term in layer.spec.terms]
         layers[name] = layer.model_copy(update={"spec": layer.spec.model_copy(update={"terms": tuple(terms)})})
     return plan.model_copy(update={"layers": layers})
 

@@ -100,7 +100,9 @@ def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
         elif metric.columns is not None:
             moment = metric.columns.double()
             ridge = _RIDGE**2 * float(moment.diagonal().mean()) * torch.eye(columns, dtype=moment.dtype)
-            root = torch.linalg.cholesky(moment + ridge)
+            root, failed = torch.linalg.cholesky_ex(moment + ridge)
+            # Fewer tokens than inputs leave a moment that is singular to rounding.
+            root = _column_root(metric, columns) if int(failed) else root
             gram = root.T @ gram @ root
     return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
 

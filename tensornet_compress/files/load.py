@@ -202,6 +202,10 @@ def _check_layer(name: str, module: Any, layer: LayerPlan, tied: bool) -> None:
     if isinstance(module, NetworkModule):
         raise CheckpointError(f"the model's {name!r} is a network already; pass an uncompressed instance")
     kind, weight = module_kind(module), layer_weight(module)
+    if kind is None:
+        raise CheckpointError(
+            f"what {name!r}, a {type(module).__name__}, computes cannot be told before it is loaded; use tnc.load(folder)"
+        )
     if tuple(weight.shape) != layer.spec.shape or (not tied and kind != layer.kind):
         raise CheckpointError(
             f"the plan makes {name!r} a {layer.kind} of shape {layer.spec.shape}, it is a {kind} of shape {tuple(weight.shape)}"

@@ -186,11 +186,17 @@ def write_tensors(
     if hashed:
         texts[HASHES] = json.dumps({"header": header_digest(texts), "tensors": digests(plain)})
     with whole_file(path) as file:
+        # In a folder of its own: safetensors makes a temporary file beside, which a killed process would leave behind.
+        hall = _beside(Path(path))
+        hall.mkdir()
         try:
-            save_file(plain, file, texts or None)
+            save_file(plain, hall / "tensors", texts or None)
+            _order_header(hall / "tensors")
+            os.replace(hall / "tensors", file)
         except SafetensorError as error:
             raise TensorNetError(f"{str(path)!r} cannot be written: {error}") from error
-        _order_header(file)
+        finally:
+            shutil.rmtree(hall, ignore_errors=True)
     return Path(path).stat().st_size
 
 

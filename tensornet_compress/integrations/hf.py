@@ -73,6 +73,10 @@ class TensorNetQuantizer(HfQuantizer):
         folder = _whole_folder(Path(checkpoint_files[0]), model.config)
         manifest, plan, header = contents(folder)
         if manifest.architecture == type(model).__name__:
+            if split := sorted(replaced_names(plan) - set(dict(model.named_modules(remove_duplicate=False)))):
+                raise CheckpointError(
+                    f"{split[0]!r} was split out of its module to be compressed, which transformers cannot do; use tnc.load"
+                )
             check_contents(model, plan, manifest, header)
         plan, manifest, header = _as_named_in(model, plan, manifest, header)
         name = str(model.config.dtype).removeprefix("torch.")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import tensornet_compress as tnc
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import matrix_spectrum, realise, stable_pivots
+from tensornet_compress.decompose.matrix import squared_singular_values
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, euclidean, input_second_moment
 from tensornet_compress.tensor import Layout, NetworkSpec, TermSpec, Topology
@@ -252,3 +253,15 @@ def test_what_has_no_pivots_is_refused():
     term = TermSpec(layout=layout, topology=Topology.two_cores(4, (0,)), ranks=(1,), formats=formats)
     with pytest.raises(TensorNetError, match="rows from columns"):
         realise(torch.eye(4), NetworkSpec(shape=(4, 4), terms=(term,)))
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (40, 20)])
+@pytest.mark.parametrize("tokens", [3, 200])
+def test_squared_singular_values_are_those_of_the_spectrum(shape, tokens):
+    generator = torch.Generator().manual_seed(tokens)
+    inputs = torch.randn(tokens, 20, generator=generator, dtype=torch.float64)
+    metric = KroneckerMetric(torch.rand(shape[0], generator=generator) + 0.1, inputs.T @ inputs / tokens)
+    matrix = torch.randn(*shape, generator=generator)
+    wanted = matrix_spectrum(matrix, metric).squares
+    found = squared_singular_values(matrix, metric)
+    assert torch.allclose(found[: len(wanted)], wanted, rtol=1e-5, atol=1e-6 * float(wanted.max()))

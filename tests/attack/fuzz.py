@@ -15,7 +15,9 @@ from pathlib import Path
 from random import Random
 
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.threads import limited_threads
 from tests.attack.damage import RAW, forge, pieces
+from tests.attack.kills import ended_by
 from tests.attack.victims import VICTIMS, Victim
 
 SECONDS, NBYTES = 10.0, 1 << 30
@@ -25,6 +27,12 @@ _BATCH = 60
 
 def fuzz(place: Path, count: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
     """Outcomes of ``count`` damaged files, shared out over all victims, and a line for each bad one."""
+    # A forked process has none of the threads of its parent, and would wait for them.
+    with limited_threads(1):
+        return _shared_out(place, count, seed)
+
+
+def _shared_out(place: Path, count: int, seed: int) -> tuple[Counter[str], list[str]]:
     outcomes: Counter[str] = Counter()
     told: list[str] = []
     names = sorted(VICTIMS)
@@ -54,7 +62,7 @@ def _outcomes(victim: Victim, whole: Path, wanted: str, count: int, seed: int) -
                         file.write(json.dumps(_case(victim, whole, wanted, Random(f"{seed} {victim.name} {number}"))) + "\n")
             finally:
                 os._exit(0)
-        os.waitpid(child, 0)
+        ended_by(child, 2 * SECONDS * _BATCH)
         done = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
         yield from done
         first += len(done)

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+from tensornet_compress.threads import limited_threads
 from tests.attack.victims import VICTIMS, Victim
 
 _EVENTS = ("open", "ctypes.dlsym", "shutil.")
@@ -18,6 +19,12 @@ _EVENTS = ("open", "ctypes.dlsym", "shutil.")
 
 def kills(place: Path, count: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
     """Outcomes of ``count`` kills, shared out over all victims, and a line for each bad one."""
+    # A forked process has none of the threads of its parent, and would wait for them.
+    with limited_threads(1):
+        return _shared_out(place, count, seed)
+
+
+def _shared_out(place: Path, count: int, seed: int) -> tuple[Counter[str], list[str]]:
     outcomes: Counter[str] = Counter()
     told: list[str] = []
     names = sorted(VICTIMS)
@@ -98,7 +105,7 @@ def _events(victim: Victim, target: Path, hall: Path) -> int:
             log.write_text(str(count))
         finally:
             os._exit(0)
-    os.waitpid(child, 0)
+    ended_by(child, 60)
     count = int(log.read_text())
     log.unlink()
     return count
@@ -124,7 +131,18 @@ def _fork(victim: Victim, target: Path, version: int, at: int, delay: float | No
     if delay is not None:
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    ended_by(child, 60)
+
+
+def ended_by(child: int, seconds: float) -> None:
+    """Wait for a forked process; raises ``TimeoutError`` after ``seconds``, and kills it."""
+    until = time.monotonic() + seconds
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise TimeoutError(f"a writer did not end within {seconds:g} s")
+        time.sleep(0.002)
 
 
 if __name__ == "__main__":

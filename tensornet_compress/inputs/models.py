@@ -186,7 +186,13 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> Any:
     folder = resolve_model(name)
     # Of a folder, transformers guesses at packages that might be missing; of a hub id, it says what went wrong.
     with _refused(f"no usable tokenizer in {str(name)!r}; save the model with its tokenizer", not Path(folder).is_dir()):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TensorNetError(
+            f"the tokenizer in {str(name)!r} has a model_max_length of {tokenizer.model_max_length!r}, which is no number; "
+            "mend its tokenizer_config.json"
+        )
+    return tokenizer
 
 
 def _smollm2_folder() -> Path:

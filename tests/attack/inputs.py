@@ -40,7 +40,7 @@ def scene(place: Path) -> dict[str, str]:
     write_result(everything(), place / "result.json")
     torch.save({"a": 1}, place / "pickled.pt")
     np.save(place / "a.npy", np.random.default_rng(0).normal(size=(4, 6)))
-    save_file({"a": torch.randn(4, 6)}, place / "a.safetensors")
+    save_file({"a": torch.randn(4, 6), "c": torch.randn(2, 2)}, place / "a.safetensors")
     names = {path.name.split(".")[0] if path.name != "a.safetensors" else "stored": str(path) for path in place.iterdir()}
     os.mkfifo(place / "pipe")
     (place / "empty").mkdir()

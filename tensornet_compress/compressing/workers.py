@@ -7,8 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import cache
-from multiprocessing import current_process
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
@@ -48,9 +46,12 @@ def run_jobs(
     tries = 0
     while len(results) < len(jobs):
         before = len(results)
-        parallel: Any = Parallel(n_jobs=workers, return_as="generator", max_nbytes="1M")
+        # A worker watches from its start, not from its first job: its parent may be gone before there is one.
+        parallel: Any = Parallel(
+            n_jobs=workers, return_as="generator", max_nbytes="1M", initializer=_die_with, initargs=(os.getpid(),)
+        )
         try:
-            with closing(parallel(delayed(_apart)(os.getpid(), work, job) for job in jobs[before:])) as stream:
+            with closing(parallel(delayed(_single_threaded)(work, job) for job in jobs[before:])) as stream:
                 for result in stream:
                     results.append(result)
                     advance()
@@ -64,21 +65,9 @@ def run_jobs(
     return results
 
 
-def _apart(owner: int, work: Callable[[Job], Result], job: Job) -> Result:
-    """``work(job)``; a process that was started for it ends when the one that it works for does."""
-    if os.getpid() != owner:
-        _die_with(owner)
-    return _single_threaded(work, job)
-
-
-@cache
 def _die_with(owner: int) -> None:
     """Watch the parent of this worker, and end with it, however it ends. (The signal that Linux can send at a parent's death
     comes when the thread ends that started the child, which may be long before.)"""
-    if os.getppid() != owner:
-        if current_process().name.startswith("LokyProcess"):
-            os._exit(1)
-        return  # a worker of another backend, which lives for others too
 
     def watch() -> None:
         while os.getppid() == owner:

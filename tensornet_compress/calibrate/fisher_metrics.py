@@ -80,7 +80,7 @@ def fisher_metrics(
     Raises:
         TensorNetError: no batches, or the loss depends on none of the model's parts.
     """
-    collector = _Collector(model, targets)
+    collector = FisherCollector(model, targets)
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     with hooked(calls_and_gradients(collector.modules, collector.called)), frozen(model), torch.enable_grad():
@@ -109,7 +109,9 @@ def fisher_metrics(
     return collector.metrics(targets)
 
 
-class _Collector:
+class FisherCollector:
+    """What the modules of targets are given, and the gradients of what they give, batch by batch."""
+
     def __init__(self, model: nn.Module, targets: Sequence[Target]):
         self.model = model
         names = dict.fromkeys(name for target in targets for name in (target.name, *target.tied))

@@ -70,8 +70,12 @@ def weights(
         float | None, typer.Option(help="Seconds to search the layout of each kind of layer; none by default.")
     ] = None,
     by_block: Annotated[
-        bool, typer.Option("--by-block", help="Hold calibration statistics of one block at a time; more passes, less memory.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--by-block/--at-once",
+            help="Hold the activations and statistics of one block at a time; so by default with the fisher metric.",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists; files of your own in it stay.")] = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -119,7 +123,11 @@ def weights(
     folder = Path(resolve_model(model))
     which: dict[str, Any] = {"targets": targets, "ignore": ignore or (), "metric": metric, "progress": RichProgress()}
     how: dict[str, Any] = {"method": method, "formats": format, "allocator": allocator, "workers": workers, "search": search}
-    how |= {"by_block": by_block, "effort": effort, "source": folder if folder.is_dir() and dtype == "auto" else None}
+    how |= {
+        "by_block": metric == "fisher" if by_block is None else by_block,
+        "effort": effort,
+        "source": folder if folder.is_dir() and dtype == "auto" else None,
+    }
     if isvt or refine or heal or metric == "auto":
         from tensornet_compress.train import Schedule, compress_in_stages
 
@@ -128,7 +136,7 @@ def weights(
         stages: dict[str, Any] = {"refine": refine, "heal_steps": heal} | ({"rank_schedule": Schedule()} if isvt else how)
         report = compress_in_stages(loaded, budget, list(batches), **which, **stages)
     else:
-        report = compress(loaded, budget, list(windows.split(4)), **which, **how)
+        report = compress(loaded, budget, list(windows.split(1)), **which, **how)
     save(loaded, out, tokenizer, report, overwrite=overwrite)
     typer.echo(str(report))
     held = folder_nbytes(out)

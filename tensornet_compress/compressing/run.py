@@ -98,7 +98,8 @@ def compress(
         search: seconds to search mode orders and topologies on one layer of each kind (its siblings share the layout); what is
             found competes as the family ``searched``. None searches nothing.
         by_block: hold the statistics of one block of the model at a time, and metrics in temporary files; the numbers are the
-            same. Gradient metrics then take a backward pass per block.
+            same. The Fisher metric then takes one more forward pass, and disk space for what enters each block; other metrics
+            with gradients take a backward pass per block.
         effort: ``fast`` leaves two cores out; ``max`` fits every layer again behind the compressed ones before it (see
             ``train.propagate``), which takes a few more passes over the calibration batches.
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
@@ -333,6 +334,7 @@ class _Run:
         if kept and self.method not in ("dense", "auto", "coded"):
             notes.append(f"{len(kept)} layers stay dense: no {self.method} network of theirs was worth its bytes")
         notes += [str(found) for found in self.survey.searches]
+        notes += [self.survey.notes[""]] if "" in self.survey.notes else []
         if self.survey.calibration is None:
             notes.append("no calibration was given: errors are Euclidean")
         return notes

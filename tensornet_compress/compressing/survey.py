@@ -13,7 +13,7 @@ from tensornet_compress.calibrate import Batch, Loss
 from tensornet_compress.calibrate.batches import calibration_fingerprint
 from tensornet_compress.calibrate.layer_metrics import (
     calibrated_metrics,
-    calibration_passes,
+    calibration_steps,
     check_metric,
     stored_metrics,
 )
@@ -27,6 +27,7 @@ from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.scratch import ScratchFolder
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
+from tensornet_compress.nn.mapped import release
 from tensornet_compress.options import FAMILIES
 from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.options.offered import STEPPED_FAMILIES
@@ -95,14 +96,15 @@ def survey_model(
     batches = list(calibration) if calibration is not None else []
     stepped = formats is not None or shares is not None or method in FAMILIES
     chosen, skipped = find_targets(model, targets, ignore, tables=not stepped)
+    release(model)
     clock = Clock(progress or SilentProgress())
     notes: dict[str, str] = {}
     metrics: Mapping[str, KroneckerMetric | StoredMetric] = {}
     scratch = ScratchFolder() if by_block and batches else None
     prices: Mapping[str, float] = {}
     if batches:
-        passes = calibration_passes(model, chosen, metric) if by_block else 1
-        with clock.stage("calibrate", passes * len(batches)) as advance:
+        steps = calibration_steps(model, len(batches), chosen, metric) if by_block else len(batches)
+        with clock.stage("calibrate", steps) as advance:
             if scratch is None:
                 metrics = calibrated_metrics(model, batches, chosen, metric, advance, notes=notes, loss=loss)
             else:
@@ -165,10 +167,11 @@ def _variance(layer: Layer) -> float:
 
 def grouped(layers: Sequence[Layer], sweeps: int) -> list[Job]:
     """Layers as jobs: those whose metrics share their column factor are one; the largest first."""
-    groups: dict[int, list[Layer]] = {}
+    groups: dict[object, list[Layer]] = {}
     for number, layer in enumerate(layers):
-        columns = None if layer.metric is None or isinstance(layer.metric, StoredMetric) else layer.metric.columns
-        groups.setdefault(~number if columns is None else id(columns), []).append(layer)
+        columns = None if layer.metric is None else layer.metric.columns
+        shared = columns if isinstance(columns, Path) else id(columns)
+        groups.setdefault(number if columns is None else (shared,), []).append(layer)
     jobs = [Job(tuple(group), sweeps) for group in groups.values()]
     return sorted(jobs, key=lambda job: -sum(layer.source.numel for layer in job.layers))
 

@@ -23,7 +23,8 @@ from tensornet_compress.calibrate.divergence import sampled_loss
 from tensornet_compress.calibrate.fisher_metrics import FisherCollector
 from tensornet_compress.calibrate.hooks import autocast, calls_and_gradients, frozen, hooked
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric
+from tensornet_compress.files.steps import Steps
+from tensornet_compress.metric import KroneckerMetric, StoredMetric
 from tensornet_compress.nn import Target
 from tensornet_compress.nn.mapped import release
 
@@ -39,7 +40,7 @@ class FisherSweeps:
 
     Args:
         model, batches, targets, precision, seed: as for ``fisher_metrics``.
-        folder: for what enters each block, (blocks + 1) x tokens x width numbers.
+        steps: where what enters each block is kept, (blocks + 1) x tokens x width numbers, and the metrics.
         advance: called once for each batch and block.
 
     Raises:
@@ -51,7 +52,7 @@ class FisherSweeps:
         model: nn.Module,
         batches: Sequence[Batch],
         targets: Sequence[Target],
-        folder: Path,
+        steps: Steps,
         *,
         precision: torch.dtype | None = None,
         advance: Callable[[], None] = lambda: None,
@@ -59,7 +60,7 @@ class FisherSweeps:
     ):
         self.model, self.batches, self.precision, self.advance = model, batches, precision, advance
         self.device = next(model.parameters()).device
-        self._folder = folder
+        self.steps = steps
         self._generator = torch.Generator(device=self.device).manual_seed(seed)
         names = [target.name for target in targets]
         if not block_list(model, names):
@@ -81,7 +82,7 @@ class FisherSweeps:
             raise NotByBlocksError(f"its blocks cannot be run by themselves ({error})") from error
         self._tokens = [0] * len(batches)
 
-    def metrics(self) -> Iterator[tuple[str, KroneckerMetric]]:
+    def metrics(self) -> Iterator[tuple[str, StoredMetric]]:
         """Names and metrics of the targets that calibration reached, the last block's first, those outside blocks at the end.
 
         Raises:
@@ -90,16 +91,36 @@ class FisherSweeps:
         for batch, state in enumerate(self._runner.states):
             self._keep("state", 0, batch, state)
         self._runner.states = []
-        for number in range(len(self._runner.blocks)):
-            self._forwards(number)
+        count = len(self._runner.blocks)
+        for number in range(count):
+            if self.steps.found(f"forwards-{number}") is None:
+                self._forwards(number)
+                self.steps.finish(f"forwards-{number}", None, self._files("state", number + 1))
         outside = FisherCollector(self.model, self._outside)
         self._tail(outside)
         if not any(self._tokens):
             raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
-        for number in reversed(range(len(self._runner.blocks))):
-            yield from self._backwards(number).items()
+        for number in reversed(range(count)):
+            yield from self._stored(f"backwards-{number}", number).items()
         self._start(outside)
-        yield from outside.metrics(self._outside).items()
+        yield from StoredMetric.write_all(outside.metrics(self._outside).items(), self.steps.folder, "outside").items()
+
+    def _stored(self, step: str, number: int) -> dict[str, StoredMetric]:
+        """The metrics of a block, from an earlier run where that came so far."""
+        folder = self.steps.folder
+        known = self.steps.found(step)
+        if known is None:
+            found = StoredMetric.write_all(self._backwards(number).items(), folder, step)
+            files = [*self._files("gradient", number), *(file for metric in found.values() for file in metric.files)]
+            self.steps.finish(step, {name: metric.to_json() for name, metric in found.items()}, files)
+        else:
+            found = {name: StoredMetric.from_json(folder, *told) for name, told in known.items()}
+        for file in [*self._files("gradient", number + 1), *self._files("state", number)]:
+            file.unlink(missing_ok=True)
+        return found
+
+    def _files(self, kind: str, number: int) -> list[Path]:
+        return [self._file(kind, number, batch) for batch in range(len(self.batches)) if kind == "state" or self._tokens[batch]]
 
     def _prove(self, names: Sequence[str]) -> None:
         """Refuse a model whose answer to the first batch is another when its blocks are given the states alone, or whose blocks
@@ -188,7 +209,7 @@ class FisherSweeps:
                 if not total.requires_grad:
                     raise TensorNetError(f"no targeted layer reaches the loss of {type(self.model).__name__}")
                 total.backward()
-            self._keep("gradient", 0, batch, torch.zeros_like(state) if state.grad is None else state.grad)
+            self._keep("gradient", len(blocks), batch, torch.zeros_like(state) if state.grad is None else state.grad)
         release(self.model)
 
     def _backwards(self, number: int) -> dict[str, KroneckerMetric]:
@@ -203,8 +224,8 @@ class FisherSweeps:
                     output = self._runner.run(number, batch, state)
                     collector.end_forward(None)
                     collector.tokens += tokens
-                    output.backward(self._kept("gradient", 0, batch))
-                    self._keep("gradient", 0, batch, torch.zeros_like(state) if state.grad is None else state.grad)
+                    output.backward(self._kept("gradient", number + 1, batch))
+                    self._keep("gradient", number, batch, torch.zeros_like(state) if state.grad is None else state.grad)
                 self.advance()
         release(self._runner.blocks[number][1])
         return collector.metrics(targets)
@@ -234,12 +255,15 @@ class FisherSweeps:
                     state.backward(self._kept("gradient", 0, batch))
         release(self.model)
 
+    def _file(self, kind: str, number: int, batch: int) -> Path:
+        return self.steps.folder / f"{kind}-{number}-{batch}.safetensors"
+
     def _keep(self, kind: str, number: int, batch: int, state: Tensor) -> None:
-        save_file({"state": state.detach().cpu().contiguous()}, self._folder / f"{kind}-{number}-{batch}.safetensors")
+        save_file({"state": state.detach().cpu().contiguous()}, self._file(kind, number, batch))
 
     def _kept(self, kind: str, number: int, batch: int) -> Tensor:
-        # Read, not mapped: mapped pages count as memory, and gradients are written where they were read from.
-        return load((self._folder / f"{kind}-{number}-{batch}.safetensors").read_bytes())["state"].to(self.device)
+        # Read, not mapped: mapped pages count as memory.
+        return load(self._file(kind, number, batch).read_bytes())["state"].to(self.device)
 
 
 def sweep_steps(model: nn.Module, batches: int, names: Sequence[str]) -> int:

@@ -18,12 +18,13 @@ from tensornet_compress.compressing.allocate import Market, Pick, choose_options
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
 from tensornet_compress.compressing.jobs import EFFORTS, Effort, Made, Method, Surveyed, make_job
+from tensornet_compress.compressing.kept import MadeFiles, kept_jobs
 from tensornet_compress.compressing.propagate import Propagation, propagate
 from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.compressing.survey import ModelSurvey, survey_model, uniform_share
-from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import BudgetError, TensorNetError
+from tensornet_compress.files.steps import Steps
 from tensornet_compress.nn import KeptModules, find_targets, install, layer_weight
 from tensornet_compress.nn.plan import Plan, plan_of
 from tensornet_compress.nn.splitting import on_layers
@@ -63,6 +64,7 @@ def compress(
     effort: Effort = "default",
     survey: ModelSurvey | None = None,
     loss: Loss | None = None,
+    steps: Steps | None = None,
     progress: Progress | None = None,
     **retired: object,
 ) -> CompressionReport:
@@ -105,6 +107,7 @@ def compress(
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
         loss: ``loss(model, batch)``, summed over examples, for models whose outputs tell nothing of what matters; batches may
             then be anything, and divergences are per example.
+        steps: finished steps of an earlier run of the same call, see ``compress_folder``.
         progress: receives stages and steps.
 
     Raises:
@@ -157,6 +160,7 @@ def compress(
             by_block=by_block,
             effort=effort,
             loss=loss,
+            steps=steps,
             progress=progress,
         )
     run = _Run(model, budget, survey, method, allocator, workers, Clock(progress or SilentProgress()))
@@ -249,7 +253,8 @@ class _Run:
         wanted = {layer.name: spec for layer, spec in zip(self.layers, specs)}
         tasks = [(job, [wanted[layer.name] for layer in job.layers]) for job in self.survey.jobs]
         with self.clock.stage("make" if number == 0 else f"make {number}", len(tasks)) as advance:
-            results = run_jobs(make_job, tasks, self.workers, advance)
+            files = MadeFiles(self.survey.steps or Steps.nowhere(), number, tasks)
+            results = kept_jobs(make_job, tasks, self.workers, advance, files.read, files.keep)
         return {done.name: done for result in results for done in result}
 
     def plan(self, made: Mapping[str, Made]) -> Plan:

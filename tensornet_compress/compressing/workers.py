@@ -26,12 +26,12 @@ def run_jobs(
     work: Callable[[Job], Result],
     jobs: Sequence[Job],
     workers: int | None = None,
-    advance: Callable[[], None] = lambda: None,
+    receive: Callable[[int, Result], None] = lambda _number, _result: None,
 ) -> list[Result]:
     """Results of ``work(job)`` in order. Each job runs on one thread, so that results do not depend on ``workers``.
 
-    ``workers`` defaults to the number of processors; with one, everything runs in this process. ``advance`` is called as
-    results arrive. The jobs of a worker that is killed run again.
+    ``workers`` defaults to the number of processors; with one, everything runs in this process. ``receive``
+    is given the number and the result of each job as they arrive. The jobs of a worker that is killed run again.
 
     Raises:
         TensorNetError: workers were killed again and again without a result between.
@@ -41,7 +41,7 @@ def run_jobs(
     if workers == 1:
         for job in jobs:
             results.append(_single_threaded(work, job))
-            advance()
+            receive(len(results) - 1, results[-1])
         return results
     tries = 0
     while len(results) < len(jobs):
@@ -54,7 +54,7 @@ def run_jobs(
             with closing(parallel(delayed(_single_threaded)(work, job) for job in jobs[before:])) as stream:
                 for result in stream:
                     results.append(result)
-                    advance()
+                    receive(len(results) - 1, result)
         except TerminatedWorkerError as error:
             tries = 1 if len(results) > before else tries + 1
             if tries >= _TRIES:

@@ -18,7 +18,7 @@ All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. AL
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -189,18 +189,39 @@ class StoredMetric:
     columns: Path | None = None
 
     @classmethod
-    def write_all(cls, metrics: Iterable[tuple[str, KroneckerMetric]], folder: Path) -> dict[str, StoredMetric]:
-        """Write metrics by name to ``folder`` as they come; of one column factor that follows itself there is one file."""
+    def write_all(
+        cls, metrics: Iterable[tuple[str, KroneckerMetric | StoredMetric]], folder: Path, stem: str = "metric"
+    ) -> dict[str, StoredMetric]:
+        """Write metrics by name to ``folder`` as they come, to files of a ``stem``; those that lie in files already stay there.
+        Of one column factor that follows itself there is one file."""
         found: dict[str, StoredMetric] = {}
         last: tuple[Tensor | None, Path | None] = (None, None)
         for number, (name, metric) in enumerate(metrics):
+            if isinstance(metric, StoredMetric):
+                found[name] = metric
+                continue
             if metric.columns is not None and metric.columns is not last[0]:
-                last = metric.columns, folder / f"columns-{number}.safetensors"
+                last = metric.columns, folder / f"{stem}-columns-{number}.safetensors"
                 save_file({"columns": metric.columns.cpu().contiguous()}, str(last[1]))
-            file = folder / f"rows-{number}.safetensors"
+            file = folder / f"{stem}-rows-{number}.safetensors"
             save_file({} if metric.rows is None else {"rows": metric.rows.cpu().contiguous()}, file)
             found[name] = cls(file, metric.rate, None if metric.columns is None else last[1])
         return found
+
+    @property
+    def files(self) -> list[Path]:
+        """Where it lies."""
+        return [self.file] if self.columns is None else [self.file, self.columns]
+
+    def to_json(self) -> tuple[float | None, list[str]]:
+        """Its rate and the names of its files."""
+        return self.rate, [file.name for file in self.files]
+
+    @classmethod
+    def from_json(cls, folder: Path, rate: float | None, names: Sequence[str]) -> StoredMetric:
+        """What ``to_json`` told, in the folder of its files."""
+        file, columns = (folder / names[0], folder / names[1] if len(names) > 1 else None)
+        return cls(file, rate, columns)
 
     def load(self) -> KroneckerMetric:
         """The metric, number for number."""

@@ -8,6 +8,7 @@ import tensornet_compress as tnc
 from tensornet_compress.calibrate.fisher_metrics import fisher_metrics
 from tensornet_compress.calibrate.sweeps import FisherSweeps, NotByBlocksError, sweep_steps
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.steps import Steps
 from tensornet_compress.nn import find_targets
 from tests.architectures import inputs, sharp
 from tests.models import batches, tiny_llama
@@ -15,7 +16,8 @@ from tests.models import batches, tiny_llama
 
 def both(model, data, folder):
     chosen = find_targets(model, None, (), tables=True)[0]
-    return fisher_metrics(model, data, chosen), dict(FisherSweeps(model, data, chosen, folder).metrics())
+    swept = dict(FisherSweeps(model, data, chosen, Steps(folder, lasting=False)).metrics())
+    return fisher_metrics(model, data, chosen), {name: metric.load() for name, metric in swept.items()}
 
 
 def same(one, other):
@@ -72,7 +74,7 @@ def test_a_model_is_left_as_found_and_steps_are_counted(tmp_path):
     model.model.layers[1].train()
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     chosen = find_targets(model, None, (), tables=True)[0]
-    dict(FisherSweeps(model, data, chosen, tmp_path, advance=lambda: steps.append(1)).metrics())
+    dict(FisherSweeps(model, data, chosen, Steps.passing(), advance=lambda: steps.append(1)).metrics())
     assert len(steps) == sweep_steps(model, len(data), [target.name for target in chosen])
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
     assert model.model.layers[1].training

@@ -80,6 +80,9 @@ def weights(
     memory: Annotated[
         str | None, typer.Option(help="Memory that all processes may take together, e.g. 4GiB; it limits the workers.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="processes, ray, ray://HOST:PORT, dask or dask://HOST:PORT; all machines see one folder.")
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; by default a run that ended early goes on where it was.")
     ] = False,
@@ -132,8 +135,10 @@ def weights(
     if isvt or refine or heal or metric == "auto":
         from tensornet_compress.train import Schedule, compress_in_stages
 
-        if memory is not None or fresh:
-            raise TensorNetError("--isvt, --refine, --heal and --metric auto keep no steps; leave out --memory and --fresh")
+        if memory is not None or fresh or cluster is not None:
+            raise TensorNetError(
+                "--isvt, --refine, --heal and --metric auto run in one piece; leave out --memory, --cluster and --fresh"
+            )
         loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype], trust_remote_code)
         folder = Path(resolve_model(model))
         # Stages need batches for three uses.
@@ -155,6 +160,7 @@ def weights(
             encoder=headless,
             dtype=DTYPES[dtype],
             memory=parse_size(memory, "--memory"),
+            cluster=cluster,
             overwrite=overwrite,
             fresh=fresh,
             trust_remote_code=trust_remote_code,

@@ -12,6 +12,7 @@ from torch import nn
 from tensornet_compress.calibrate import Batch
 from tensornet_compress.calibrate.batches import calibration_fingerprint, named_parts
 from tensornet_compress.compressing import Budget, compress
+from tensornet_compress.compressing.cluster import cluster as on_cluster
 from tensornet_compress.compressing.report import CompressionReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
@@ -41,6 +42,7 @@ def compress_folder(
     dtype: torch.dtype | None = None,
     memory: int | None = None,
     workers: int | None = None,
+    cluster: str | None = None,
     overwrite: bool = False,
     fresh: bool = False,
     trust_remote_code: bool = False,
@@ -60,6 +62,8 @@ def compress_folder(
         encoder: load the model without a head.
         dtype: None for the one that is stored; another one needs memory for a converted copy of the model.
         memory: bytes that this process and its workers may take together. It decides on the number of workers.
+        cluster: where jobs run: ``ray``, ``ray://HOST:PORT``, ``dask``, ``dask://HOST:PORT``, or ``processes`` of this machine
+            (the default). Its machines must see ``source`` and ``target`` under the same paths. Results do not depend on it.
         overwrite: replace what an earlier run wrote to ``target``.
         fresh: start over, whatever an earlier run has done.
         trust_remote_code: run code that lies beside the weights.
@@ -98,7 +102,8 @@ def compress_folder(
             workers = workers_within(memory, model, batches, budget, workers, options)
         in_files = folder.is_dir() and dtype is None
         options = {"by_block": True, "source": folder if in_files else None} | options
-        report = compress(model, budget, batches, workers=workers, steps=steps, **options)
+        with on_cluster(cluster):
+            report = compress(model, budget, batches, workers=workers, steps=steps, **options)
         taken = peak_of_all()
         if memory is not None and taken is not None and taken > memory:
             note = f"{taken >> 20:,} MiB of memory were taken, more than the {memory >> 20:,} MiB that were allowed"

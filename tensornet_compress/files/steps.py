@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import BudgetError, TargetError, TensorNetError
 from tensornet_compress.files.reading import read_json
 from tensornet_compress.files.scratch import ScratchFolder
 from tensornet_compress.files.whole import locked, sync, whole_file
@@ -80,7 +80,13 @@ def resumed(target: str | os.PathLike[str], settings: Mapping[str, Any], fresh: 
                 f"{str(target)!r} was begun by a run with other settings ({told}); give the same again to go on with it, or "
                 "start over with fresh=True (--fresh)"
             )
-        yield steps
+        try:
+            yield steps
+        except BaseException as error:
+            # What would happen again is not worth keeping steps for, nor is a beginning without any.
+            if isinstance(error, BudgetError | TargetError) or len(list(folder.iterdir())) == 1:
+                shutil.rmtree(folder)
+            raise
         shutil.rmtree(folder)
 
 

@@ -6,7 +6,7 @@ from threading import Thread
 import pytest
 
 import tensornet_compress as tnc
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import BudgetError, TensorNetError
 from tensornet_compress.files.steps import Steps
 from tensornet_compress.files.whole import locked
 from tests.models import batches, tiny_llama
@@ -87,6 +87,12 @@ def test_another_setting_is_named_and_fresh_starts_over(source, monkeypatch):
         small(source, method="coded")
     assert content(small(source, method="coded", fresh=True)) != content(small(source, "auto"))
     assert not list(source.parent.glob(".*"))
+
+
+def test_a_budget_that_cannot_be_met_leaves_nothing(source):
+    with pytest.raises(BudgetError):
+        tnc.compress_folder(source, source.parent / "small", tnc.Budget(bits_per_weight=0.01), DATA, workers=1)
+    assert [path.name for path in source.parent.iterdir()] == ["large"]
 
 
 def test_memory_that_does_not_suffice_is_refused_at_once(source):

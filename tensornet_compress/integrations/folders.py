@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from tensornet_compress.calibrate import Batch
 from tensornet_compress.calibrate.batches import calibration_fingerprint, named_parts
+from tensornet_compress.calibrate.blocks import block_list
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.cluster import cluster as on_cluster
 from tensornet_compress.compressing.report import CompressionReport
@@ -20,9 +21,10 @@ from tensornet_compress.files import save
 from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.save import check_place
 from tensornet_compress.files.steps import resumed
+from tensornet_compress.files.whole import check_folder
 from tensornet_compress.inputs import load_causal_lm, load_encoder, resolve_model
 from tensornet_compress.memory import peak_of_all, resident_bytes
-from tensornet_compress.nn import find_targets
+from tensornet_compress.nn import Target, find_targets, layer_weight
 from tensornet_compress.version import __version__
 
 # Bytes beside the model: of a worker that has read its libraries, for each number of the layer that a job works on, and for
@@ -70,8 +72,8 @@ def compress_folder(
 
     Raises:
         BudgetError, TargetError: as ``compress``.
-        TensorNetError: ``memory`` does not suffice (the message says what would), an earlier run had other settings, another
-            process writes ``target``, or any other bad input.
+        TensorNetError: ``memory``, or the room on the disk, does not suffice (the message says what would), an earlier run had
+            other settings, another process writes ``target``, or any other bad input.
 
     >>> import torch, transformers, tensornet_compress as tnc
     >>> config = transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -98,8 +100,11 @@ def compress_folder(
     with resumed(target, settings, fresh) as steps:
         loader = load_encoder if encoder else load_causal_lm
         model = loader(source, dtype, trust_remote_code)
+        chosen = find_targets(model, options.get("targets"), options.get("ignore", ()), tables=True)[0]
+        sizes = Sizes.of(model, chosen, budget)
+        check_folder(target, room_needed(model, batches, chosen, sizes))
         if memory is not None:
-            workers = workers_within(memory, model, batches, budget, workers, options)
+            workers = workers_within(memory, model, batches, sizes, workers)
         in_files = folder.is_dir() and dtype is None
         options = {"by_block": True, "source": folder if in_files else None} | options
         with on_cluster(cluster):
@@ -112,19 +117,32 @@ def compress_folder(
     return report
 
 
-def workers_within(
-    memory: int, model: nn.Module, batches: Iterable[Batch], budget: Budget, most: int | None, options: dict[str, Any]
-) -> int:
+def room_needed(model: nn.Module, batches: Iterable[Batch], chosen: Sequence[Target], sizes: Sizes) -> int:
+    """Bytes on disk that a compression needs at most: what enters each block, second moments, networks of two rounds, and the
+    result."""
+    config: Any = getattr(model, "config", None)
+    width = getattr(getattr(config, "get_text_config", lambda: config)(), "hidden_size", 0)
+    blocks = block_list(model, [target.name for target in chosen])
+    tokens = sum(max((part.numel() for part in _tensors(batch)), default=0) for batch in batches)
+    states = (len(blocks) + 2) * tokens * width * next(model.parameters()).element_size()
+    inputs = (layer_weight(model.get_submodule(target.name))[0].numel() for target in chosen)
+    return states + sum(8 * n * n for n in inputs) + 3 * sizes.allowed
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    return [part for part in named_parts(batch).values() if isinstance(part, torch.Tensor)]
+
+
+def workers_within(memory: int, model: nn.Module, batches: Iterable[Batch], sizes: Sizes, most: int | None) -> int:
     """How many workers, at most ``most``, leave a compression within ``memory``.
 
     Raises:
         TensorNetError: not even one does.
     """
-    chosen = find_targets(model, options.get("targets"), options.get("ignore", ()), tables=True)[0]
-    sizes = Sizes.of(model, chosen, budget)
     largest = max(sizes.weights.values())
-    rows = [part.numel() for batch in batches for part in named_parts(batch).values() if isinstance(part, torch.Tensor)]
-    logits = max(rows, default=0) * int(getattr(model.config, "vocab_size", 0))
+    logits = max((part.numel() for batch in batches for part in _tensors(batch)), default=0) * int(
+        getattr(model.config, "vocab_size", 0)
+    )
     here = (resident_bytes() or 0) + sizes.allowed + _SLACK
     job = _JOB * largest
     least = here + max(_LOGIT * logits + 4 * largest, job)

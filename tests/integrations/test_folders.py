@@ -2,6 +2,7 @@ from functools import partialmethod
 from pathlib import Path
 from shutil import rmtree
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,9 +96,14 @@ def test_a_budget_that_cannot_be_met_leaves_nothing(source):
     assert [path.name for path in source.parent.iterdir()] == ["large"]
 
 
-def test_memory_that_does_not_suffice_is_refused_at_once(source):
+def test_memory_or_room_that_does_not_suffice_is_refused_at_once(source, monkeypatch):
     with pytest.raises(TensorNetError, match=r"1,000,000 bytes of memory do not suffice .* at least [\d,]+ \("):
         small(source, memory=1_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=5000))
+    with pytest.raises(TensorNetError, match=r"needs about [\d,]+ bytes, the disk has 5,000 left"):
+        small(source)
+    monkeypatch.undo()
+    assert not list(source.parent.glob(".*"))
     with pytest.raises(TensorNetError, match="choose another folder, or pass overwrite"):
         small(source, "large")
     assert content(small(source, "other", memory=1 << 40)) == content(small(source))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tensornet_compress.bench import methods  # noqa: F401
+from tensornet_compress.bench.fields import heat_field, wave_field
 from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.search import SearchBench, SearchSettings
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Stored
-from tensornet_compress.bench.tensors import heat_field, wave_field
 from tensornet_compress.errors import TensorNetError
 
 

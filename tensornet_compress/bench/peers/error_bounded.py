@@ -23,7 +23,7 @@ Coder = Callable[[Array, float], tuple[int, Array]]
 """(field, bound of each entry) -> (bytes, what is decoded)."""
 _EIGHTHS = (-8, 80)
 """Narrowest and widest bound, in eighths of an octave over the root mean square error that is asked for."""
-_HALVINGS = 10
+_AROUND, _FINER = 1.3, 48
 
 
 def sz3(algorithm: str, field: Array, bound: float) -> tuple[int, Array]:
@@ -56,8 +56,8 @@ def bounded(coders: dict[str, Coder], case: SearchCase, error: float) -> Stored:
 
 
 def _fewest(name: str, coder: Coder, field: Array, error: float, norm: float) -> Stored | None:
-    """Of one coder: bounds in steps of an eighth of an octave, as neither errors nor bytes need fall with the bound; then
-    halvings wherever the error that is asked for lies between two steps."""
+    """Of one coder: bounds in steps of an eighth of an octave, then finer ones around the best of these and beyond the widest
+    that keeps the error, as neither errors nor bytes fall evenly with the bound."""
     kept: list[Stored] = []
 
     def tried(bound: float) -> bool:
@@ -69,15 +69,13 @@ def _fewest(name: str, coder: Coder, field: Array, error: float, norm: float) ->
             kept.append(Stored(nbytes, off, values={"seconds": seconds}, settings={"bound": bound, "coder": name}))
         return off <= error
 
-    bounds = [error * norm / field.size**0.5 * 2.0 ** (step / 8) for step in range(*_EIGHTHS)]
-    keeps = [tried(bound) for bound in bounds]
-    for place in range(len(bounds) - 1):
-        low, high = bounds[place], bounds[place + 1]
-        for _ in range(_HALVINGS if keeps[place] and not keeps[place + 1] else 0):
-            bound = (low * high) ** 0.5
-            low, high = (bound, high) if tried(bound) else (low, bound)
-    if not kept:
+    bounds = error * norm / field.size**0.5 * np.exp2(np.arange(*_EIGHTHS) / 8)
+    widest = max((bound for bound in bounds.tolist() if tried(bound)), default=None)
+    if widest is None:
         return None
+    best = min(kept, key=lambda stored: stored.nbytes).settings["bound"]
+    for bound in np.geomspace(best / _AROUND, widest * _AROUND, _FINER).tolist():
+        tried(bound)
     return min(kept, key=lambda stored: stored.nbytes)
 
 

@@ -46,7 +46,7 @@ MEASURES = {
 def stored(name: str) -> tuple[Path, np.ndarray]:
     field = TENSORS[name].load()
     path = Path(FOLDER.name) / f"{name}.tnz"
-    tnc.save_network(tnc.search(field, max_error=MAX_ERROR).best, path)
+    tnc.save_network(tnc.search(field, max_error=MAX_ERROR, time_budget=600).best, path)
     return path, field.numpy()
 
 

@@ -9,12 +9,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import tensornet_compress as tnc
 from tensornet_compress.cli.main import app
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.evaluate import Suite
 from tensornet_compress.inputs import agreement_pairs, last_words
 from tensornet_compress.integrations import lm_eval_tasks
-from tests.models import tiny_llama, tiny_tokenizer
+from tests.models import batches, tiny_llama, tiny_tokenizer
 
 
 class Loader(yaml.SafeLoader):
@@ -71,6 +72,7 @@ def test_lm_eval_measures_what_the_suite_does(tmp_path):
     }  # fmt: skip
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(task))
     model, tokenizer = tiny_llama(), tiny_tokenizer()
+    tnc.compress(model, tnc.Budget(bits_per_weight=6.5), batches(2), method="coded", workers=1)
     found = lm_eval_tasks.run_tasks(model, tokenizer, lm_eval_tasks.find_tasks([str(tmp_path / "own.yaml")]))
     suite = Suite({}, pairs=[(row["context"], *row["choices"]) for row in rows])
     assert found == {"own_pairs.acc": suite.measure(model, tokenizer)["agreement"]}

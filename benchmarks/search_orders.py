@@ -29,9 +29,10 @@ from experiments import TIME, experiment
 from torch import Tensor
 
 import tensornet_compress as tnc
+from tensornet_compress.bench.fields import heat_field, wave_field
 from tensornet_compress.bench.harness import ERROR, STORED, Job
 from tensornet_compress.bench.search import MEASURES as SEARCHED
-from tensornet_compress.bench.tensors import TENSORS, heat_field, wave_field
+from tensornet_compress.bench.tensors import TENSORS
 from tensornet_compress.report import Measure
 
 SIZES, SHARES, SEEDS = (128, 256, 512, 1024), (0.1, 0.3), 10

@@ -2,6 +2,7 @@
 
 from tensornet_compress.bench import file_case, ours  # noqa: F401
 from tensornet_compress.bench.peers import (  # noqa: F401
+    error_bounded,
     gguf_files,
     gptq,
     integers,

@@ -56,9 +56,10 @@ def fullest(
 
 @dataclass(frozen=True)
 class SidePackage:
-    """``module``: what is imported; ``pins``: what is installed without dependencies, its own included."""
+    """``module``: what is imported, None for a package of which only files are read; ``pins``: what is installed without
+    dependencies, its own included."""
 
-    module: str
+    module: str | None
     pins: tuple[str, ...]
 
 
@@ -75,6 +76,9 @@ SIDE_PACKAGES = {
     ),
     "teneva": SidePackage("teneva", ("teneva==0.14.11",)),
     "llama-cpp-python": SidePackage("llama_cpp", ("llama-cpp-python==0.3.36", "diskcache==5.6.3")),
+    "sz3": SidePackage("pysz", ("pysz==1.1.0",)),
+    "nilearn": SidePackage(None, ("nilearn==0.14.1",)),
+    "zfp": SidePackage("zfpy", ("zfpy==1.0.1.post0",)),
     "tensorly-torch": SidePackage("tltorch", ("tensorly-torch==0.5.0",)),
 }  # fmt: skip
 
@@ -87,17 +91,23 @@ class SideEnvironment:
 
     def module(self, name: str) -> Any:
         """The imported module of a side package. Raises ``Unavailable`` where it cannot be imported or installed."""
-        package = SIDE_PACKAGES[name]
-        if _missing(package):
-            folder = cache_folder() / "peers" / f"{name}-py{sys.version_info.major}.{sys.version_info.minor}"
-            if not _is_ours(folder, package):
-                self._install(name, package, folder)
-            _also_look_in(folder)
+        wanted = SIDE_PACKAGES[name].module
+        if wanted is None:
+            raise Unavailable(f"of {name} only files are read")
+        if _missing(wanted):
+            _also_look_in(self.folder(name))
         try:
             with tensorly_left_alone():
-                return importlib.import_module(package.module)
+                return importlib.import_module(wanted)
         except Exception as error:  # Foreign packages raise what they like while they are imported.
             raise Unavailable(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+
+    def folder(self, name: str) -> Path:
+        """The folder that a side package lies in. Raises ``Unavailable`` where it cannot be installed."""
+        folder = cache_folder() / "peers" / f"{name}-py{sys.version_info.major}.{sys.version_info.minor}"
+        if not _is_ours(folder, SIDE_PACKAGES[name]):
+            self._install(name, SIDE_PACKAGES[name], folder)
+        return folder
 
     def _install(self, name: str, package: SidePackage, folder: Path) -> None:
         if not self.install:
@@ -133,9 +143,9 @@ def _is_ours(folder: Path, package: SidePackage) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
-def _missing(package: SidePackage) -> bool:
+def _missing(module: str) -> bool:
     try:
-        return importlib.util.find_spec(package.module) is None
+        return importlib.util.find_spec(module) is None
     except ImportError:
         return True
 
@@ -148,6 +158,6 @@ def _also_look_in(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for side_package in SIDE_PACKAGES:
-        SIDE.module(side_package)
+    for side_package, described in SIDE_PACKAGES.items():
+        SIDE.folder(side_package) if described.module is None else SIDE.module(side_package)
         print(f"{side_package}: ready")

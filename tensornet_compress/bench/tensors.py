@@ -1,4 +1,4 @@
-"""Tensors that searches run on: layers of both bundled models, embeddings, cached keys, a photograph and fields."""
+"""Tensors that searches run on: layers of both bundled models, embeddings, cached keys, images and fields."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tensornet_compress.bench.fields import (
+    brain,
+    burgers,
+    elevation,
+    heat_field,
+    image,
+    photo,
+    spots,
+    turbulence,
+    vortices,
+    wave_field,
+)
 from tensornet_compress.bench.registry import Registry
-from tensornet_compress.errors import MissingExtraError, TensorNetError
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.inputs import heldout_windows, load_causal_lm, load_encoder, load_tokenizer
 from tensornet_compress.inputs.tensors import read_tensor
 
@@ -76,44 +88,6 @@ def _keys() -> Tensor:
     return keys[0]
 
 
-def image() -> Tensor:
-    """scikit-learn's china.jpg averaged down, 0 to 1."""
-    import numpy as np
-
-    try:
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise MissingExtraError("the image comes with scikit-learn; run: python -m pip install scikit-learn") from error
-
-    pixels = torch.from_numpy(load_sample_image("china.jpg").astype(np.float32)).permute(2, 0, 1)[None]
-    return torch.nn.functional.interpolate(pixels, (96, 128), mode="area")[0].permute(1, 2, 0) / 255
-
-
-def heat_field(size: int, steps: int = 32) -> Tensor:
-    """Snapshots (time, x, y) of the heat equation from random hot spots, walls held at zero; solved by sines."""
-    generator = torch.Generator().manual_seed(0)
-    start = torch.where(torch.rand(size, size, generator=generator) > 0.98, 1.0, 0.0)
-    place = torch.arange(1, size + 1, dtype=torch.float32)
-    sines = (2 / (size + 1)) ** 0.5 * torch.sin(torch.pi * place[:, None] * place / (size + 1))
-    decay = (place[:, None] ** 2 + place**2) * (torch.pi / (size + 1)) ** 2
-    modes = sines @ start @ sines
-    return torch.stack([sines @ (modes * torch.exp(-decay * t)) @ sines for t in torch.linspace(0.5, 16, steps)])
-
-
-def wave_field(size: int, steps: int = 32) -> Tensor:
-    """Snapshots (time, x, y) of a wave leaving an off-centre bump in a box with reflecting walls; leapfrog steps."""
-    x, y = torch.linspace(0, 1, size)[:, None], torch.linspace(0, 1, size)[None]
-    now = torch.exp(-60 * ((x - 0.3) ** 2 + (y - 0.55) ** 2))
-    before, frames = now.clone(), []
-    for step in range(4 * steps):
-        padded = torch.nn.functional.pad(now[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
-        spread = padded[2:, 1:-1] + padded[:-2, 1:-1] + padded[1:-1, 2:] + padded[1:-1, :-2] - 4 * now
-        now, before = 2 * now - before + 0.25 * spread, now
-        if step % 4 == 3:
-            frames.append(now)
-    return torch.stack(frames)
-
-
 for _path in (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
     "mlp.down_proj",
@@ -137,5 +111,17 @@ _embeddings = partial(weight_of, ENCODER, "embeddings.word_embeddings", TOKENS)
 TENSORS.add(BenchTensor("minilm-embeddings", f"MiniLM embeddings, first {TOKENS} tokens", _embeddings))
 TENSORS.add(BenchTensor("kv-keys", f"KV cache, keys of {KEYS} tokens", _keys))
 TENSORS.add(BenchTensor("image", "image (china.jpg, 96 x 128 x 3)", image, quick=True))
-TENSORS.add(BenchTensor("wave", "wave field (32 x 32 x 32)", partial(wave_field, 32), 0.1, quick=True))
-TENSORS.add(BenchTensor("heat", "heat field (32 x 32 x 32)", partial(heat_field, 32), 0.1, quick=True))
+for _name, _title, _make, _tolerance in (
+    ("wave", "wave field (32 x 32 x 32)", partial(wave_field, 32), 0.1),
+    ("heat", "heat field (32 x 32 x 32)", partial(heat_field, 32), 0.1),
+    ("wave-large", "wave field (64 x 128 x 128)", partial(wave_field, 128, 64), 0.1),
+    ("heat-large", "heat field (64 x 128 x 128)", partial(heat_field, 128, 64), 0.1),
+    ("vortices", "decaying vortices (64 x 64 x 64)", vortices, 0.1),
+    ("turbulence", "random field of spectrum k^-11/3 (64 x 64 x 64)", turbulence, 0.1),
+    ("burgers", "shocks of Burgers' equation (256 x 512)", burgers, 0.1),
+    ("spots", "reaction and diffusion (32 x 96 x 96)", spots, 0.1),
+    ("elevation", "elevation, Jacksboro fault (344 x 403)", elevation, 0.1),
+    ("brain", "brain, MNI152 T1 at 2 mm (99 x 117 x 95)", brain, 1.0),
+    ("photo", "photograph, flower.jpg (427 x 640 x 3)", photo, 1.0),
+):
+    TENSORS.add(BenchTensor(_name, _title, _make, _tolerance, quick=_name in ("wave", "heat")))

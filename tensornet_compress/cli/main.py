@@ -78,6 +78,10 @@ def evaluate(
     suite: Annotated[
         bool, typer.Option("--suite", help="Also three held-out domains, last words, English agreement and rare words.")
     ] = False,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--tasks", help="Tasks of lm-eval, by commas: names, or files FILE.yaml.")
+    ] = None,
+    task_limit: Annotated[int | None, typer.Option(help="Only so many items of each task.", min=1)] = None,
     kv_bits: KvBits = None,
     kv_mode: KvMode = "live",
     kv_profile: KvProfile = None,
@@ -86,12 +90,16 @@ def evaluate(
     json: JsonFile = None,
 ) -> None:
     """Perplexity of MODEL, and divergence from --reference, on held-out text; with --suite also what it still knows, with
-    --kv-bits what a compressed cache changes against MODEL with an exact cache."""
+    --tasks what lm-eval measures, with --kv-bits what a compressed cache changes against MODEL with an exact cache."""
     from tensornet_compress.compressing import model_nbytes
     from tensornet_compress.evaluate import Reference, Suite, evaluate_cache, evaluate_language
     from tensornet_compress.inputs import domain_windows, heldout_windows, zero_shot_sets
+    from tensornet_compress.integrations.lm_eval_tasks import find_tasks, run_tasks
 
     check_cache_options(kv_bits, kv_mode, kv_profile)
+    if task_limit is not None and not tasks:
+        raise TensorNetError("--task-limit belongs to --tasks; give both or leave it out")
+    chosen = find_tasks([name for some in tasks for name in some.split(",")]) if tasks else None
     check_json(json)
     profile = find_profile(model, kv_profile) if kv_bits is not None else None
     tokenizer = load_any_tokenizer(model, trust_remote_code)
@@ -115,6 +123,8 @@ def evaluate(
     if asked is not None:
         with progress.stage("suite", asked.steps) as advance:
             result |= asked.measure(loaded, tokenizer, answered, advance)
+    if chosen is not None:
+        result |= run_tasks(loaded, tokenizer, chosen, task_limit)
     if kv_bits is not None:
         with progress.stage("cache", len(ids)) as advance:
             cache = evaluate_cache(loaded, ids, kv_bits, kv_mode, profile, advance)

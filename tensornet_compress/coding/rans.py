@@ -51,11 +51,7 @@ class Tables:
     @cached_property
     def slots(self) -> NDArray[np.uint32]:
         """What a decoder needs of each slot in one number: frequency - 1, place within the symbol, symbol (12, 12, 8 bits)."""
-        rows, symbols = self.frequency.shape
-        symbol = np.concatenate([np.repeat(np.arange(symbols, dtype=np.uint32), count) for count in self.frequency])
-        table = np.repeat(np.arange(rows), TOTAL)
-        place = np.tile(np.arange(TOTAL, dtype=np.uint32), rows) - self.start[table, symbol]
-        return ((self.frequency[table, symbol] - 1) << 20) | (place << 8) | symbol
+        return _slots(self.frequency)
 
 
 def normalise(weights: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.uint32]:
@@ -120,6 +116,19 @@ def decode(
     if used != len(words) or (state != 1 << 16).any():
         raise CheckpointError(f"an entropy-coded block of {count} symbols does not end where it should; it is damaged")
     return symbols
+
+
+@njit(cache=True, nogil=True)
+def _slots(frequency):  # type: ignore[no-untyped-def]
+    slots = np.empty(frequency.shape[0] * TOTAL, np.uint32)
+    at = 0
+    for table in range(frequency.shape[0]):
+        for symbol in range(frequency.shape[1]):
+            count = frequency[table, symbol]
+            for place in range(count):
+                slots[at] = ((count - np.uint32(1)) << np.uint32(20)) | np.uint32(place << 8) | np.uint32(symbol)
+                at += 1
+    return slots
 
 
 @njit(cache=True, nogil=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import install
 from tensornet_compress.nn.plan import Plan, plan_targets
 from tensornet_compress.nn.splitting import split_for
+from tensornet_compress.tensor import TensorNetwork
 
 
 def apply_plan(
@@ -38,6 +39,15 @@ def apply_plan(
     if plan.propagation is not None:
         propagate(model, plan, batches, Propagation.model_validate(plan.propagation))
         return model
+    networks = networks_of_plan(model, plan, batches, workers)
+    install(model, networks, plan.of_networks(networks))
+    return model
+
+
+def networks_of_plan(
+    model: nn.Module, plan: Plan, batches: Sequence[Batch], workers: int | None = None
+) -> dict[str, TensorNetwork]:
+    """The networks of a plan's layers, which are dense in the model, in metrics of these batches (none: Euclidean)."""
     chosen = plan_targets(model, plan)
     metrics = calibrated_metrics(model, batches, chosen, plan.metric)
     jobs = grouped(
@@ -45,6 +55,4 @@ def apply_plan(
     )
     specs = {name: layer.spec for name, layer in plan.layers.items()}
     results = run_jobs(make_job, [(job, [specs[layer.name] for layer in job.layers]) for job in jobs], workers)
-    networks = {made.name: made.network for result in results for made in result}
-    install(model, networks, plan.of_networks(networks))
-    return model
+    return {made.name: made.network for result in results for made in result}

@@ -17,6 +17,8 @@ from tensornet_compress.errors import CheckpointError, TensorNetError
 
 HASHES = "tensornet_compress.hashes"
 """Where a file that stands alone keeps its hashes in its header."""
+_FEW_BYTES = 1 << 20
+"""Hashing fewer takes less time than starting threads."""
 _SEAL = re.compile(r'("checksum": ?)"([0-9a-f]*)"')
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -34,7 +36,9 @@ def digest(tensor: Tensor) -> str:
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """``digest`` of every tensor, several at a time."""
+    """``digest`` of every tensor, several at a time where that pays."""
+    if sum(tensor.nbytes for tensor in tensors.values()) < _FEW_BYTES:
+        return {name: digest(tensor) for name, tensor in tensors.items()}
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(tensors, pool.map(digest, tensors.values())))
 

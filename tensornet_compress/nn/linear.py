@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.coding import FloatFormat, PivotFormat
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kernels.coded_linear import coded_linear
 from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, module_kind, turned
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
@@ -133,6 +134,15 @@ class TNLinear(NetworkModule):
     def weight(self) -> Tensor:
         """The contracted weight as the replaced module kept it; computed at each access."""
         return turned(super().weight, "conv1d" if self.conv1d else "linear")
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        # PEFT assigns a layer its own weight when it takes an adapter off.
+        if not torch.equal(value, self.weight):
+            raise TensorNetError(
+                "the weight of a network is computed from its cores; replace the layer by tnc.TNLinear.from_linear(dense, "
+                "tnc.realise(weight, layer.spec))"
+            )
 
     def materialize(self) -> nn.Module:
         """The dense layer of the original class (``nn.Linear`` or ``Conv1D``), in the original dtype."""

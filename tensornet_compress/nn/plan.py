@@ -18,7 +18,7 @@ from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 
 # Where a compressed model keeps its plan.
 PLAN_ATTRIBUTE = "tensornet_plan"
-_SAVE = "save_pretrained"
+_SAVE, _TIE = "save_pretrained", "tie_weights"
 
 
 class LayerPlan(Frozen):
@@ -84,19 +84,24 @@ def plan_of(model: nn.Module, targets: Iterable[Target], networks: Mapping[str, 
 
 def keep_plan(model: nn.Module, plan: Plan) -> None:
     """Keep a plan with the model it was carried out on; from then on ``save_pretrained`` of a transformers model writes what
-    ``tnc.save`` does."""
+    ``tnc.save`` does, and ``tie_weights``, which looks for dense weights, leaves what is tied as it is."""
     setattr(model, PLAN_ATTRIBUTE, plan)
     if hasattr(model, _SAVE):
         setattr(model, _SAVE, partial(_save_pretrained, model))
+        setattr(model, _TIE, _stay_tied)
 
 
 def drop_plan(model: nn.Module) -> None:
     """Undo ``keep_plan``; transformers no longer takes the model for a quantised one."""
-    for name in (PLAN_ATTRIBUTE, _SAVE):
+    for name in (PLAN_ATTRIBUTE, _SAVE, _TIE):
         model.__dict__.pop(name, None)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)
+
+
+def _stay_tied(*_: Any, **__: Any) -> None:
+    """``PreTrainedModel.tie_weights`` of a compressed model, whose tied modules share their networks."""
 
 
 def _save_pretrained(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from math import prod
 from numbers import Integral, Real
 from time import perf_counter
@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tensornet_compress.coding import CodedFormat
+from tensornet_compress.decompose import realise
 from tensornet_compress.decompose.linalg import require_finite
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
@@ -21,6 +23,7 @@ from tensornet_compress.searching.control import controlled, shuffles
 from tensornet_compress.searching.engine import Search
 from tensornet_compress.searching.limits import Deadline, Limit
 from tensornet_compress.searching.result import Null, SearchResult
+from tensornet_compress.tensor import NetworkSpec
 from tensornet_compress.threads import limited_threads
 
 Ordering = Literal["mode", "fibre", "entry"]
@@ -85,6 +88,7 @@ def search(
     _check_tensor(tensor)
     _check_metric(metric, tensor)
     metric = None if metric is None else metric.to(tensor.device)
+    _compile()
     formats, started = (tuple(formats) if formats is not None else None), perf_counter()
     deadline = started + time_budget
     make = partial(Search, limit=limit, metric=metric, orderings=orderings, families=topologies, formats=formats)
@@ -103,6 +107,12 @@ def search(
             control = controlled(shuffles(tensor, seed), luck, gain, Deadline(deadline))
             advance()
     return engine.result(control, null, perf_counter() - started)
+
+
+@cache
+def _compile() -> None:
+    """Compile the entropy coder, which in a new installation takes seconds, before the time of a search is counted."""
+    realise(torch.eye(2), NetworkSpec.dense((2, 2), CodedFormat(step=0.5))).to_dense()
 
 
 def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:

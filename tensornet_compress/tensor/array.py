@@ -137,7 +137,8 @@ class TensorArray:
 
     def _contract(self, asked: Sequence[_Axis], dtype: torch.dtype) -> Tensor:
         terms = zip(self.network.spec.terms, self._decoded(dtype))
-        return torch.stack([_contract_term(term, cores, asked) for term, cores in terms]).sum(0)
+        dense, *others = (_contract_term(term, cores, asked) for term, cores in terms)
+        return sum(others, start=dense)
 
     def _axes(self, axis: int | Sequence[int] | None) -> set[int]:
         wanted = range(self.ndim) if axis is None else [axis] if isinstance(axis, int) else axis

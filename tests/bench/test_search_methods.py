@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,12 @@ import pytest
 import torch
 
 from tensornet_compress.bench import methods  # noqa: F401
+from tensornet_compress.bench.fields import burgers, elevation, heat_field, photo, spots, turbulence, vortices, wave_field
 from tensornet_compress.bench.peer_packages import Unavailable
+from tensornet_compress.bench.peers.error_bounded import bounded
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.search import SearchBench, SearchSettings
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase, Stored
-from tensornet_compress.bench.tensors import heat_field, wave_field
 from tensornet_compress.errors import TensorNetError
 
 
@@ -31,6 +34,35 @@ def test_a_method_keeps_the_error(method: Method[SearchCase, Stored], field: tor
     assert found.nbytes > 0
     assert found.error is None or found.error <= 0.05
     assert found.error is not None or "predicted" in found.note
+
+
+def test_a_bounded_peer_gets_its_best_bound_though_errors_do_not_grow_evenly() -> None:
+    """A coder that rounds to multiples of the bound, but at some narrow bounds is exact, and at some wide ones takes less."""
+    field = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    norm, tried = float(field.norm()), []
+
+    def coder(array: np.ndarray, bound: float) -> tuple[int, np.ndarray]:
+        decoded = np.round(array / bound) * bound if int(8 * np.log2(bound)) % 3 else array + bound
+        nbytes = int(1000 - 50 * np.log2(bound) + 100 * (int(40 * np.log2(bound)) % 2))
+        tried.append((nbytes, float(np.linalg.norm(decoded - array)) / norm))
+        return nbytes, decoded
+
+    found = bounded({"jagged": coder}, SearchCase(field, 1.0), 0.02)
+    assert found.nbytes == min(nbytes for nbytes, error in tried if error <= 0.02)
+    assert found.error is not None
+    assert 0.01 < found.error <= 0.02
+    with pytest.raises(Unavailable, match="no bound"):
+        bounded({"useless": lambda array, bound: (1, array + norm)}, SearchCase(field, 1.0), 0.02)
+
+
+@pytest.mark.parametrize(
+    "make", [partial(vortices, 16, 3), partial(turbulence, 8), partial(burgers, 6, 32), partial(spots, 16, 2), photo, elevation]
+)
+def test_fields_are_finite_and_not_constant(make: Callable[[], torch.Tensor]) -> None:
+    made = make()
+    assert made.dtype == torch.float32
+    assert bool(made.isfinite().all())
+    assert float(made.std()) > 1e-4 * float(made.abs().max())
 
 
 def test_bytes_of_the_train_are_those_of_its_cores(field: torch.Tensor) -> None:

@@ -135,6 +135,20 @@ def test_save_pretrained_leaves_other_files_and_refuses_other_tensors(tmp_path):
         model.save_pretrained(tmp_path / "out", push_to_hub=True)
 
 
+def test_what_is_tied_stays_tied_when_others_tie_weights(tmp_path):
+    model = tiny_llama()
+    compressed(model, **CODED)
+    for one in (model, tnc.load(tnc.save(model, tmp_path / "saved")), AutoModelForCausalLM.from_pretrained(tmp_path / "saved")):
+        before = answers(one)
+        one.tie_weights()
+        assert torch.equal(answers(one), before)
+        assert one.lm_head.stored().keys() == one.model.embed_tokens.stored().keys()
+        assert all(part is getattr(one.lm_head, name) for name, part in one.model.embed_tokens.named_buffers())
+        dense = tnc.materialize(one)
+        dense.tie_weights()
+        assert dense.lm_head.weight is dense.model.embed_tokens.weight
+
+
 def test_a_dequantised_model_is_a_plain_one(tmp_path):
     model = tiny_llama(layers=1)
     compressed(model)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tensornet_compress as tnc
-from tensornet_compress.bench.tensors import heat_field
+from tensornet_compress.bench.fields import heat_field
 from tensornet_compress.coding import parse_format
 from tensornet_compress.decompose import bond_spectra, ranks_for_error, tails
 from tensornet_compress.options.offered import SEARCH_CORE_FORMATS

@@ -165,6 +165,13 @@ FAMILIES: dict[str, Family] = {
         _STAGES | {"embedding_size": 16, "layer_type": "basic"},
         "image",
     ),
+    "MobileNet-V2": Family(
+        "convolutional",
+        "MobileNetV2Config",
+        "MobileNetV2ForImageClassification",
+        {"depth_multiplier": 0.1, "initializer_range": 0.3, "finegrained_output": False},
+        "image",
+    ),
     "wav2vec 2.0": Family("audio", "Wav2Vec2Config", "Wav2Vec2ForCTC", _WAVES, "wave"),
     "HuBERT": Family("audio", "HubertConfig", "HubertModel", _WAVES, "wave"),
     "Whisper": Family(

@@ -39,7 +39,7 @@ _BLOCK = 64
 # Rounded codes are larger than foretold by weights alone, as they take over errors of columns before them.
 _TYPICAL = 1.25
 _MOST_CODE_BITS = 22
-"""Below the precision of float32 weights; a finer step, that a layer of great weight beside a nearly dead one would get, is lost."""
+"""Below the precision of float32 weights, which finer steps, of layers that matter far more than the rest, would not see."""
 
 
 @dataclass

@@ -144,8 +144,9 @@ def _prepare(model: Any, named: Iterable[str]) -> None:
     split_for(model, sorted(names))
     for name, part in list(model.named_modules(remove_duplicate=False)):
         if isinstance(part, SplitModule):
-            # Their tensors come from the file: transformers, which would look for the original in them, has nothing to draw.
-            part._is_hf_initialized = model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
+            # Its tensors come from the file: transformers, which would look for the original in it, has nothing to draw.
+            owner: Any = model.get_submodule(name.rpartition(".")[0])
+            owner._is_hf_initialized = True
     parts = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if name in names]
     if scaled := [name for name, part in parts if isinstance(part, nn.Embedding) and any(b.is_meta for b in part.buffers())]:
         from accelerate import init_empty_weights

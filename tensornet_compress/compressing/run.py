@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tensornet_compress.calibrate import Batch, Loss, check_calibration
+from tensornet_compress.calibrate import Batch, Loss, check_calibration, token_count
 from tensornet_compress.coding import EntropyCoded, NumberFormat
 from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
@@ -164,6 +164,7 @@ def compress(
             progress=progress,
         )
     run = _Run(model, budget, survey, method, allocator, workers, Clock(progress or SilentProgress()))
+    run.count(token_count(batches))
     picks, made = run.coded() if survey.offer.coded else run.stepped()
     if effort != "max":
         run.install(made)
@@ -200,6 +201,16 @@ class _Run:
         self.sizes = Sizes.of(self.model, self.survey.chosen, self.budget)
         self.layers = [self.survey.layers[target.name] for target in self.survey.chosen]
         self.notes: list[str] = []
+
+    def count(self, tokens: int | None) -> None:
+        """Note when calibration cannot have shown all that the inputs of a layer are made of."""
+        linear = [self.survey.layers[target.name] for target in self.survey.chosen if target.kind in ("linear", "conv1d")]
+        widest = max((layer.shape[1] for layer in linear), default=0)
+        if tokens is not None and tokens < widest and self.allocator == "sensitivity":
+            self.notes.append(
+                f"calibration has {tokens:,} tokens for layers of up to {widest:,} inputs: what these did not show is rounded "
+                "coarsely, and may be wrong on other text; give several times as many tokens"
+            )
 
     def coded(self) -> tuple[list[Pick], dict[str, Made]]:
         """The step that meets the budget: foretold, then corrected by the bytes that all layers really take."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from functools import cache
@@ -72,8 +73,8 @@ def rans(coded: Array, table: Array, frequency: Array, lanes: int = 0) -> Array:
 
 
 @cache
-def law(number: int) -> Array:
-    """Frequencies of a law of coded integers."""
+def law(number: int, odd: bool = False) -> Array:
+    """Frequencies of a law of coded integers, or of the odd levels of a trellis."""
     p, w = ((0.5, 0.080075502), (0.75, 0.364078299), (1, 0.693147181), (1.5, 1.187677797), (2, 1.475664627))[number // 33]
     root = sqrt(sqrt(2.0))
     eighth = number % 33 - 24
@@ -90,7 +91,8 @@ def law(number: int) -> Array:
             power = power * part if fraction >> bit & 1 else power
         return int(power * 2**40) >> whole
 
-    sides = [sum(weight(j - 0.5 + (k + 0.5) / 16) for k in range(16)) for j in range(32)]
+    ends = [-0.25, 0.25, *range(1, 32)] if odd else [j - 0.5 for j in range(33)]
+    sides = [sum(weight(a + (k + 0.5) / 16) for k in range(round(16 * (b - a)))) for a, b in itertools.pairwise(ends)]
     weights = [*sides[:0:-1], *sides, 32 * sum(weight(float(x)) for x in range(32, 124))]
     total = sum(weights)
     counts = [(weight * 4096 + total // 2) // total for weight in weights]
@@ -103,8 +105,11 @@ def law(number: int) -> Array:
 def coded_integers(data: Array, rows: Array, columns: Array) -> Array:
     """A matrix of coded integers, from the magnitudes of its rows and columns."""
     kind = (rows - rows.min())[:, None] + (columns - columns.min())
-    classes, escapes = int(data[:2].copy().view("<u2")[0]), int(data[4:8].copy().view("<u4")[0])
+    (classes, states), escapes = map(int, data[:4].copy().view("<u2")), int(data[4:8].copy().view("<u4")[0])
     assert classes == kind.max() + 1
+    if states:
+        assert states == 8
+        return trellis(data[8:], kind, classes, escapes)
     laws, low_bits = data[8 : 8 + 2 * classes].reshape(-1, 2).astype(int).T
     data = data[8 + 2 * classes :]
     escaped, data = iter(data[: 4 * escapes].copy().view("<i4")), data[4 * escapes :]
@@ -119,6 +124,38 @@ def coded_integers(data: Array, rows: Array, columns: Array) -> Array:
         place += bits
         codes.append((high << int(bits)) + rest - ((1 << int(bits)) >> 1))
     return np.array(codes).reshape(kind.shape)
+
+
+TURNS = ((0, 2), (5, 7), (1, 3), (6, 4), (2, 0), (4, 6), (3, 1), (7, 5))
+
+
+def trellis(data: Array, kind: Array, classes: int, escapes: int) -> Array:
+    """A matrix of coded integers of a trellis, from what follows its header."""
+    laws, low_bits = data[: 4 * classes].reshape(-1, 2).astype(int).T
+    escaped, data = iter(data[4 * classes :][: 4 * escapes].copy().view("<i4")), data[4 * classes + 4 * escapes :]
+    size = int(data[:4].copy().view("<u4")[0])
+    low, data = np.unpackbits(data[4 : 4 + size], bitorder="little"), data[4 + size :]
+    tables = np.stack([law(number, place >= classes) for place, number in enumerate(laws)])
+    start = np.cumsum(tables, 1) - tables
+    lanes = min(max(kind.size // 8192, 1), 32)
+    lane_states, words = (
+        [int(state) for state in data[: 4 * lanes].copy().view("<u4")],
+        iter(data[4 * lanes :].copy().view("<u2")),
+    )
+    turn, codes, place = [0] * kind.shape[1], np.zeros(kind.shape, np.int64), 0
+    for i, (r, c) in enumerate(np.ndindex(kind.shape)):
+        odd = turn[c] % 2
+        which, state = int(kind[r, c]) + classes * odd, lane_states[i % lanes]
+        symbol = int(np.searchsorted(start[which], state % 4096, "right")) - 1
+        state = int(tables[which, symbol]) * (state // 4096) + state % 4096 - int(start[which, symbol])
+        lane_states[i % lanes] = 65536 * state + int(next(words)) if state < 65536 else state
+        level, bits = symbol - 31 if symbol < 63 else int(next(escaped)), int(low_bits[which])
+        level = (level << bits) + sum(int(low[place + bit]) << bit for bit in range(bits)) - ((1 << bits) >> 1)
+        place += bits
+        codes[r, c] = 2 * level - odd * int(np.sign(level))
+        turn[c] = TURNS[turn[c]][level % 2]
+    assert next(words, None) is None
+    return codes
 
 
 def coded_matrix(data: Array, rows: int, columns: int) -> Array:

@@ -27,7 +27,8 @@ class CodedFormat(Frozen):
     """Entropy-coded integers (``CodedMatrix``) of ``stored`` bytes, made at ``step``.
 
     How many bytes a core takes follows from its numbers and not from its shape, so a format tells those of the core that it is
-    the format of; 0 before it is coded. A core is seen as a matrix (first axis | all others).
+    the format of; 0 before it is coded. ``states``: 8 for integers of a trellis, where a core has enough
+    rows. A core is seen as a matrix (first axis | all others).
 
     In memory a core is *resident* as codes of 4 or 8 bits, a factor a row, a factor a column, and the excess of codes
     beyond these.
@@ -36,6 +37,7 @@ class CodedFormat(Frozen):
     kind: Literal["coded"] = "coded"
     step: float = Field(gt=0)
     stored: int = Field(default=0, ge=0)
+    states: Literal[0, 8] = 0
 
     coded_part: ClassVar[str] = "_coded"
     resident_parts: ClassVar[tuple[str, ...]] = ("_near", "_row", "_column", "_place", "_excess")

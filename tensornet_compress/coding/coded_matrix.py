@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tensornet_compress.coding.coded_integers import Integers, coded_bits, decode_integers, encode_integers
+from tensornet_compress.coding.coded_integers import Integers, coded_bits, decode_integers, encode_integers, stored_states
 from tensornet_compress.errors import CheckpointError
 
 STEPS_PER_OCTAVE = 8
@@ -33,18 +33,21 @@ def step_sizes(exponents: Integers) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class CodedMatrix:
-    """Codes int32 (rows, columns); steps in eighths and foretold mean magnitudes of codes in quarters of an octave, int32."""
+    """Codes int32 (rows, columns); steps in eighths and foretold mean magnitudes of codes in quarters of an octave, int32.
+
+    ``states``: 8 where the codes are those of a trellis (``coding/trellis.py``); magnitudes are then those of its levels."""
 
     codes: Integers
     row_step: Integers
     column_step: Integers
     row_scale: Integers
     column_scale: Integers
+    states: int = 0
 
     def to_bytes(self) -> NDArray[np.uint8]:
         """Everything as bytes."""
         sides = [_side(part) for part in (self.row_step, self.column_step, self.row_scale, self.column_scale)]
-        return np.concatenate([*sides, encode_integers(self.codes, self.row_scale, self.column_scale)])
+        return np.concatenate([*sides, encode_integers(self.codes, self.row_scale, self.column_scale, self.states)])
 
     @staticmethod
     def from_bytes(data: NDArray[np.uint8], rows: int, columns: int) -> CodedMatrix:
@@ -57,12 +60,14 @@ class CodedMatrix:
         for count in (rows, columns, rows, columns):
             side, data = _read_side(data, count)
             sides.append(side)
-        return CodedMatrix(decode_integers(data, sides[2], sides[3]), *sides)
+        row_step, column_step, row_scale, column_scale = sides
+        codes = decode_integers(data, row_scale, column_scale)
+        return CodedMatrix(codes, row_step, column_step, row_scale, column_scale, stored_states(data))
 
     @property
     def bits(self) -> float:
         """Bits of the codes alone, to within a few bytes, without coding them."""
-        return coded_bits(self.codes, self.row_scale, self.column_scale)
+        return coded_bits(self.codes, self.row_scale, self.column_scale, self.states)
 
     def to_dense(self) -> NDArray[np.float32]:
         """The matrix, float32."""

@@ -37,16 +37,24 @@ def law_number(scale: int, shape: int) -> int:
 
 
 @cache
-def frequencies(law: int) -> NDArray[np.int64]:
+def frequencies(law: int, odd: bool = False) -> NDArray[np.int64]:
     """Frequencies of the symbols of a law, int64 (SYMBOLS,), which sum to ``2**rans.PRECISION``.
 
-    A code too rare for half a slot has none and is escaped; 0, the codes beside it and the escape always have one.
+    A code too rare for half a slot has none and is escaped; 0, the codes beside it and the escape always have one. ``odd``: of
+    levels k that stand for k - sign(k) / 2 (the other quantiser of ``coding/trellis.py``).
     """
     shape, scale = SHAPES[law // SCALES], law % SCALES
     width = _WIDTHS[shape] * _quarter_octaves(LOWEST * PER_OCTAVE + scale)
     places = (np.arange(-_SAMPLES // 2, (HALF + 1) * _SAMPLES - _SAMPLES // 2) + 0.5) / _SAMPLES
     density = _powers_of_half(_raised(np.abs(places) / width, shape))
-    mass = density.reshape(HALF + 1, _SAMPLES).sum(1)
+    if odd:
+        # Level 0 reaches a quarter to both sides, level 1 from there to one, and each other one from k - 1 to k.
+        quarter, half = _SAMPLES // 4, _SAMPLES // 2
+        first = density[half - quarter : half + quarter], density[half + quarter : half + _SAMPLES]
+        rest = density[half + _SAMPLES : -half].reshape(HALF - 1, _SAMPLES).sum(1)
+        mass = np.concatenate([[part.sum() for part in first], rest])
+    else:
+        mass = density.reshape(HALF + 1, _SAMPLES).sum(1)
     tail = 2 * int(_powers_of_half(_raised(np.arange(HALF + 1, 4 * HALF) / width, shape)).sum()) * _SAMPLES
     weights = np.concatenate([mass[:0:-1], mass, [tail]])
     total = int(weights.sum())
@@ -57,9 +65,9 @@ def frequencies(law: int) -> NDArray[np.int64]:
 
 
 @cache
-def all_bits() -> NDArray[np.float64]:
+def all_bits(odd: bool = False) -> NDArray[np.float64]:
     """Bits of each magnitude (with its sign) under each law, float64 (LAWS, HALF + 2); the last column is an escape."""
-    counts = np.stack([frequencies(law) for law in range(LAWS)])[:, HALF:]
+    counts = np.stack([frequencies(law, odd) for law in range(LAWS)])[:, HALF:]
     bits = rans.PRECISION - np.log2(np.maximum(counts, 1))
     bits[:, -1] += 32
     return np.where(counts > 0, bits, bits[:, -1:])

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tensornet_compress.coding import CodedFormat
+from tensornet_compress.coding.trellis import STATES
 from tensornet_compress.decompose import fit_network
 from tensornet_compress.decompose.matrix import squared_singular_values
 from tensornet_compress.decompose.one_step import Canceller, is_coded, row_weights
@@ -112,7 +113,7 @@ class Surveyed:
 
     def coded_spec(self, step: float, rank: int | None = None) -> NetworkSpec:
         """Entropy-coded integers of a step (in nats), as one core or as two of a rank."""
-        layout, fmt = Layout.native(self.shape), CodedFormat(step=step * self.unit)
+        layout, fmt = Layout.native(self.shape), CodedFormat(step=step * self.unit, states=STATES)
         axes = len(self.shape)
         topology = Topology.one_core(axes) if rank is None else Topology.two_cores(axes, (0,))
         ranks, formats = ((), (fmt,)) if rank is None else ((rank,), (fmt, fmt))
@@ -186,7 +187,7 @@ def _foretold(
     level = 2.0 if metric.rate is None else 2 * metric.rate
     found = []
     for step in steps:
-        coded = canceller.codes(sample, weights[rows], step)
+        coded = canceller.codes(sample, weights[rows], step, states=STATES)
         lost = own.norm2(sample - torch.from_numpy(coded.to_dense()))
         found.append((side + scale * coded.bits, scale * lost / level))
     return found

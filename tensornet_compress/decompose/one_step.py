@@ -21,7 +21,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from tensornet_compress.coding import CodedFormat
+from tensornet_compress.coding import CodedFormat, trellis
 from tensornet_compress.coding.coded_integers import scale_bits
 from tensornet_compress.coding.coded_matrix import MAGNITUDES_PER_OCTAVE, STEPS_PER_OCTAVE, CodedMatrix, step_sizes
 from tensornet_compress.coding.laws import HALF
@@ -36,6 +36,7 @@ SLOPE = 2 * log(2) / 12
 _DAMPING = 0.01
 _LEAST_ROW = 0.05
 _BLOCK = 64
+_LEAST_ROWS = 16
 # Rounded codes are larger than foretold by weights alone, as they take over errors of columns before them.
 _TYPICAL = 1.25
 _MOST_CODE_BITS = 22
@@ -78,18 +79,22 @@ class Canceller:
         deviations = inverse.diagonal().clone()
         return cls(order, deviations / level**0.5, (inverse / deviations[:, None]).float())
 
-    def codes(self, matrix: Tensor, row_weight: Tensor | None, step: float, slope: float = SLOPE) -> CodedMatrix:
+    def codes(
+        self, matrix: Tensor, row_weight: Tensor | None, step: float, slope: float = SLOPE, states: int = 0
+    ) -> CodedMatrix:
         """Codes of ``matrix`` (m, n) at ``step``.
 
         Args:
             row_weight: Fisher information of each output, (m,), all positive; ones without it.
             slope: squared error in squared steps for which a bit is given up: of two neighbouring codes the smaller is taken
                 where it saves enough. 0 rounds to nearest.
+            states: 8 lets two quantisers take turns down each column (``coding/trellis.py``), where that is long enough.
         """
         rows, n = matrix.shape
+        states = states if rows >= _LEAST_ROWS else 0
         weight = torch.ones(rows) if row_weight is None else row_weight
         row_step = _exponents(weight.double().rsqrt(), STEPS_PER_OCTAVE)
-        column_step = _exponents(step * self.deviations, STEPS_PER_OCTAVE)
+        column_step = _exponents((trellis.GRID if states else 1.0) * step * self.deviations, STEPS_PER_OCTAVE)
         column_size = step_sizes(column_step)
         work = matrix[:, self.order].float().contiguous()
         magnitude = work.abs()
@@ -100,16 +105,21 @@ class Canceller:
         in_column = (magnitude / in_row[:, None]).mean(0).double().clamp_min(1e-30)
         row_scale = _exponents(in_row / torch.from_numpy(row_size), MAGNITUDES_PER_OCTAVE)
         column_scale = _exponents(_TYPICAL * in_column / torch.from_numpy(column_size), MAGNITUDES_PER_OCTAVE)
+        # Levels of a trellis are half as large as its codes.
+        column_scale = column_scale - (MAGNITUDES_PER_OCTAVE if states else 0)
         row_scale, column_scale = _within_reach(row_scale, column_scale)
         lowest = int(row_scale.min()) + int(column_scale.min())
         row_class, column_class = row_scale - row_scale.min(), column_scale - column_scale.min()
-        bits = slope * scale_bits(lowest, int(row_class.max()) + int(column_class.max()) + 1)
+        kinds = int(row_class.max()) + int(column_class.max()) + 1
+        bits = slope * scale_bits(lowest, kinds)
+        if states:
+            bits = np.stack([bits, slope * scale_bits(lowest, kinds, odd=True)]) / trellis.GRID**2
         codes = np.empty((rows, n), np.int32)
         for start in range(0, n, _BLOCK):
             stop = min(n, start + _BLOCK)
             block, found = work[:, start:stop].contiguous(), np.empty((rows, stop - start), np.int32)
             coupling = self.coupling[start:stop, start:stop] if len(self.coupling) else torch.zeros(0, 0)
-            _cancel(
+            (_cancel_in_trellis if states else _cancel)(
                 block.numpy(),
                 coupling.contiguous().numpy(),
                 row_size.astype(np.float32),
@@ -123,7 +133,7 @@ class Canceller:
             if stop < n and len(self.coupling):
                 work[:, stop:] -= block @ self.coupling[start:stop, stop:]
         back = torch.argsort(self.order).numpy()
-        return CodedMatrix(codes[:, back], row_step, column_step[back], row_scale, column_scale[back])
+        return CodedMatrix(codes[:, back], row_step, column_step[back], row_scale, column_scale[back], states)
 
 
 def row_weights(metric: KroneckerMetric, rows: int, least: float = _LEAST_ROW) -> Tensor:
@@ -154,7 +164,7 @@ def one_step_parts(
     """Stored parts of a matrix (m, n) at the step of a format; ``damping`` and ``least``: shares of the mean that every column
     and row counts at least."""
     canceller = canceller or Canceller.of(metric.columns, matrix.shape[1], damping)
-    return fmt.assemble(canceller.codes(matrix, row_weights(metric, len(matrix), least), fmt.step))
+    return fmt.assemble(canceller.codes(matrix, row_weights(metric, len(matrix), least), fmt.step, states=fmt.states))
 
 
 def _exponents(values: Tensor, per_octave: int) -> np.ndarray:
@@ -186,6 +196,25 @@ def _cancel(block, coupling, row_size, column_size, row_class, column_class, bit
                     code = smaller
             codes[r, i] = int(code)
             lost = np.float32(block[r, i] - code * size)
+            block[r, i] = lost
+            if len(coupling):
+                for j in range(i + 1, block.shape[1]):
+                    block[r, j] -= lost * coupling[i, j]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _cancel_in_trellis(block, coupling, row_size, column_size, row_class, column_class, bits, codes):  # type: ignore[no-untyped-def]
+    """As ``_cancel``, each column along the best path of a trellis: rows know nothing of each other's errors."""
+    rows = block.shape[0]
+    values, path, kinds = np.empty(rows), np.empty(rows, np.int32), np.empty(rows, np.int64)
+    for i in range(block.shape[1]):
+        for r in range(rows):
+            values[r] = block[r, i] / (row_size[r] * column_size[i])
+            kinds[r] = row_class[r] + column_class[i]
+        trellis.best_path(values, kinds, bits, trellis.NEXT, path)
+        for r in range(rows):
+            codes[r, i] = path[r]
+            lost = np.float32(block[r, i] - path[r] * row_size[r] * column_size[i])
             block[r, i] = lost
             if len(coupling):
                 for j in range(i + 1, block.shape[1]):

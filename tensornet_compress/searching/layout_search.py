@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.coding import CodedFormat
+from tensornet_compress.coding.trellis import STATES
 from tensornet_compress.decompose import realise
 from tensornet_compress.decompose.linalg import require_finite
 from tensornet_compress.errors import TensorNetError
@@ -112,7 +113,8 @@ def search(
 @cache
 def _compile() -> None:
     """Compile the entropy coder, which in a new installation takes seconds, before the time of a search is counted."""
-    realise(torch.eye(2), NetworkSpec.dense((2, 2), CodedFormat(step=0.5))).to_dense()
+    for states in (0, STATES):
+        realise(torch.eye(16), NetworkSpec.dense((16, 16), CodedFormat(step=0.5, states=states))).to_dense()
 
 
 def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tensornet_compress.coding import CodedFormat, NamedFormat, parse_format
+from tensornet_compress.coding.trellis import STATES
 from tensornet_compress.decompose import ErrorFeedback, realise
 from tensornet_compress.decompose.realise import is_matrix_cut
 from tensornet_compress.decompose.tree import decompose_tree
@@ -99,7 +100,7 @@ class Trials:
         if best is None or best.nbytes < _LEAST_CODED:
             return
         shape = tuple(self.target.tensor.shape)
-        fmt = CodedFormat(step=1.0)
+        fmt = CodedFormat(step=1.0, states=STATES)
         term = TermSpec(layout=Layout.native(shape), topology=Topology.one_core(len(shape)), ranks=(), formats=(fmt,))
         self._coded("dense", term, False, 0.0, deadline)
         tried: list[tuple[object, ...]] = []
@@ -133,7 +134,7 @@ class Trials:
         for _ in range(_STEPS):
             if step <= 0 or deadline.passed():
                 break
-            coded = term.model_copy(update={"formats": tuple(CodedFormat(step=step) for _ in term.formats)})
+            coded = term.model_copy(update={"formats": tuple(CodedFormat(step=step, states=STATES) for _ in term.formats)})
             try:
                 network = realise(target.tensor, NetworkSpec.of(coded, target.tensor.dtype), target.metric, cores=known)
             except CodeError:

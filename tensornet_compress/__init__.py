@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tensornet_compress.errors import TensorNetError
     from tensornet_compress.files import load, load_network, load_plan, open_tensor, save, save_network
     from tensornet_compress.integrations.export import export
+    from tensornet_compress.integrations.folders import compress_folder
     from tensornet_compress.integrations.on_import import register
     from tensornet_compress.nn import TNConv2d, TNEmbedding, TNLinear, decoded, materialize
     from tensornet_compress.nn.plan import Plan
@@ -42,6 +43,7 @@ _HOMES = {
     "Topology": "tensor",
     "apply_plan": "compressing",
     "compress": "compressing",
+    "compress_folder": "integrations.folders",
     "decoded": "nn",
     "export": "integrations.export",
     "load": "files",
@@ -77,6 +79,7 @@ __all__ = [
     "__version__",
     "apply_plan",
     "compress",
+    "compress_folder",
     "decoded",
     "export",
     "load",

@@ -102,6 +102,21 @@ FAMILIES: dict[str, Family] = {
         | {"moe_intermediate_size": 16, "first_k_dense_replace": 1},
         group="mixture",
     ),
+    "Llama 4": Family(
+        "mixture",
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        _NARROW
+        | {"intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 2}
+        | {"layer_types": ["full_attention"] * 2, "no_rope_layers": [1, 0], "attn_temperature_tuning": False},
+    ),
+    "JetMoE": _causal(
+        "JetMoe",
+        _SIZES
+        | {"num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 16, "num_local_experts": 4}
+        | {"num_experts_per_tok": 2},
+        group="mixture",
+    ),
     "Mamba": _causal("Mamba", _SIZES | {"state_size": 4}, group="hybrid"),
     "Qwen3-Next": _causal(
         "Qwen3Next",
@@ -163,6 +178,13 @@ FAMILIES: dict[str, Family] = {
         "ResNetConfig",
         "ResNetForImageClassification",
         _STAGES | {"embedding_size": 16, "layer_type": "basic"},
+        "image",
+    ),
+    "MobileNet-V2": Family(
+        "convolutional",
+        "MobileNetV2Config",
+        "MobileNetV2ForImageClassification",
+        {"depth_multiplier": 0.1, "initializer_range": 0.3, "finegrained_output": False},
         "image",
     ),
     "wav2vec 2.0": Family("audio", "Wav2Vec2Config", "Wav2Vec2ForCTC", _WAVES, "wave"),

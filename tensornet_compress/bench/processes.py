@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from tensornet_compress.bench.peer_packages import Unavailable
+from tensornet_compress.memory import peak_bytes, resident_bytes
 
 Made = TypeVar("Made")
 
@@ -48,7 +49,7 @@ def _measured(prepare: Callable[..., Callable[[], Made]], given: tuple[Any, ...]
         raise Unavailable(f"peak memory is reset by /proc/self/clear_refs: {error.strerror}") from error
     wall, processor = perf_counter(), process_time()
     made = work()
-    return made, Cost(perf_counter() - wall, process_time() - processor, _told("VmHWM") - before)
+    return made, Cost(perf_counter() - wall, process_time() - processor, _known(peak_bytes()) - before)
 
 
 def resident() -> int:
@@ -56,12 +57,10 @@ def resident() -> int:
     gc.collect()
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
-    return _told("VmRSS")
+    return _known(resident_bytes())
 
 
-def _told(name: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError as error:
-        raise Unavailable(f"memory is read from /proc/self/status: {error.strerror}") from error
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+def _known(nbytes: int | None) -> int:
+    if nbytes is None:
+        raise Unavailable("memory is read from /proc/self/status, which this system does not have")
+    return nbytes

@@ -1,6 +1,13 @@
 """Running a model under hooks: batches, blocks, statistics and divergence."""
 
-from tensornet_compress.calibrate.batches import Batch, check_calibration, check_vocabulary, kept_output, model_inputs
+from tensornet_compress.calibrate.batches import (
+    Batch,
+    check_calibration,
+    check_vocabulary,
+    kept_output,
+    model_inputs,
+    token_count,
+)
 from tensornet_compress.calibrate.blocks import BlockRunner
 from tensornet_compress.calibrate.by_blocks import statistics_by_block
 from tensornet_compress.calibrate.collect import Loss, collect_statistics
@@ -23,5 +30,6 @@ __all__ = [
     "output_divergence",
     "sampled_loss",
     "statistics_by_block",
+    "token_count",
     "total_divergence",
 ]

@@ -156,6 +156,18 @@ def without_padding(vectors: Tensor, mask: Tensor | None) -> Tensor:
     return vectors.reshape(-1, vectors.shape[-1])
 
 
+def token_count(batches: Iterable[Batch]) -> int | None:
+    """Tokens of batches of ids, padding aside; None where there are none, or batches are something else."""
+    total = 0
+    for batch in batches:
+        parts = named_parts(batch)
+        ids, mask = parts.get("input_ids"), parts.get("attention_mask")
+        if not isinstance(ids, Tensor):
+            return None
+        total += int(mask.sum()) if isinstance(mask, Tensor) and mask.shape == ids.shape else ids.numel()
+    return total or None
+
+
 def calibration_fingerprint(batches: Iterable[Batch]) -> str:
     """SHA-256 over the token ids and masks, or whatever else the calibration batches hold."""
     digest = hashlib.sha256()

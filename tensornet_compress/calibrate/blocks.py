@@ -152,7 +152,7 @@ class BlockRunner:
         self.states: list[Tensor] = []
         self.masks: list[Tensor | None] = []
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
-        as_tuple: list[bool] = []
+        self._as_tuple: list[bool] = []
 
         def pass_on(number: int, block: nn.Module) -> Any:
             """Blocks note their arguments and pass the states on; the last one ends the pass."""
@@ -162,12 +162,12 @@ class BlockRunner:
                 given, named = without_cache(arguments, keywords)
                 if number == 0:
                     self.states.append(state)
-                    if not as_tuple:
-                        as_tuple.append(isinstance(original(state.clone(), *given, **named), tuple))
+                    if not self._as_tuple:
+                        self._as_tuple.append(isinstance(original(state.clone(), *given, **named), tuple))
                 self._calls[-1].append((given, named))
                 if number == len(self.blocks) - 1:
                     raise EndOfPass
-                return (state,) if as_tuple[0] else state
+                return self.given_back(state)
 
             return forward
 
@@ -183,6 +183,10 @@ class BlockRunner:
                 raise TensorNetError(f"{type(model).__name__} did not call its blocks in order; it cannot be run by blocks")
         if not self.states:
             raise TensorNetError("calibration was given no batches")
+
+    def given_back(self, state: Tensor) -> Any:
+        """States in the form in which blocks give them."""
+        return (state,) if self._as_tuple[0] else state
 
     def run(self, number: int, batch: int, state: Tensor) -> Tensor:
         """States (rows, length, width) after block ``number``, for the arguments of batch ``batch``; ``state`` stays what it

@@ -16,7 +16,7 @@ from tensornet_compress.calibrate.batches import Batch, kept_output, model_input
 from tensornet_compress.calibrate.hooks import evaluating
 
 # Numbers of an output that are worked on at once: large vocabularies would need several times the memory of their logits.
-CHUNK_NUMBERS = 1 << 25
+CHUNK_NUMBERS = 1 << 23
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -59,13 +59,17 @@ def _terms(reference: Tensor, output: Tensor, logits: bool, normalised: bool) ->
     return _kl_terms(reference if normalised else reference.log_softmax(-1), output.log_softmax(-1))
 
 
-def _chunked(measure: Callable[[Tensor, Tensor], Tensor], reference: Tensor, output: Tensor) -> list[Tensor]:
+def _rows(output: Tensor) -> tuple[Tensor, ...]:
+    """Outputs, some tokens at a time."""
+    return output.split(max(1, CHUNK_NUMBERS // output.shape[-1]))
+
+
+def _chunked(measure: Callable[[Tensor, Tensor], Tensor], output: Tensor, other: Tensor) -> list[Tensor]:
     """``measure`` of all tokens, some at a time; what it takes for a backward pass is computed again there."""
-    rows = max(1, CHUNK_NUMBERS // output.shape[-1])
-    if len(output) <= rows:
-        return [measure(reference, output)]
-    chunks = zip(reference.split(rows), output.split(rows))
-    return [checkpoint(measure, *chunk, use_reentrant=False) for chunk in chunks]
+    parts = _rows(output)
+    if len(parts) == 1:
+        return [measure(output, other)]
+    return [checkpoint(measure, *pair, use_reentrant=False) for pair in zip(parts, other.split(len(parts[0])))]
 
 
 def sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) -> Tensor:
@@ -76,8 +80,14 @@ def sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) ->
     """
     output = output.float()
     if is_logits:
-        labels = torch.multinomial(output.detach().softmax(-1), 1, generator=generator)[:, 0]
-        return F.cross_entropy(output, labels, reduction="sum")
+
+        def measure(logits: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, reduction="sum")
+
+        drawn = _rows(output.detach())
+        labels = torch.cat([torch.multinomial(part.softmax(-1), 1, generator=generator)[:, 0] for part in drawn])
+        first, *others = _chunked(measure, output, labels)
+        return sum(others, start=first)
     noise = torch.randn(output.shape, generator=generator, device=output.device)
     return (F.normalize(output, dim=-1) * noise).sum()
 

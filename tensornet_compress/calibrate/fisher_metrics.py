@@ -35,6 +35,7 @@ from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn import Target
 from tensornet_compress.nn.module import embedding_scale
 
+_NUMBERS = 1 << 22
 _LEAST_TOKEN = 0.3
 """Rows of an embedding weigh at least this share of the mean row: tokens that calibration never saw have to live too."""
 
@@ -80,7 +81,7 @@ def fisher_metrics(
     Raises:
         TensorNetError: no batches, or the loss depends on none of the model's parts.
     """
-    collector = _Collector(model, targets)
+    collector = FisherCollector(model, targets)
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
     with hooked(calls_and_gradients(collector.modules, collector.called)), frozen(model), torch.enable_grad():
@@ -109,7 +110,9 @@ def fisher_metrics(
     return collector.metrics(targets)
 
 
-class _Collector:
+class FisherCollector:
+    """What the modules of targets are given, and the gradients of what they give, batch by batch."""
+
     def __init__(self, model: nn.Module, targets: Sequence[Target]):
         self.model = model
         names = dict.fromkeys(name for target in targets for name in (target.name, *target.tied))
@@ -135,7 +138,7 @@ class _Collector:
             name, output = self._head
             kept = without_padding(output.detach(), self._mask)
             if kept.shape == logits.shape and torch.equal(kept[:1], logits.detach()[:1]):
-                for part in kept.split(512):
+                for part in _parts(kept):
                     chance = part.float().softmax(-1)
                     self.seen[name].add_output((chance - chance.square()).double().sum(0))
                 self._exact.add(name)
@@ -206,9 +209,14 @@ class _Collector:
             kept = without_padding(output_vectors(module, gradient.detach()), self._mask)
             seen.vectors += len(kept)
             if name not in self._exact:
-                seen.add_output(torch.stack([part.double().square().sum(0) for part in kept.split(256)]).sum(0))
+                seen.add_output(torch.stack([part.double().square().sum(0) for part in _parts(kept)]).sum(0))
 
         return backward
+
+
+def _parts(vectors: Tensor) -> tuple[Tensor, ...]:
+    """Some vectors at a time, so that a copy in double precision takes little beside them."""
+    return vectors.split(max(1, min(256, _NUMBERS // vectors.shape[-1])))
 
 
 def _examples(batch: Any) -> int:

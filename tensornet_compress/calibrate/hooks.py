@@ -20,12 +20,18 @@ Backward = Callable[[Tensor], None] | None
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the context; a model may hold modules of both modes (a frozen norm in a model that trains), and a
-    module that takes another's place inside gets its mode."""
+    module that takes another's place inside gets its mode. Encoders of torch keep padded batches as they are, so that what
+    layers are given is one tensor."""
+    nesting = [part for part in model.modules() if isinstance(part, nn.TransformerEncoder) and part.use_nested_tensor]
     training = {name: module for name, module in model.named_modules(remove_duplicate=False) if module.training}
     try:
         model.eval()
+        for part in nesting:
+            part.use_nested_tensor = False
         yield
     finally:
+        for part in nesting:
+            part.use_nested_tensor = True
         present = dict(model.named_modules(remove_duplicate=False)) if training else {}
         for name, module in training.items():
             module.training = True

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from tensornet_compress.calibrate.by_blocks import block_groups, block_passes, statistics_by_block
+from tensornet_compress.calibrate.by_blocks import block_passes, statistics_by_block
 from tensornet_compress.calibrate.collect import collect_statistics
 from tensornet_compress.calibrate.fisher_metrics import fisher_metrics, metric_level
 from tensornet_compress.calibrate.hooks import has_input_vectors, weight_users
 from tensornet_compress.calibrate.statistics import InputMoment
+from tensornet_compress.calibrate.sweeps import FisherSweeps, NotByBlocksError, sweep_steps
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import GRADIENT_KINDS, METRIC_KINDS, KroneckerMetric, MetricKind, StoredMetric, metric_kind
+from tensornet_compress.files.steps import Steps
+from tensornet_compress.metric import (
+    GRADIENT_KINDS,
+    METRIC_KINDS,
+    KroneckerMetric,
+    MetricKind,
+    StoredMetric,
+    euclidean,
+    loaded,
+    metric_kind,
+)
 from tensornet_compress.nn import Target
 
 LAYER_METRICS = ("fisher", *METRIC_KINDS)
@@ -48,7 +58,8 @@ def calibrated_metrics(
         TensorNetError: an unknown metric, the elementwise one, which has no closed-form truncation, or batches that reach no
             target.
     """
-    return dict(_metrics(model, batches, chosen, kind, False, {} if notes is None else notes, {"advance": advance} | options))
+    notes = {} if notes is None else notes
+    return dict(_metrics(model, batches, chosen, kind, None, notes, {"advance": advance} | options))  # type: ignore[arg-type]
 
 
 def stored_metrics(
@@ -56,22 +67,34 @@ def stored_metrics(
     batches: Sequence[Any],
     chosen: Sequence[Target],
     kind: str,
-    folder: Path,
+    steps: Steps,
+    by_block: bool = True,
     advance: Callable[[], None] = lambda: None,
     notes: dict[str, str] | None = None,
 ) -> dict[str, StoredMetric]:
-    """``calibrated_metrics`` collected block by block and written to ``folder``: memory holds those of one block at a time.
+    """``calibrated_metrics`` written to the folder of ``steps``; with ``by_block`` memory holds those of one block at a time.
 
-    ``advance`` is called ``calibration_passes`` times as often as there are batches. Raises as ``calibrated_metrics``.
+    ``advance`` is called ``calibration_steps`` times. Where the Fisher metrics of a model cannot be had by blocks, they are
+    collected at once, and the note of that is filed under the empty name. Raises as ``calibrated_metrics``.
     """
-    metrics = _metrics(model, batches, chosen, kind, True, {} if notes is None else notes, {"advance": advance})
-    return {name: StoredMetric.write(metric, folder / f"{number}.safetensors") for number, (name, metric) in enumerate(metrics)}
+    known = steps.found("metrics")
+    if known is None:
+        told: dict[str, str] = {}
+        metrics = _metrics(model, batches, chosen, kind, steps if by_block else None, told, {"advance": advance})
+        found = StoredMetric.write_all(metrics, steps.folder)
+        known = {"metrics": {name: metric.to_json() for name, metric in found.items()}, "notes": told}
+        steps.finish("metrics", known, [file for metric in found.values() for file in metric.files])
+    if notes is not None:
+        notes |= known["notes"]
+    return {name: StoredMetric.from_json(steps.folder, *told) for name, told in known["metrics"].items()}
 
 
-def calibration_passes(model: nn.Module, chosen: Sequence[Target], kind: str) -> int:
-    """Passes over the batches that ``stored_metrics`` reports to ``advance``."""
+def calibration_steps(model: nn.Module, batches: int, chosen: Sequence[Target], kind: str) -> int:
+    """How often ``stored_metrics`` calls ``advance`` for so many batches, by blocks."""
     modules = {target.name: model.get_submodule(target.name) for target in chosen}
-    return block_passes(model, [name for name, module in modules.items() if kind == "fisher" or has_input_vectors(module)])
+    if kind == "fisher":
+        return sweep_steps(model, batches, list(modules))
+    return batches * block_passes(model, [name for name, module in modules.items() if has_input_vectors(module)])
 
 
 def _metrics(
@@ -79,38 +102,63 @@ def _metrics(
     batches: Sequence[Any],
     chosen: Sequence[Target],
     kind: str,
-    by_block: bool,
+    steps: Steps | None,
     notes: dict[str, str],
     options: dict[str, Any],
-) -> Iterator[tuple[str, KroneckerMetric]]:
-    """Names and metrics as they become known."""
+) -> Iterator[tuple[str, KroneckerMetric | StoredMetric]]:
+    """Names and metrics as they become known; by blocks if there are ``steps`` for what these need."""
     check_metric(kind)
     unseen = {target.name: f"calibration never reached it: {_MIDDLING}" for target in chosen} if batches else {}
-    metrics = _fisher if kind == "fisher" else _collected_metrics
-    for name, metric in metrics(model, batches, chosen, kind, by_block, options):
-        if metric.columns is not None or metric.rows is not None:
+    if kind == "fisher":
+        metrics = _fisher(model, batches, chosen, steps, notes, options)
+    else:
+        metrics = _collected_metrics(model, batches, chosen, kind, steps is not None, options)
+    for name, metric in metrics:
+        if isinstance(metric, StoredMetric) or metric.columns is not None or metric.rows is not None:
             unseen.pop(name)
         yield name, metric
     notes |= unseen if kind != "euclidean" else {}
 
 
 def _fisher(
-    model: nn.Module, batches: Sequence[Any], chosen: Sequence[Target], _kind: str, by_block: bool, options: dict[str, Any]
-) -> Iterator[tuple[str, KroneckerMetric]]:
-    """Of one block after the other if asked for; layers that were never reached come last, and count like a middling one."""
+    model: nn.Module,
+    batches: Sequence[Any],
+    chosen: Sequence[Target],
+    steps: Steps | None,
+    notes: dict[str, str],
+    options: dict[str, Any],
+) -> Iterator[tuple[str, KroneckerMetric | StoredMetric]]:
+    """Layers that were never reached come last, and count like a middling one."""
     named = {target.name: target for target in chosen}
-    groups = block_groups(model, list(named)) if by_block else [list(named)]
     levels = []
-    for group in filter(None, groups if batches else []):
-        for name, metric in fisher_metrics(model, batches, [named[name] for name in group], **options).items():
-            levels.append(metric_level(metric))
-            named.pop(name)
-            yield name, metric
+    for name, metric in _reached(model, batches, chosen, steps, notes, options) if batches else ():
+        levels.append(metric_level(loaded(metric) or euclidean()))
+        named.pop(name)
+        yield name, metric
     if batches and not levels:
         raise TensorNetError(f"no targeted layer reaches the loss of {type(model).__name__}")
     if batches:
         middling = KroneckerMetric(rate=0.5 * sorted(levels)[len(levels) // 2])
         yield from dict.fromkeys(named, middling).items()
+
+
+def _reached(
+    model: nn.Module,
+    batches: Sequence[Any],
+    chosen: Sequence[Target],
+    steps: Steps | None,
+    notes: dict[str, str],
+    options: dict[str, Any],
+) -> Iterator[tuple[str, KroneckerMetric | StoredMetric]]:
+    if steps is not None:
+        try:
+            sweeps = FisherSweeps(model, batches, chosen, steps, **options)
+        except NotByBlocksError as error:
+            notes[""] = f"statistics were collected in one pass over the whole model, which takes more memory: {error}"
+        else:
+            yield from sweeps.metrics()
+            return
+    yield from fisher_metrics(model, batches, chosen, **options).items()
 
 
 def _collected_metrics(

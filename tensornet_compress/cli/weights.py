@@ -70,16 +70,28 @@ def weights(
         float | None, typer.Option(help="Seconds to search the layout of each kind of layer; none by default.")
     ] = None,
     by_block: Annotated[
-        bool, typer.Option("--by-block", help="Hold calibration statistics of one block at a time; more passes, less memory.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--by-block/--at-once",
+            help="Hold the activations and statistics of one block at a time; so by default with the fisher metric.",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory that all processes may take together, e.g. 4GiB; it limits the workers.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="processes, ray, ray://HOST:PORT, dask or dask://HOST:PORT; all machines see one folder.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; by default a run that ended early goes on where it was.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists; files of your own in it stay.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     json: JsonFile = None,
 ) -> None:
     """Compress the weights of MODEL into the folder OUT."""
-    from tensornet_compress.compressing import compress
-    from tensornet_compress.files import MANIFEST, save
+    from tensornet_compress.files import MANIFEST, load_plan, save
     from tensornet_compress.files.save import check_place
     from tensornet_compress.inputs import (
         calibration_windows,
@@ -89,6 +101,7 @@ def weights(
         require_text,
         resolve_model,
     )
+    from tensornet_compress.integrations.folders import compress_folder
     from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
     from tensornet_compress.report.from_weights import weights_result
 
@@ -111,28 +124,53 @@ def weights(
     require_text(model, trust_remote_code)
     tokenizer = load_any_tokenizer(model, trust_remote_code)
     headless = encoder or model_kind(model, trust_remote_code) == "encoder"
-    loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype], trust_remote_code)
     if calibration is None:
         windows = calibration_windows(tokenizer, length, samples)
     else:
         windows = text_windows(tokenizer, calibration, length, samples)
-    folder = Path(resolve_model(model))
     which: dict[str, Any] = {"targets": targets, "ignore": ignore or (), "metric": metric, "progress": RichProgress()}
     how: dict[str, Any] = {"method": method, "formats": format, "allocator": allocator, "workers": workers, "search": search}
-    how |= {"by_block": by_block, "effort": effort, "source": folder if folder.is_dir() and dtype == "auto" else None}
+    how |= {"by_block": metric == "fisher" if by_block is None else by_block, "effort": effort}
+    plan = None
     if isvt or refine or heal or metric == "auto":
         from tensornet_compress.train import Schedule, compress_in_stages
 
+        if memory is not None or fresh or cluster is not None:
+            raise TensorNetError(
+                "--isvt, --refine, --heal and --metric auto run in one piece; leave out --memory, --cluster and --fresh"
+            )
+        loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype], trust_remote_code)
+        folder = Path(resolve_model(model))
         # Stages need batches for three uses.
         batches = windows.split(max(1, min(4, samples // 3)))
-        stages: dict[str, Any] = {"refine": refine, "heal_steps": heal} | ({"rank_schedule": Schedule()} if isvt else how)
+        stages: dict[str, Any] = {"refine": refine, "heal_steps": heal}
+        stages |= (
+            {"rank_schedule": Schedule()} if isvt else how | {"source": folder if folder.is_dir() and dtype == "auto" else None}
+        )
         report = compress_in_stages(loaded, budget, list(batches), **which, **stages)
+        save(loaded, out, tokenizer, report, overwrite=overwrite)
+        plan = getattr(loaded, PLAN_ATTRIBUTE, None)
     else:
-        report = compress(loaded, budget, list(windows.split(4)), **which, **how)
-    save(loaded, out, tokenizer, report, overwrite=overwrite)
+        report = compress_folder(
+            model,
+            out,
+            budget,
+            list(windows.split(1)),
+            tokenizer=tokenizer,
+            encoder=headless,
+            dtype=DTYPES[dtype],
+            memory=parse_size(memory, "--memory"),
+            cluster=cluster,
+            overwrite=overwrite,
+            fresh=fresh,
+            trust_remote_code=trust_remote_code,
+            **which,
+            **how,
+        )
+        plan = load_plan(out)
     typer.echo(str(report))
     held = folder_nbytes(out)
-    leave_report(weights_result(report, getattr(loaded, PLAN_ATTRIBUTE, None), model, invocation()), out)
+    leave_report(weights_result(report, plan, model, invocation()), out)
     whole = folder_nbytes(out)
     typer.echo(f"saved to {out} ({whole:,} bytes on disk: the model {held:,}, its report {whole - held:,})")
     sizes = {"folder_nbytes": whole, "model_files_nbytes": held}
@@ -163,7 +201,7 @@ def given_budget(bits_per_weight: float | None, ratio: float | None, size: str |
     return Budget(bits_per_weight=bits_per_weight, ratio=ratio, nbytes=nbytes)
 
 
-def parse_size(text: str | None) -> int | None:
+def parse_size(text: str | None, option: str = "--size") -> int | None:
     """``90MB``, ``1.2GB``, ``512KiB`` or plain bytes -> bytes."""
     if text is None:
         return None
@@ -172,4 +210,6 @@ def parse_size(text: str | None) -> int | None:
     try:
         return int(float(number.removesuffix(unit)) * _UNITS[unit])
     except (ValueError, OverflowError):
-        raise TensorNetError(f"--size {text!r} is not a size; use bytes or a number with KB, MB, GB, KiB, MiB or GiB") from None
+        raise TensorNetError(
+            f"{option} {text!r} is not a size; use bytes or a number with KB, MB, GB, KiB, MiB or GiB"
+        ) from None

@@ -12,18 +12,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tensornet_compress.calibrate import Batch, Loss, check_calibration
+from tensornet_compress.calibrate import Batch, Loss, check_calibration, token_count
 from tensornet_compress.coding import EntropyCoded, NumberFormat
 from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
 from tensornet_compress.compressing.jobs import EFFORTS, Effort, Made, Method, Surveyed, make_job
+from tensornet_compress.compressing.kept import MadeFiles, kept_jobs
 from tensornet_compress.compressing.propagate import Propagation, propagate
 from tensornet_compress.compressing.report import CompressionReport, LayerReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.compressing.survey import ModelSurvey, survey_model, uniform_share
-from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import BudgetError, TensorNetError
+from tensornet_compress.files.steps import Steps
 from tensornet_compress.nn import KeptModules, find_targets, install, layer_weight
 from tensornet_compress.nn.plan import Plan, plan_of
 from tensornet_compress.nn.splitting import on_layers
@@ -63,6 +64,7 @@ def compress(
     effort: Effort = "default",
     survey: ModelSurvey | None = None,
     loss: Loss | None = None,
+    steps: Steps | None = None,
     progress: Progress | None = None,
     **retired: object,
 ) -> CompressionReport:
@@ -98,12 +100,14 @@ def compress(
         search: seconds to search mode orders and topologies on one layer of each kind (its siblings share the layout); what is
             found competes as the family ``searched``. None searches nothing.
         by_block: hold the statistics of one block of the model at a time, and metrics in temporary files; the numbers are the
-            same. Gradient metrics then take a backward pass per block.
+            same. The Fisher metric then takes one more forward pass, and disk space for what enters each block; other metrics
+            with gradients take a backward pass per block.
         effort: ``fast`` leaves two cores out; ``max`` fits every layer again behind the compressed ones before it (see
             ``train.propagate``), which takes a few more passes over the calibration batches.
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
         loss: ``loss(model, batch)``, summed over examples, for models whose outputs tell nothing of what matters; batches may
             then be anything, and divergences are per example.
+        steps: finished steps of an earlier run of the same call, see ``compress_folder``.
         progress: receives stages and steps.
 
     Raises:
@@ -156,9 +160,11 @@ def compress(
             by_block=by_block,
             effort=effort,
             loss=loss,
+            steps=steps,
             progress=progress,
         )
     run = _Run(model, budget, survey, method, allocator, workers, Clock(progress or SilentProgress()))
+    run.count(token_count(batches))
     picks, made = run.coded() if survey.offer.coded else run.stepped()
     if effort != "max":
         run.install(made)
@@ -195,6 +201,16 @@ class _Run:
         self.sizes = Sizes.of(self.model, self.survey.chosen, self.budget)
         self.layers = [self.survey.layers[target.name] for target in self.survey.chosen]
         self.notes: list[str] = []
+
+    def count(self, tokens: int | None) -> None:
+        """Note when calibration cannot have shown all that the inputs of a layer are made of."""
+        linear = [self.survey.layers[target.name] for target in self.survey.chosen if target.kind in ("linear", "conv1d")]
+        widest = max((layer.shape[1] for layer in linear), default=0)
+        if tokens is not None and tokens < widest and self.allocator == "sensitivity":
+            self.notes.append(
+                f"calibration has {tokens:,} tokens for layers of up to {widest:,} inputs: what these did not show is rounded "
+                "coarsely, and may be wrong on other text; give several times as many tokens"
+            )
 
     def coded(self) -> tuple[list[Pick], dict[str, Made]]:
         """The step that meets the budget: foretold, then corrected by the bytes that all layers really take."""
@@ -248,7 +264,8 @@ class _Run:
         wanted = {layer.name: spec for layer, spec in zip(self.layers, specs)}
         tasks = [(job, [wanted[layer.name] for layer in job.layers]) for job in self.survey.jobs]
         with self.clock.stage("make" if number == 0 else f"make {number}", len(tasks)) as advance:
-            results = run_jobs(make_job, tasks, self.workers, advance)
+            files = MadeFiles(self.survey.steps or Steps.nowhere(), number, tasks)
+            results = kept_jobs(make_job, tasks, self.workers, advance, files.read, files.keep)
         return {done.name: done for result in results for done in result}
 
     def plan(self, made: Mapping[str, Made]) -> Plan:
@@ -333,6 +350,7 @@ class _Run:
         if kept and self.method not in ("dense", "auto", "coded"):
             notes.append(f"{len(kept)} layers stay dense: no {self.method} network of theirs was worth its bytes")
         notes += [str(found) for found in self.survey.searches]
+        notes += [self.survey.notes[""]] if "" in self.survey.notes else []
         if self.survey.calibration is None:
             notes.append("no calibration was given: errors are Euclidean")
         return notes

@@ -13,20 +13,21 @@ from tensornet_compress.calibrate import Batch, Loss
 from tensornet_compress.calibrate.batches import calibration_fingerprint
 from tensornet_compress.calibrate.layer_metrics import (
     calibrated_metrics,
-    calibration_passes,
+    calibration_steps,
     check_metric,
     stored_metrics,
 )
 from tensornet_compress.compressing.clock import Clock
 from tensornet_compress.compressing.jobs import Effort, Job, Layer, Method, Offer, Surveyed, WeightSource, survey_job
+from tensornet_compress.compressing.kept import SurveyFiles, kept_jobs
 from tensornet_compress.compressing.layouts import LayoutSearch, layer_kind, search_layouts
 from tensornet_compress.compressing.sizes import Sizes
-from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.index import weight_files
-from tensornet_compress.files.scratch import ScratchFolder
+from tensornet_compress.files.steps import Steps
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
+from tensornet_compress.nn.mapped import release
 from tensornet_compress.options import FAMILIES
 from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.options.offered import STEPPED_FAMILIES
@@ -54,8 +55,8 @@ class ModelSurvey:
     seconds: dict[str, float]
     notes: dict[str, str] = field(default_factory=dict)
     searches: list[LayoutSearch] = field(default_factory=list)
-    # Where the jobs' metrics lie when they were calibrated by block; emptied with this object.
-    scratch: ScratchFolder | None = None
+    # Where the jobs' metrics lie when they were calibrated by block, and what became of each job.
+    steps: Steps | None = None
 
 
 def survey_model(
@@ -76,6 +77,7 @@ def survey_model(
     by_block: bool = False,
     effort: Effort = "default",
     loss: Loss | None = None,
+    steps: Steps | None = None,
     progress: Progress | None = None,
 ) -> ModelSurvey:
     """Calibrate, and list what every layer may become; the model is left as found.
@@ -90,23 +92,25 @@ def survey_model(
         raise TensorNetError("method 'searched' needs the seconds of a search for each kind of layer: give search=60, say")
     if search is not None and not search > 0:
         raise TensorNetError(f"search takes the seconds for each kind of layer, was given {search}")
-    if loss is not None and (by_block or effort == "max"):
+    if loss is not None and (by_block or steps is not None or effort == "max"):
         raise TensorNetError("a loss takes one backward pass over the whole model; leave out by_block and effort='max'")
     batches = list(calibration) if calibration is not None else []
     stepped = formats is not None or shares is not None or method in FAMILIES
     chosen, skipped = find_targets(model, targets, ignore, tables=not stepped)
+    release(model)
     clock = Clock(progress or SilentProgress())
     notes: dict[str, str] = {}
     metrics: Mapping[str, KroneckerMetric | StoredMetric] = {}
-    scratch = ScratchFolder() if by_block and batches else None
+    if steps is None and by_block:
+        steps = Steps.passing()
     prices: Mapping[str, float] = {}
     if batches:
-        passes = calibration_passes(model, chosen, metric) if by_block else 1
-        with clock.stage("calibrate", passes * len(batches)) as advance:
-            if scratch is None:
+        total = calibration_steps(model, len(batches), chosen, metric) if by_block else len(batches)
+        with clock.stage("calibrate", total) as advance:
+            if steps is None:
                 metrics = calibrated_metrics(model, batches, chosen, metric, advance, notes=notes, loss=loss)
             else:
-                metrics = stored_metrics(model, batches, chosen, metric, Path(scratch.name), advance, notes=notes)
+                metrics = stored_metrics(model, batches, chosen, metric, steps, by_block, advance, notes)
         if not relative:
             prices = _prices(model, batches, chosen, metrics, clock, loss)
     index = weight_files(source) if source is not None else {}
@@ -123,11 +127,12 @@ def survey_model(
     networks = method == "auto" and effort != "fast"
     offer = _offer(method, stepped, formats, shares, search is not None, networks, layers)
     with clock.stage("survey", len(jobs)) as advance:
-        found = run_jobs(survey_job, [(job, offer) for job in jobs], workers, advance)
+        files = SurveyFiles(steps or Steps.nowhere())
+        found = kept_jobs(survey_job, [(job, offer) for job in jobs], workers, advance, files.read, files.keep)
     surveyed = {layer.name: layer for layers_of_job in found for layer in layers_of_job}
     fingerprint = calibration_fingerprint(batches) if batches else None
     used = metric if batches else "euclidean"
-    return ModelSurvey(chosen, skipped, jobs, offer, surveyed, fingerprint, used, clock.seconds, notes, searches, scratch)
+    return ModelSurvey(chosen, skipped, jobs, offer, surveyed, fingerprint, used, clock.seconds, notes, searches, steps)
 
 
 def _offer(
@@ -165,10 +170,11 @@ def _variance(layer: Layer) -> float:
 
 def grouped(layers: Sequence[Layer], sweeps: int) -> list[Job]:
     """Layers as jobs: those whose metrics share their column factor are one; the largest first."""
-    groups: dict[int, list[Layer]] = {}
+    groups: dict[object, list[Layer]] = {}
     for number, layer in enumerate(layers):
-        columns = None if layer.metric is None or isinstance(layer.metric, StoredMetric) else layer.metric.columns
-        groups.setdefault(~number if columns is None else id(columns), []).append(layer)
+        columns = None if layer.metric is None else layer.metric.columns
+        shared = columns if isinstance(columns, Path) else id(columns)
+        groups.setdefault(number if columns is None else (shared,), []).append(layer)
     jobs = [Job(tuple(group), sweeps) for group in groups.values()]
     return sorted(jobs, key=lambda job: -sum(layer.source.numel for layer in job.layers))
 

@@ -38,6 +38,8 @@ _LEAST_ROW = 0.05
 _BLOCK = 64
 # Rounded codes are larger than foretold by weights alone, as they take over errors of columns before them.
 _TYPICAL = 1.25
+_MOST_CODE_BITS = 22
+"""Below the precision of float32 weights, which finer steps, of layers that matter far more than the rest, would not see."""
 
 
 @dataclass
@@ -88,9 +90,12 @@ class Canceller:
         weight = torch.ones(rows) if row_weight is None else row_weight
         row_step = _exponents(weight.double().rsqrt(), STEPS_PER_OCTAVE)
         column_step = _exponents(step * self.deviations, STEPS_PER_OCTAVE)
-        row_size, column_size = step_sizes(row_step), step_sizes(column_step)
+        column_size = step_sizes(column_step)
         work = matrix[:, self.order].float().contiguous()
         magnitude = work.abs()
+        largest = (magnitude / torch.from_numpy(column_size).float()).amax(1).double().clamp_min(1e-30)
+        row_step = np.maximum(row_step, _exponents(largest / 2.0**_MOST_CODE_BITS, STEPS_PER_OCTAVE))
+        row_size = step_sizes(row_step)
         in_row = magnitude.mean(1).double().clamp_min(1e-30)
         in_column = (magnitude / in_row[:, None]).mean(0).double().clamp_min(1e-30)
         row_scale = _exponents(in_row / torch.from_numpy(row_size), MAGNITUDES_PER_OCTAVE)

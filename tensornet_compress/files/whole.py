@@ -85,9 +85,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             mode = stat.S_IMODE(temporary.stat().st_mode)  # as the user's umask has it
             yield temporary
             temporary.chmod(mode)
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -109,11 +109,11 @@ def whole_folder(target: str | os.PathLike[str], ours: Collection[str] = ()) -> 
             if path.exists():
                 _carry_over(path, temporary, ours)
                 temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-                _sync(temporary)
+                sync(temporary)
                 _exchange(temporary, path)
             else:
                 os.rename(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             _remove(temporary)
 
@@ -283,11 +283,12 @@ def _settle(folder: Path, mode: int) -> None:
     for place, _, files in os.walk(folder):
         for name in files:
             (Path(place) / name).chmod(mode & 0o666)
-            _sync(Path(place) / name)
-        _sync(Path(place))
+            sync(Path(place) / name)
+        sync(Path(place))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file or the names in a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

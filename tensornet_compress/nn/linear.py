@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tensornet_compress.coding import FloatFormat, PivotFormat
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kernels.coded_linear import coded_linear
-from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, module_kind, turned
+from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, loaded, module_kind, turned
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 
 
@@ -64,6 +64,8 @@ class TNLinear(NetworkModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        if x.is_nested:
+            return torch.nested.as_nested_tensor([self(part) for part in x.unbind()])
         if self._plain and self._held is None:
             parameters: Any = self._parameters
             right, bias = parameters["core1"], parameters["bias"]
@@ -133,7 +135,7 @@ class TNLinear(NetworkModule):
     @property
     def weight(self) -> Tensor:
         """The contracted weight as the replaced module kept it; computed at each access."""
-        return turned(super().weight, "conv1d" if self.conv1d else "linear")
+        return loaded(turned(super().weight, "conv1d" if self.conv1d else "linear"))
 
     @weight.setter
     def weight(self, value: Tensor) -> None:

@@ -126,6 +126,12 @@ def turned(weight: Tensor, kind: str | None) -> Tensor:
     return weight.transpose(0, 1) if kind in ("conv1d", "conv_transpose") else weight
 
 
+def loaded(weight: Tensor) -> Tensor:
+    """A weight for which transformers draws no numbers while it loads a model: it may be what is stored, seen the same way."""
+    weight._is_hf_initialized = True  # type: ignore[attr-defined]
+    return weight
+
+
 def layer_weight(module: nn.Module) -> Tensor:
     """The weight as the network sees it, outputs first: (out, in), (out, in, kernel...) or (count, width)."""
     weight = module.weight
@@ -327,7 +333,7 @@ class NetworkModule(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The contracted weight; computed at each access."""
-        return self.dense_weight(self.compute_dtype)
+        return loaded(self.dense_weight(self.compute_dtype))
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -113,3 +113,68 @@ class SplitExperts(SplitModule):
         needed = ("has_gate", "has_bias", "is_transposed", "_apply_gate", "has_post_expert_norm")
         down = module._parameters.get("down_proj")
         return down is not None and down.ndim == 3 and all(hasattr(module, name) for name in needed)
+
+
+class SplitSorted(SplitModule):
+    """Experts like those of Llama 4, which are given as many rows each, one expert's after another's, in tensors (experts, in,
+    out); layers are named as in ``SplitExperts``."""
+
+    def __init__(self, original: Any):
+        super().__init__(original)
+        for expert, weights in enumerate(zip(original.gate_up_proj, original.down_proj)):
+            self.add_module(
+                str(expert), nn.ModuleDict({n: linear(w.T) for n, w in zip(("gate_up_proj", "down_proj"), weights)})
+            )
+        self.add_module("act_fn", original.act_fn)
+        self._original.add_module("act_fn", original.act_fn)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States (experts * rows, width) -> (experts * rows, width)."""
+        parts: list[Any] = [part for name, part in self._modules.items() if name.isdecimal()]
+        outer = []
+        for part, own in zip(parts, states.chunk(len(parts))):
+            gate, up = part.gate_up_proj(own).chunk(2, -1)
+            outer.append(part.down_proj(up * self.act_fn(gate)))
+        return torch.cat(outer)
+
+    @staticmethod
+    def probe(original: Any) -> list[tuple[Any, ...]]:
+        """Inputs to compare with the original on."""
+        count, width, _ = original.gate_up_proj.shape
+        return [(noise((3 * count, width), original.down_proj),)]
+
+    @staticmethod
+    def fits(module: Any) -> bool:
+        """Whether a module may be one of these."""
+        held = module._parameters
+        return (
+            set(held) == {"gate_up_proj", "down_proj"}
+            and all(w.ndim == 3 for w in held.values())
+            and "act_fn" in module._modules
+        )
+
+
+class SplitParallel(SplitModule):
+    """Layers in one tensor ``weight`` (experts, out, in), each of which multiplies as many rows as it is told: JetMoE."""
+
+    def __init__(self, original: Any):
+        super().__init__(original)
+        for expert, weight in enumerate(original.weight):
+            self.add_module(str(expert), linear(weight))
+
+    def forward(self, inputs: Tensor, expert_size: Sequence[int]) -> Tensor:
+        """Rows (sum of ``expert_size``, in) -> (sum of ``expert_size``, out)."""
+        parts = inputs.split(list(expert_size))
+        return torch.cat([layer(part) for layer, part in zip(self.children(), parts, strict=True)])
+
+    @staticmethod
+    def probe(original: Any) -> list[tuple[Any, ...]]:
+        """Inputs to compare with the original on."""
+        count, _, width = original.weight.shape
+        return [(noise((2 * count, width), original.weight), [3, 1, *[2] * (count - 2)] if count > 1 else [2])]
+
+    @staticmethod
+    def fits(module: Any) -> bool:
+        """Whether a module may be one of these."""
+        weight = module._parameters.get("weight")
+        return weight is not None and weight.ndim == 3 and set(module._parameters) == {"weight"} and not module._modules

@@ -39,6 +39,9 @@ class SplitAttention(SplitModule):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention``."""
+        if query.is_nested:  # what encoders of torch make of a padded batch
+            rows = zip(query.unbind(), key.unbind(), value.unbind())
+            return torch.nested.as_nested_tensor([self(*row, need_weights=False)[0] for row in rows]), None
         original, single = self._original, query.ndim == 2
         states = [part[None] if single else part for part in (query, key, value)]
         if not original.batch_first and not single:
@@ -55,6 +58,20 @@ class SplitAttention(SplitModule):
             out = out.transpose(0, 1)
         told = (paid.mean(1) if average_attn_weights else paid) if need_weights else None
         return (out[0], None if told is None else told[0]) if single else (out, told)
+
+    @property
+    def in_proj_weight(self) -> Tensor | None:
+        """As the original had it, for readers; put together at each access."""
+        original = self._original
+        if not original.kdim == original.vdim == original.embed_dim:
+            return None
+        return torch.cat([part.weight for part in (self.q_proj, self.k_proj, self.v_proj)])
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """As the original had it, for readers; put together at each access."""
+        biases = [part.bias for part in (self.q_proj, self.k_proj, self.v_proj)]
+        return None if biases[0] is None else torch.cat(biases)
 
     def _mask(self, attention: Tensor | None, padding: Tensor | None, heads: Sequence[Tensor]) -> Tensor | None:
         """Both masks as one that is added to scores (batch, heads, queries, keys)."""

@@ -11,10 +11,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from tensornet_compress.nn.module import KINDS, NetworkModule, shell
-from tensornet_compress.nn.split import SplitExperts, SplitModule
+from tensornet_compress.nn.split import SplitExperts, SplitModule, SplitParallel, SplitSorted
 from tensornet_compress.nn.split_torch import SplitAttention, SplitBag, SplitBilinear, SplitRecurrent
 
-_SPLITS: tuple[Any, ...] = (SplitExperts, SplitAttention, SplitRecurrent, SplitBilinear, SplitBag)
+_SPLITS: tuple[Any, ...] = (SplitExperts, SplitSorted, SplitParallel, SplitAttention, SplitRecurrent, SplitBilinear, SplitBag)
 
 
 def split_kind(module: nn.Module) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TargetError
+from tensornet_compress.nn.finite import all_finite
 from tensornet_compress.nn.module import FLOATS, HOLDERS, KINDS, NetworkModule, identity, layer_weight, module_kind
 from tensornet_compress.nn.split import SplitModule
 from tensornet_compress.nn.splits import split_kind
@@ -121,7 +122,7 @@ class _Choice:
             return "the output head is compressed only when named in targets"
         module = self.model.get_submodule(name)
         reason = _unusable(self.model, name, module) or self._held_elsewhere(layer_weight(module))
-        if reason is None and not torch.isfinite(layer_weight(module)).all():
+        if reason is None and not all_finite(layer_weight(module)):
             raise TargetError(f"the weight of {name!r} holds NaN or infinite entries; repair the model, or ignore that module")
         return reason
 

@@ -7,8 +7,7 @@ chosen for doing well on some batches looks better there than it is: the figures
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +22,7 @@ from tensornet_compress.compressing.refine import BlockRefinement
 from tensornet_compress.compressing.report import CompressionReport, LayerReport, StageReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.files.scratch import ScratchFolder
+from tensornet_compress.files.steps import Steps
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import KeptModules, NetworkModule, Target, find_targets, layer_weight
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, plan_targets
@@ -239,20 +238,19 @@ def _layer_errors(
         metric, by_block: as for ``compress``; with the same ``batches`` the metrics are those that it compressed in.
     """
     compressed = KeptModules(model)
-    with ScratchFolder() as folder:
-        metrics: Mapping[str, KroneckerMetric | StoredMetric]
-        try:
-            original.put_back()
-            if by_block:
-                metrics = stored_metrics(model, batches, targets, metric, Path(folder))
-            else:
-                metrics = calibrated_metrics(model, batches, targets, metric)
-        finally:
-            compressed.put_back()
-        return {
-            target.name: _relative_error(original.module(target.name), compressed.module(target.name), metrics.get(target.name))
-            for target in targets
-        }
+    steps, metrics = Steps.passing(), dict[str, KroneckerMetric | StoredMetric]()
+    try:
+        original.put_back()
+        if by_block:
+            metrics.update(stored_metrics(model, batches, targets, metric, steps))
+        else:
+            metrics.update(calibrated_metrics(model, batches, targets, metric))
+    finally:
+        compressed.put_back()
+    return {
+        target.name: _relative_error(original.module(target.name), compressed.module(target.name), metrics.get(target.name))
+        for target in targets
+    }
 
 
 def _relative_error(dense: nn.Module, network: nn.Module, metric: KroneckerMetric | StoredMetric | None) -> float:

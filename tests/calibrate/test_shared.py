@@ -7,6 +7,7 @@ from torch import nn
 import tensornet_compress as tnc
 from tensornet_compress.calibrate import collect_statistics
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, stored_metrics
+from tensornet_compress.files.steps import Steps
 from tests.models import VOCABULARY, batches
 
 KINDS = ["diagonal", "input", "row-fisher", "elementwise", "kronecker"]
@@ -125,7 +126,7 @@ def test_users_in_other_blocks_are_seen_by_block_too(kind, tmp_path):
     model, data = Tied(), batches(2)
     chosen, _ = tnc.nn.find_targets(model)
     whole = calibrated_metrics(model, data, chosen, kind)
-    stored = stored_metrics(model, data, chosen, kind, tmp_path)
+    stored = stored_metrics(model, data, chosen, kind, Steps(tmp_path, lasting=False))
     assert set(whole) == set(stored) == {"blocks.0.0", "head"}
     alone = calibrated_metrics(model, data, [tnc.nn.Target("blocks.0.0", "linear")], kind)["blocks.0.0"]
     side = "rows" if kind == "row-fisher" else "columns"
@@ -170,7 +171,11 @@ def test_an_expert_that_no_token_chose_has_no_metric(kind, called, tmp_path):
     model, data = Routed(called), batches(2)
     chosen, _ = tnc.nn.find_targets(model)
     metrics = calibrated_metrics(model, data, chosen, kind)
-    assert set(metrics) == set(stored_metrics(model, data, chosen, kind, tmp_path)) == {"experts.0", "experts.2", "head"}
+    assert (
+        set(metrics)
+        == set(stored_metrics(model, data, chosen, kind, Steps(tmp_path, lasting=False)))
+        == {"experts.0", "experts.2", "head"}
+    )
     assert all(torch.isfinite(part).all() for m in metrics.values() for part in (m.rows, m.columns) if part is not None)
 
 

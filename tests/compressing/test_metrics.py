@@ -8,6 +8,7 @@ import torch
 import tensornet_compress as tnc
 from tensornet_compress.calibrate.layer_metrics import calibrated_metrics, stored_metrics
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.steps import Steps
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama
 
@@ -49,7 +50,10 @@ def test_layers_whose_gradient_is_zero_take_the_input_metric(metric, calibrate, 
     if calibrate == "one pass":
         found = calibrated_metrics(model, data, chosen, metric)
     else:
-        found = {name: stored.load() for name, stored in stored_metrics(model, data, chosen, metric, tmp_path).items()}
+        found = {
+            name: stored.load()
+            for name, stored in stored_metrics(model, data, chosen, metric, Steps(tmp_path, lasting=False)).items()
+        }
     inputs = calibrated_metrics(model, data, chosen, "input")
     for name in ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"):
         assert found[name].rows is None

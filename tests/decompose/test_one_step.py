@@ -92,3 +92,15 @@ def test_rows_and_columns_of_zeros_and_single_entries() -> None:
     assert torch.allclose(torch.from_numpy(again.to_dense()), matrix, atol=0.3)
     single = Canceller.of(None, 1).codes(torch.tensor([[0.7]]), None, 0.01)
     assert CodedMatrix.from_bytes(single.to_bytes(), 1, 1).to_dense()[0, 0] == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_step_below_the_precision_of_a_row_is_lifted_in_that_row_alone() -> None:
+    matrix, weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(2)), torch.ones(6)
+    canceller = Canceller.of(None, 40)
+    plain = canceller.codes(matrix, weight, 1e-3)
+    weight[2] = 1e30
+    coded = CodedMatrix.from_bytes(canceller.codes(matrix, weight, 1e-3).to_bytes(), 6, 40)
+    dense = torch.from_numpy(coded.to_dense())
+    assert torch.allclose(dense[2], matrix[2], atol=1e-6)
+    others = [0, 1, 3, 4, 5]
+    assert torch.allclose(dense[others], torch.from_numpy(plain.to_dense())[others], atol=1e-3)

@@ -6,13 +6,14 @@ import pickle
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, EncodecConfig, EncodecModel
 
 import tensornet_compress as tnc
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, TENSORS
 from tensornet_compress.nn import NetworkModule, TNLinear
 from tensornet_compress.tensor import FibreOrder
+from tests.architectures import inputs, sharp
 from tests.files.saved import compressed, tensor_file
 from tests.files.test_save_load import in_bf16
 from tests.models import batches, tiny_bert, tiny_gpt2, tiny_llama, tiny_tokenizer
@@ -157,3 +158,39 @@ def test_a_dequantised_model_is_a_plain_one(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
     assert not (tmp_path / "dense" / MANIFEST).exists()
     assert torch.equal(answers(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")), answers(loaded))
+
+
+def _encodec():
+    sizes = {"num_filters": 4, "upsampling_ratios": [2, 2], "hidden_size": 16, "codebook_size": 16, "codebook_dim": 16}
+    torch.manual_seed(0)
+    return EncodecModel(EncodecConfig(**sizes, num_lstm_layers=1, target_bandwidths=[24.0])).eval()
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Gemma 3", "SigLIP", "Encodec"])
+def test_split_modules_and_scaled_tables_are_read(name, tmp_path):
+    """Fused experts, an embedding that scales what it looks up, attention of torch, an LSTM with weight-normed convolutions."""
+    model = _encodec() if name == "Encodec" else copy.deepcopy(sharp(name))
+    given = {"input_values": torch.randn(1, 1, 64)} if name == "Encodec" else inputs(name)
+    tnc.compress(model, tnc.Budget(bits_per_weight=9), method="coded", allocator="energy", workers=1)
+    held = {module.__class__.__name__ for module in model.modules()}
+    assert held & {"SplitExperts", "TNEmbedding", "SplitAttention", "SplitRecurrent"}
+    folder = tnc.save(model, tmp_path / "saved")
+    loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    with torch.no_grad():
+        for found, wanted in zip(loaded(**given).values(), model(**given).values()):
+            assert not isinstance(wanted, torch.Tensor) or torch.equal(found, wanted)
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / TENSORS).read_bytes() == (folder / TENSORS).read_bytes()
+
+
+def test_another_head_on_split_modules(tmp_path):
+    model = copy.deepcopy(sharp("Mixtral"))
+    tnc.compress(model, tnc.Budget(bits_per_weight=9), method="dense", allocator="energy", workers=1)
+    folder = tnc.save(model, tmp_path / "saved")
+    body = AutoModel.from_pretrained(folder)
+    given = inputs("Mixtral")
+    with torch.no_grad():
+        assert torch.equal(body(**given).last_hidden_state, model.model(**given).last_hidden_state)
+    _, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert info["missing_keys"] == {"score.weight"}

@@ -44,6 +44,19 @@ def test_scores_are_those_of_an_exact_cache(name: str, mode: str) -> None:
     assert cache.report().sealed_tokens >= 256
 
 
+def test_a_compiled_model_reads_them() -> None:
+    config = copy.deepcopy(tiny("llama-mqa").config)
+    config.num_hidden_layers = 1
+    model = type(tiny("llama-mqa"))(config).eval()
+    exact, cache = scores(model, DynamicCache(config=model.config), 2, chunk=0), kv.CompressedCache(model, bits=8.0)
+    try:
+        found = scores(torch.compile(model, dynamic=True, backend="eager"), cache, 2, chunk=0)
+    finally:
+        torch.compiler.reset()
+    torch.testing.assert_close(found, exact, atol=0.01, rtol=0)
+    assert cache.report().sealed_tokens >= 256
+
+
 @pytest.mark.parametrize("name", ["latent attention", "attention sinks", "soft cap", "own attention"])
 def test_a_rebuilt_cache_says_so_once_a_step_is_slow(name: str) -> None:
     with pytest.warns(UserWarning, match="does not contract"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -22,20 +23,23 @@ from tests.kv.tiny_models import FAMILIES, generate, tiny, tiny_profile
 
 
 def coded(states: Tensor, bits: float, first: list[int]) -> CodedSide:
-    """Codes of states (batch, heads, tokens, width), with two exact sinks a row."""
+    """Codes of states (batch, heads, tokens, width), with two exact sinks a row; of no bits, each token is the mean."""
     basis, curve = own_basis(states)
-    code = SideCode(basis, allocate(basis.deviation, curve, bits), curve, states.shape[1])
+    given = allocate(basis.deviation, curve, bits) if bits else torch.zeros(len(basis.deviation), dtype=torch.int64)
+    code = SideCode(basis, given, curve, states.shape[1])
     index = torch.tensor(first)[:, None] + torch.arange(2)
     wide = index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
     side = CodedSide(code, Planes(()), 0, states.gather(2, wide), index)
     return side.append(states[:, :, :64]).append(states[:, :, 64:])
 
 
-@pytest.mark.parametrize("masked", ["none", "boolean", "additive"])
-@pytest.mark.parametrize("new", [1, 5])
-def test_contraction_equals_attention_over_rebuilt_states(masked: str, new: int) -> None:
+@pytest.mark.parametrize(
+    ("masked", "new", "rates"),
+    [*itertools.product(["none", "boolean", "additive"], [1, 5], [(3.0, 3.0)]), ("none", 1, (0, 3.0)), ("none", 5, (3.0, 0))],
+)
+def test_contraction_equals_attention_over_rebuilt_states(masked: str, new: int, rates: tuple[float, float]) -> None:
     torch.manual_seed(0)
-    sides = [coded(torch.randn(2, 2, 192, 16) * torch.linspace(0.1, 2, 16), 3.0, [7, 0]) for _ in range(2)]
+    sides = [coded(torch.randn(2, 2, 192, 16) * torch.linspace(0.1, 2, 16), rate, [7, 0]) for rate in rates]
     keys, values = (CodedStates(side, torch.randn(2, 2, 20, 16), new) for side in sides)
     query = torch.randn(2, 6, new, 16)
     visible = torch.ones(2, 1, new, 212, dtype=torch.bool).tril(212 - new)

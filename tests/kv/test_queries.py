@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+
+pytest.importorskip("transformers")
+
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 import tensornet_compress.kv as kv
 from tensornet_compress.errors import TensorNetError
@@ -78,6 +84,64 @@ def test_calibrating_by_queries_needs_no_gradient_and_is_deterministic() -> None
 
 
 @pytest.mark.parametrize("name", ["latent attention", "own attention"])
-def test_a_model_that_shows_no_queries_is_refused(name: str) -> None:
-    with pytest.raises(TensorNetError, match="shows no queries that meet its cached keys"):
-        kv.calibrate(strong(name), [ids(seed) for seed in range(5)], metric="queries")
+def test_where_queries_do_not_meet_keys_gradients_are_those_of_all_attention_outputs(name: str) -> None:
+    model, text = strong(name), ids()
+    place, error = 10, 1e-3 * torch.randn(1, generator=torch.Generator().manual_seed(1))
+
+    def outputs(side: int | None) -> torch.Tensor:
+        """What the first attention that caches gives, with an error at one channel of one of its keys or values."""
+        cache, given = DynamicCache(config=model.config), []
+        plain = cache.update
+
+        def update(keys, values, layer, *args, **kwargs):
+            held = [part.clone() for part in plain(keys, values, layer, *args, **kwargs)]
+            if layer == first and side is not None:
+                held[side][0, 0, place, 3] += error[0]
+            return tuple(held)
+
+        cache.update = update
+        attention = next(m for n, m in model.named_modules() if n.endswith(("self_attn", "self_attention")) and cached(m))
+        handle = attention.register_forward_hook(lambda _m, _i, output: given.append(output[0].double()))
+        with torch.no_grad():
+            model(text, past_key_values=cache)
+        handle.remove()
+        return given[0]
+
+    def cached(module: torch.nn.Module) -> bool:
+        return module.layer_idx == first
+
+    with Runner(model) as runner:
+        runner.style = None  # gradients as they are, with rotary positions on
+        window = Window(ids(), torch.ones_like(ids()))
+        seen = [next(iter(runner.capture(window, queries=True))) for _ in range(150)]
+    first = seen[0].layers[0]
+    for side in (0, 1):
+        moved = float(((outputs(side) - outputs(None)) / error.double()).square().sum())
+        squared = torch.stack([captured.felt[0][side][0, place, 3].double().square() for captured in seen])
+        assert float(squared.mean()) == pytest.approx(moved, rel=0.4)
+        assert moved > 0
+
+
+def test_calibrating_a_decoder_behind_an_encoder() -> None:
+    model = copy.deepcopy(strong("encoder-decoder"))
+    for name, parameter in model.named_parameters():
+        parameter.data /= 3 if "Attention" in name and parameter.ndim > 1 else 1
+    batches = [
+        {"input_ids": ids(seed), "decoder_input_ids": torch.cat([ids(seed + 9), ids(seed + 19)], 1)} for seed in range(6)
+    ]
+    for metric in ("queries", "fisher"):
+        with torch.inference_mode():
+            profile = kv.calibrate(model, batches, metric=metric, group_size=2, joined=4, sensitivity_windows=3)
+        assert (profile.spec.layers, profile.spec.heads, profile.spec.metric) == ([0, 1], [4, 4], metric)
+        cache = EncoderDecoderCache(kv.CompressedCache(model, bits=8.0, profile=profile, window=16), DynamicCache())
+        exact = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        asked = {"input_ids": ids(7), "decoder_input_ids": torch.cat([ids(8), ids(9)[:, :32]], 1)}
+        with torch.no_grad():
+            for past in (cache, exact):
+                model(**asked, past_key_values=past)
+            asked["decoder_input_ids"] = ids(3)[:, :1]
+            then = [model(**asked, past_key_values=past).logits for past in (cache, exact)]
+        assert cache.self_attention_cache.report().sealed_tokens == 64
+        assert float((then[0] - then[1]).norm() / then[1].norm()) < 0.05
+    with pytest.raises(TensorNetError, match=r"integer decoder_input_ids .* beside what the encoder reads"):
+        kv.calibrate(model, [ids()], metric="queries")

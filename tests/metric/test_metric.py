@@ -98,7 +98,7 @@ def test_bad_factors_are_refused_with_what_was_given():
 @pytest.mark.parametrize("rate", [None, 0.25])
 def test_a_metric_read_from_its_file_is_the_one_that_was_written(rows, columns, rate, tmp_path):
     metric = KroneckerMetric(rows, columns, rate)
-    loaded = StoredMetric.write(metric, tmp_path / "metric.safetensors").load()
+    loaded = StoredMetric.write_all([("layer", metric)], tmp_path)["layer"].load()
     error = random_tensor((5, 7))
     assert loaded.rate == rate
     assert loaded.norm2(error) == pytest.approx(metric.norm2(error), rel=1e-12)

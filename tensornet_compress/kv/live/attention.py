@@ -86,6 +86,7 @@ class CodedStates(Tensor):
         made.side, made.tail, made.queries, made._whole = side, tail, queries, None
         return made
 
+    @torch.compiler.disable
     def whole(self) -> Tensor:
         """The plain tensor; rebuilt once."""
         if self._whole is None:
@@ -112,6 +113,7 @@ class CodedStates(Tensor):
         return self.whole()
 
 
+@torch.compiler.disable
 def _contracted(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0, is_causal: bool = False, **more: Any
 ) -> Tensor | None:

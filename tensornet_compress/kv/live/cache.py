@@ -55,6 +55,7 @@ class LiveCache(CompressedCache, mode="live"):
         contracts = attention == "auto" and getattr(text_config(model), "_attn_implementation", None) != "flex_attention"
         self.compress_layers(lambda place: LiveLayer(bits, codes[place], window, block, contracts))
 
+    @torch.compiler.disable
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

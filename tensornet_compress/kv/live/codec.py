@@ -155,7 +155,7 @@ class SideCode(Shared):
     @cached_property
     def head_operand(self) -> Tensor:
         """fp32 (heads, rows, width)."""
-        return self._operand.view(self.layout.count, self.heads, -1).transpose(0, 1)
+        return self._operand.unflatten(1, (self.heads, -1)).transpose(0, 1)
 
     @cached_property
     def head_constant(self) -> Tensor:

@@ -14,7 +14,7 @@ from tensornet_compress.coding.cache_quantiser import Statistics
 from tensornet_compress.decompose.groups import consecutive_groups, search_groups
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.live.codec import LiveBasis, live_bases, live_curve
-from tensornet_compress.kv.profile.capture import Captured, Runner, windows
+from tensornet_compress.kv.profile.capture import Captured, Runner, Window, windows
 from tensornet_compress.kv.profile.moments import RIDGE, QueryMoments, SideMoments, side_rows
 from tensornet_compress.kv.profile.profile import SIDES, Profile, ProfileSpec, SideSpec
 from tensornet_compress.kv.profile.tree import SideTree, build_tree
@@ -51,14 +51,16 @@ def calibrate(
     ([0, 1], [4, 4])
 
     Args:
-        model: a transformers causal language model; left as found.
-        batches: int64 ids (batch, length), or mappings with ``input_ids`` and ``attention_mask``. Use clearly more tokens
+        model: a transformers causal language model, or one with an encoder; left as found.
+        batches: int64 ids (batch, length), or mappings with ``input_ids`` and ``attention_mask``; for a model with an encoder
+            mappings of what it reads, ``decoder_input_ids`` and perhaps ``decoder_attention_mask``. Use clearly more tokens
             than a token caches channels; windows of 1000 tokens and more also show what far context is worth.
         metric: ``fisher`` weighs errors of keys and values by the curvature of the KL divergence (backward passes over
             ``sensitivity_windows`` sequences, each with its natural continuation and a verbatim copy of a far span, ``draws``
             label draws each);
             ``queries`` weighs errors by what they do to attention outputs, from second moments of the queries; it needs no
-            backward pass; ``euclidean`` weighs all channels alike.
+            backward pass, but through single attention modules where queries do not meet the cached keys in
+            ``scaled_dot_product_attention``; ``euclidean`` weighs all channels alike.
         group_size: (layer, head) units that share a basis; default a sixth of all units.
         joined: leading components of each group that the root joins (0: no root).
         search: look for groups by mutual information; else units in their own order.
@@ -70,7 +72,7 @@ def calibrate(
         TensorNetError: no batches, no full-attention layer, or layers whose heads differ in width.
     """
     # On several threads sums are rounded in another order, and saved caches open only with the very profile of their codes.
-    with limited_threads(1):
+    with limited_threads(1), torch.inference_mode(False):
         return _calibrated(model, batches, metric, sensitivity_windows, draws, group_size, joined, search, sinks, window, seed)
 
 
@@ -90,13 +92,13 @@ def _calibrated(
     generator = torch.Generator().manual_seed(seed)
     felt, streamed = 0 if metric == "fisher" else sensitivity_windows, _Streamed(sinks)
     with Runner(model) as runner:
-        for batch in windows(batches):
+        for batch in windows(batches, runner.paired):
             if felt >= sensitivity_windows:
                 for captured in runner.capture(batch, metric == "queries"):
                     streamed.add(captured)
                 continue
-            for ids, mask in zip(batch.ids, batch.mask):
-                streamed.add(*_felt(runner, ids[mask.bool()][None], sinks, window, draws, generator))
+            for row in batch.rows():
+                streamed.add(*_felt(runner, row, sinks, window, draws, generator))
                 felt += 1
         style, rotary = runner.style, runner.rotary()
     if not streamed.seen:
@@ -158,6 +160,9 @@ class _Streamed:
         self.longest = max(self.longest, captured.keys[0].shape[1])
         if captured.queries:
             self.queries.add(captured.queries, captured.scaling, self.heads)
+        if captured.felt:
+            keys, values = (torch.cat([layer[side] for layer in captured.felt])[:, self.sinks :] for side in (0, 1))
+            gradients = [(keys, values)]
         rows = side_rows(captured, self.sinks)
         # Scales and symbol statistics come from sequences the bases have not seen, or they would look too small.
         if self.seen % _STATISTICS_EVERY == _STATISTICS_EVERY - 1:
@@ -175,7 +180,9 @@ class _Streamed:
         units = sum(self.heads)
         if kind == "euclidean":
             return {side: torch.eye(width, dtype=torch.float64).repeat(units, 1, 1) for side, width in self.widths.items()}
-        if kind == "queries":
+        if kind == "queries" and not self.queries.count:
+            blocks = self._relative(units)
+        elif kind == "queries":
             spread = self.moments["value"].covariance().diagonal().double().view(units, -1).sum(1)
             pair = self.queries.metric(spread, self.widths["value"], self.heads, rotary, self.longest)
             blocks = dict(zip(SIDES, pair))
@@ -186,15 +193,26 @@ class _Streamed:
         common = sum(float(b.diagonal(dim1=-2, dim2=-1).mean()) for b in blocks.values()) / len(blocks)
         return {side: block / common for side, block in blocks.items()}
 
+    def _relative(self, units: int) -> dict[str, Tensor]:
+        """What outputs feel, of every layer in parts of what they feel of all that its states vary."""
+        blocks = {side: ridged(self.sensitivity[side].mean, RIDGE) for side in SIDES}
+        moved = torch.zeros(units, dtype=torch.float64)
+        for side, width in self.widths.items():
+            own = self.moments[side].covariance().double().view(units, width, units, width)
+            moved += (own.diagonal(dim1=0, dim2=2).permute(2, 0, 1) * blocks[side]).sum((1, 2))
+        layers = torch.cat([part.sum().expand(len(part)) for part in moved.split(self.heads)]).clamp_min(1e-30)
+        return {side: block / layers[:, None, None] for side, block in blocks.items()}
+
 
 def _felt(
-    runner: Runner, sequence: Tensor, sinks: int, window: int, draws: int, generator: torch.Generator
+    runner: Runner, row: Window, sinks: int, window: int, draws: int, generator: torch.Generator
 ) -> tuple[Captured, Iterable[tuple[Tensor, Tensor]]]:
-    """What one sequence (1, tokens) caches, but for its end, and the gradients of what follows at the coded tokens."""
+    """What one sequence caches, but for its end, and the gradients of what follows at the coded tokens."""
+    sequence = row.ids
     ahead = max(1, min(128, sequence.shape[1] // 8))
     prefix = sequence[:, : sequence.shape[1] - ahead]
     ones = torch.ones_like(prefix)
-    cache, positions = runner.prefill(prefix, ones)
+    cache, positions = runner.prefill(prefix, ones, row.encoder)
     captured = next(iter(runner.captured(cache, positions, ones)))
     # A natural continuation and a verbatim copy of a far span: natural text alone hides what recall needs.
     edge = min(window, prefix.shape[1] // 4)
@@ -202,7 +220,7 @@ def _felt(
     start = int(torch.randint(min(sinks, latest), latest + 1, (1,), generator=generator))
     continuations = torch.cat([sequence[:, prefix.shape[1] :], prefix[:, start : start + ahead]])
     counted = slice(sinks, prefix.shape[1] - edge)
-    pairs = runner.sensitivity(cache, positions, continuations, draws, generator)
+    pairs = runner.sensitivity(cache, positions, continuations, draws, generator, row.encoder)
     return captured, ((torch.cat(keys)[:, counted], torch.cat(values)[:, counted]) for keys, values in pairs)
 
 

@@ -45,6 +45,7 @@ class StorageCache(CompressedCache, mode="storage"):
             self.bits = None
         self.compress_layers(lambda _place: WorkingLayer())
 
+    @torch.compiler.disable
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

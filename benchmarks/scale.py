@@ -1,0 +1,191 @@
+"""A model in a folder compressed without being loaded: seconds by stage and memory, from 0.1 to 1.1 thousand million weights.
+
+Models are Llamas with random weights in bfloat16 shards, and SmolLM2-135M. Each run is a process of its own, the larger ones in
+a control group whose memory the system limits. ``peak_nbytes``: the most that the process and its workers held together.
+``same``: the folder has the bytes of the first run of its model. Runs that are killed get SIGKILL at a moment of the
+undisturbed run's time and are started again; ``time`` is that of both together, over the undisturbed one in ``slower``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from experiments import LANGUAGE, TIME, experiment
+
+import tensornet_compress as tnc
+from tensornet_compress.bench.harness import Job
+from tensornet_compress.bench.peer_packages import Unavailable
+from tensornet_compress.bench.speed import MEASURES as SPEED
+from tensornet_compress.compressing.cluster import cluster
+from tensornet_compress.inputs import load_causal_lm, resolve_model
+from tensornet_compress.inputs.models import cache_folder
+from tensornet_compress.memory import peak_of_all
+from tensornet_compress.report import Measure
+
+BITS, WINDOWS, LENGTH, KILLS = 3.5, 8, 256, 20
+GROUP = Path("/sys/fs/cgroup/memory/tensornet-scale")
+MODELS: dict[str, dict[str, int]] = {
+    # (layers, width, inner width, heads, heads of keys, vocabulary)
+    "random Llama, 0.10 B": dict(zip(("layers", "width", "inner", "heads", "keys", "words"), (10, 768, 2048, 12, 4, 16000))),
+    "random Llama, 0.37 B": dict(zip(("layers", "width", "inner", "heads", "keys", "words"), (20, 1152, 3072, 18, 6, 32000))),
+    "random Llama, 1.10 B": dict(zip(("layers", "width", "inner", "heads", "keys", "words"), (22, 2048, 5632, 32, 4, 32000))),
+}
+MEASURES = {
+    "time": TIME,
+    "calibrate": Measure(title="calibrate", unit="s", better="lower"),
+    "survey": Measure(title="survey", unit="s", better="lower"),
+    "make": Measure(title="make", unit="s", better="lower"),
+    "model_nbytes": Measure(title="model", unit="bytes", better="lower", role="other"),
+    "nbytes": Measure(title="compressed", unit="bytes", better="lower"),
+    "peak_nbytes": SPEED["peak_nbytes"],
+    "same": Measure(title="same bytes", better="higher"),
+    "slower": Measure(title="time over the undisturbed run", better="lower"),
+}
+
+
+@cache
+def folder(model: str) -> Path:
+    """Where a model lies; a random one is made at its first use."""
+    if model == LANGUAGE:
+        return Path(resolve_model(model))
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    place, sizes = cache_folder() / "scale" / model.replace(" ", "-"), MODELS[model]
+    if not (place / "config.json").exists():
+        config = LlamaConfig(
+            num_hidden_layers=sizes["layers"],
+            hidden_size=sizes["width"],
+            intermediate_size=sizes["inner"],
+            num_attention_heads=sizes["heads"],
+            num_key_value_heads=sizes["keys"],
+            vocab_size=sizes["words"],
+            dtype=torch.bfloat16,
+        )
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(place, max_shard_size="500MB")
+    return place
+
+
+def run(source: str, target: str, memory: int | None, workers: int, where: str | None, in_memory: bool) -> None:
+    """One run, in a process of its own; prints what it took as JSON."""
+    torch.set_num_threads(2)
+    words = json.loads((Path(source) / "config.json").read_text())["vocab_size"]
+    drawn = torch.Generator().manual_seed(1)
+    windows = [torch.randint(words, (1, LENGTH), generator=drawn) for _ in range(WINDOWS)]
+    began, budget = time.perf_counter(), tnc.Budget(bits_per_weight=BITS)
+    if in_memory:
+        model = load_causal_lm(source)
+        with cluster(where):
+            report = tnc.compress(model, budget, windows, workers=workers)
+        tnc.save(model, target, report=report)
+    else:
+        report = tnc.compress_folder(
+            source, target, budget, windows, workers=workers if where is None else None, memory=memory, cluster=where
+        )
+    stages = {"calibrate": 0.0, "survey": 0.0, "make": 0.0}
+    for stage, seconds in report.seconds.items():
+        stages[stage.split()[0]] += seconds
+    taken = {"time": time.perf_counter() - began, "peak_nbytes": peak_of_all()}
+    print("\n" + json.dumps(taken | stages))
+
+
+def started(model: str, target: Path, memory: int | None, *how: Any) -> subprocess.Popen[str]:
+    given = (str(folder(model)), str(target), memory, *how)
+    call = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import scale; scale.run(*{given!r})"
+
+    def enter() -> None:
+        if memory is not None:
+            (GROUP / "cgroup.procs").write_text(str(os.getpid()))
+
+    return subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True, preexec_fn=enter)
+
+
+def limited(memory: int | None) -> None:
+    """A control group of so much memory, page cache included."""
+    if memory is not None:
+        try:
+            GROUP.mkdir(exist_ok=True)
+            (GROUP / "memory.limit_in_bytes").write_text(str(memory))
+        except OSError as error:
+            raise Unavailable(f"no control group can be made ({error.strerror})") from error
+
+
+def digest(target: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(target.iterdir()))).hexdigest()
+
+
+first: dict[str, str] = {}
+
+
+def row(model: str, memory: int | None, *how: Any) -> dict[str, Any]:
+    limited(memory)
+    target = cache_folder() / "scale" / "out"
+    shutil.rmtree(target, ignore_errors=True)
+    told, _ = (process := started(model, target, memory, *how)).communicate()
+    if process.returncode:
+        raise RuntimeError(f"the run ended with {process.returncode}")
+    found = digest(target)
+    values = json.loads(told.splitlines()[-1]) | {
+        "model_nbytes": sum(file.stat().st_size for file in folder(model).glob("*.safetensors")),
+        "nbytes": sum(file.stat().st_size for file in target.iterdir()),
+        "same": float(first.setdefault(model, found) == found),
+    }
+    return {"values": values, "settings": {"memory": memory}}
+
+
+def killed(model: str, number: int) -> dict[str, Any]:
+    target = cache_folder() / "scale" / "out"
+    shutil.rmtree(target, ignore_errors=True)
+    whole = undisturbed(model)
+    process, began = started(model, target, None, 1, None, False), time.perf_counter()
+    try:
+        process.wait((number + 0.5) / KILLS * whole)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    code = process.returncode
+    again = started(model, target, None, 1, None, False)
+    again.communicate()
+    spent = time.perf_counter() - began
+    left = [path.name for path in target.parent.iterdir() if path.name.startswith(f".{target.name}")]
+    same = again.returncode == 0 and not left and digest(target) == first[model]
+    return {"values": {"time": spent, "slower": spent / whole, "same": float(same)}, "settings": {"code": code}}
+
+
+@cache
+def undisturbed(model: str) -> float:
+    began = time.perf_counter()
+    row(model, None, 1, None, False)
+    return time.perf_counter() - began
+
+
+def jobs() -> Iterator[Job]:
+    one = (1, None, False)
+    for model in MODELS:
+        large = model.endswith("1.10 B")
+        memory = 3 << 30 if large else None
+        yield Job("speed", model, "streamed, one worker", partial(row, model, memory, *one), ours=True)
+        if large:
+            yield Job("speed", model, "streamed, two workers", partial(row, model, memory, 2, None, False), ours=True)
+            yield Job("speed", model, "streamed, Ray", partial(row, model, None, 2, "ray", False), ours=True)
+    yield Job("speed", LANGUAGE, "streamed, one worker", partial(row, LANGUAGE, None, *one), ours=True)
+    yield Job("speed", LANGUAGE, "in memory, one worker", partial(row, LANGUAGE, None, 1, None, True), ours=True)
+    small = next(iter(MODELS))
+    for number in range(KILLS):
+        yield Job("speed", small, f"killed, moment {number + 1:02d}", partial(killed, small, number), ours=True)
+
+
+if __name__ == "__main__":
+    experiment(jobs(), MEASURES, {"tokens": WINDOWS * LENGTH, "bits_per_weight": BITS})

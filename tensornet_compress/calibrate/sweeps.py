@@ -1,0 +1,291 @@
+"""The Fisher metrics of one block of a model at a time, in two sweeps over its blocks.
+
+Forwards, what enters each block is written to a folder; at the end the loss gives the gradient of the last states. Backwards,
+each block runs once more from what entered it and takes that gradient one block further. Memory holds the activations and the
+statistics of one block, and the numbers are those of one pass over the whole model: the same operations in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from tensornet_compress.calibrate.batches import Batch, call, kept_output, model_inputs
+from tensornet_compress.calibrate.blocks import BlockRunner, EndOfPass, block_list, replaced_forwards
+from tensornet_compress.calibrate.by_blocks import block_groups
+from tensornet_compress.calibrate.divergence import sampled_loss
+from tensornet_compress.calibrate.fisher_metrics import FisherCollector
+from tensornet_compress.calibrate.hooks import autocast, calls_and_gradients, frozen, hooked
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.steps import Steps
+from tensornet_compress.metric import KroneckerMetric, StoredMetric
+from tensornet_compress.nn import Target
+from tensornet_compress.nn.mapped import release
+
+_TOLERANCE = 1e-3
+
+
+class NotByBlocksError(TensorNetError):
+    """A model whose blocks do not make up all of what happens between the first and the last of them."""
+
+
+class FisherSweeps:
+    """Both sweeps over one model and its calibration batches.
+
+    Args:
+        model, batches, targets, precision, seed: as for ``fisher_metrics``.
+        steps: where what enters each block is kept, (blocks + 1) x tokens x width numbers, and the metrics.
+        advance: called once for each batch and block.
+
+    Raises:
+        NotByBlocksError: the model does more than hand states from block to block: it was tried on the first batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        targets: Sequence[Target],
+        steps: Steps,
+        *,
+        precision: torch.dtype | None = None,
+        advance: Callable[[], None] = lambda: None,
+        seed: int = 0,
+    ):
+        self.model, self.batches, self.precision, self.advance = model, batches, precision, advance
+        self.device = next(model.parameters()).device
+        self.steps = steps
+        self._generator = torch.Generator(device=self.device).manual_seed(seed)
+        names = [target.name for target in targets]
+        if not block_list(model, names):
+            raise NotByBlocksError(f"{type(model).__name__} has no list of blocks")
+        named = {target.name: target for target in targets}
+        outside, *inside = ([named[name] for name in group] for group in block_groups(model, names))
+        self._outside, self._inside = outside, inside
+        for group in [outside, *inside]:
+            own = {target.name for target in group}
+            if strangers := [t.name for target in group for t in targets if t.name in target.tied and t.name not in own]:
+                raise NotByBlocksError(f"{strangers[0]!r} is tied to a layer of another block")
+        try:
+            self._prove(names)
+            self._runner = BlockRunner(model, batches, names, precision)
+        except NotByBlocksError:
+            raise
+        except Exception as error:
+            # Whatever the model's own code raises when it is not called as it expects.
+            raise NotByBlocksError(f"its blocks cannot be run by themselves ({error})") from error
+        self._tokens = [0] * len(batches)
+
+    def metrics(self) -> Iterator[tuple[str, StoredMetric]]:
+        """Names and metrics of the targets that calibration reached, the last block's first, those outside blocks at the end.
+
+        Raises:
+            TensorNetError: no batch holds a token, or no target reaches the loss.
+        """
+        for batch, state in enumerate(self._runner.states):
+            self._keep("state", 0, batch, state)
+        self._runner.states = []
+        count = len(self._runner.blocks)
+        for number in range(count):
+            if self.steps.found(f"forwards-{number}") is None:
+                self._forwards(number)
+                self.steps.finish(f"forwards-{number}", None, self._files("state", number + 1))
+        outside = FisherCollector(self.model, self._outside)
+        self._tail(outside)
+        if not any(self._tokens):
+            raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
+        for number in reversed(range(count)):
+            yield from self._stored(f"backwards-{number}", number).items()
+        self._start(outside)
+        yield from StoredMetric.write_all(outside.metrics(self._outside).items(), self.steps.folder, "outside").items()
+
+    def _stored(self, step: str, number: int) -> dict[str, StoredMetric]:
+        """The metrics of a block, from an earlier run where that came so far."""
+        folder = self.steps.folder
+        known = self.steps.found(step)
+        if known is None:
+            found = StoredMetric.write_all(self._backwards(number).items(), folder, step)
+            files = [*self._files("gradient", number), *(file for metric in found.values() for file in metric.files)]
+            self.steps.finish(step, {name: metric.to_json() for name, metric in found.items()}, files)
+        else:
+            found = {name: StoredMetric.from_json(folder, *told) for name, told in known.items()}
+        for file in [*self._files("gradient", number + 1), *self._files("state", number)]:
+            file.unlink(missing_ok=True)
+        return found
+
+    def _files(self, kind: str, number: int) -> list[Path]:
+        return [self._file(kind, number, batch) for batch in range(len(self.batches)) if kind == "state" or self._tokens[batch]]
+
+    def _prove(self, names: Sequence[str]) -> None:
+        """Refuse a model whose answer to the first batch is another when its blocks are given the states alone, or whose blocks
+        are given anything else that a target had a part in."""
+        inputs = model_inputs(self.batches[0], self.device)
+        collector = FisherCollector(self.model, self._outside)
+        collector.begin(self.batches[0])
+        runner = BlockRunner(self.model, self.batches[:1], names, self.precision)
+        after_each = [block.register_forward_hook(lambda block, *_: _released(block)) for _, block in runner.blocks]
+        with hooked(after_each), frozen(self.model), torch.no_grad(), autocast(self.device, self.precision):
+            whole = kept_output(self.model, inputs)[0]
+        state = runner.states[0]
+        for number, (name, _) in enumerate(runner.blocks):
+            (after,) = runner.outputs(number, [state])
+            # Blocks that keep something from one call to the next show it at the second.
+            with frozen(self.model), torch.enable_grad():
+                for _ in range(2):
+                    again = runner.run(number, 0, state.requires_grad_())
+                    if not _alike(again.detach(), after):
+                        raise NotByBlocksError(f"block {name!r} does not give the same when it is called again")
+                    again.sum().backward()
+            state = after
+            release(runner.blocks[number][1])
+        strange: list[str] = []
+
+        def forward(number: int, _block: nn.Module) -> Callable[..., Any]:
+            def run(given: Tensor, *arguments: Any, **keywords: Any) -> Any:
+                others = [*arguments, *keywords.values()]
+                strange.extend(runner.blocks[number][0] for other in others if _asks_for_gradient(other))
+                last = number == len(runner.blocks) - 1
+                return runner.given_back(state if last else given.detach())
+
+            return run
+
+        with ExitStack() as stack:
+            stack.enter_context(hooked(calls_and_gradients(collector.modules, collector.called)))
+            stack.enter_context(frozen(self.model))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(autocast(self.device, self.precision))
+            stack.enter_context(replaced_forwards(runner.blocks, forward))
+            parts = kept_output(self.model, inputs)[0].detach()
+        if strange:
+            raise NotByBlocksError(f"block {strange[0]!r} is given more than states that depends on layers to compress")
+        release(self.model)
+        if not _alike(parts, whole):
+            raise NotByBlocksError("its blocks, run one after the other, do not give what the model gives")
+
+    def _forwards(self, number: int) -> None:
+        with frozen(self.model), torch.no_grad():
+            for batch in range(len(self.batches)):
+                state = self._runner.run(number, batch, self._kept("state", number, batch))
+                self._keep("state", number + 1, batch, state)
+                self.advance()
+        release(self._runner.blocks[number][1])
+
+    def _tail(self, collector: FisherCollector) -> None:
+        """What comes behind the last block, the loss, and the gradients of the states before."""
+        blocks = self._runner.blocks
+        behind = False
+
+        def called(*given: Any) -> Any:
+            return collector.called(*given) if behind else None
+
+        for batch, data in enumerate(self.batches):
+            state = self._kept("state", len(blocks), batch).requires_grad_()
+
+            def forward(number: int, _block: nn.Module, state: Tensor = state) -> Callable[..., Any]:
+                def run(given: Tensor, *_arguments: Any, **_keywords: Any) -> Any:
+                    nonlocal behind
+                    behind = number == len(blocks) - 1
+                    return self._runner.given_back(state if behind else given)
+
+                return run
+
+            behind = False
+            collector.begin(data)
+            with hooked(calls_and_gradients(collector.modules, called)), frozen(self.model), torch.enable_grad():
+                with replaced_forwards(blocks, forward), autocast(self.device, self.precision):
+                    output, is_logits = kept_output(self.model, model_inputs(data, self.device))
+                self._tokens[batch] = len(output)
+                if not len(output):
+                    continue
+                collector.end_forward(output if is_logits else None)
+                collector.tokens += len(output)
+                total = sampled_loss(output, is_logits, self._generator)
+                if not total.requires_grad:
+                    raise TensorNetError(f"no targeted layer reaches the loss of {type(self.model).__name__}")
+                total.backward()
+            self._keep("gradient", len(blocks), batch, torch.zeros_like(state) if state.grad is None else state.grad)
+        release(self.model)
+
+    def _backwards(self, number: int) -> dict[str, KroneckerMetric]:
+        targets = self._inside[number]
+        collector = FisherCollector(self.model, targets)
+        hooks = hooked(calls_and_gradients(collector.modules, collector.called))
+        with hooks, frozen(self.model), torch.enable_grad():
+            for batch, tokens in enumerate(self._tokens):
+                if tokens:
+                    collector.begin(self.batches[batch])
+                    state = self._kept("state", number, batch).requires_grad_()
+                    output = self._runner.run(number, batch, state)
+                    collector.end_forward(None)
+                    collector.tokens += tokens
+                    output.backward(self._kept("gradient", number + 1, batch))
+                    self._keep("gradient", number, batch, torch.zeros_like(state) if state.grad is None else state.grad)
+                self.advance()
+        release(self._runner.blocks[number][1])
+        return collector.metrics(targets)
+
+    def _start(self, collector: FisherCollector) -> None:
+        """What comes before the first block, with the gradient of the states that enter it."""
+        entry: list[Tensor] = []
+
+        def forward(_number: int, _block: nn.Module) -> Callable[..., Any]:
+            def run(given: Tensor, *_arguments: Any, **_keywords: Any) -> Any:
+                entry.append(given)
+                raise EndOfPass
+
+            return run
+
+        for batch, data in enumerate(self.batches):
+            if not self._tokens[batch]:
+                continue
+            collector.begin(data)
+            with hooked(calls_and_gradients(collector.modules, collector.called)), frozen(self.model), torch.enable_grad():
+                stopped = replaced_forwards(self._runner.blocks[:1], forward)
+                with stopped, autocast(self.device, self.precision), suppress(EndOfPass):
+                    call(self.model, model_inputs(data, self.device))
+                collector.end_forward(None)
+                state = entry.pop()
+                if state.requires_grad:
+                    state.backward(self._kept("gradient", 0, batch))
+        release(self.model)
+
+    def _file(self, kind: str, number: int, batch: int) -> Path:
+        return self.steps.folder / f"{kind}-{number}-{batch}.safetensors"
+
+    def _keep(self, kind: str, number: int, batch: int, state: Tensor) -> None:
+        save_file({"state": state.detach().cpu().contiguous()}, self._file(kind, number, batch))
+
+    def _kept(self, kind: str, number: int, batch: int) -> Tensor:
+        # Read, not mapped: mapped pages count as memory.
+        return load(self._file(kind, number, batch).read_bytes())["state"].to(self.device)
+
+
+def sweep_steps(model: nn.Module, batches: int, names: Sequence[str]) -> int:
+    """How often ``advance`` is called."""
+    return 2 * batches * len(block_list(model, names))
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two outputs differ by no more than rounding."""
+    if found.shape != wanted.shape or torch.equal(found, wanted):
+        return found.shape == wanted.shape
+    scale = max(float(part.abs().max()) for part in wanted.split(64))
+    return all(float((a - b).abs().max()) <= _TOLERANCE * scale for a, b in zip(found.split(64), wanted.split(64)))
+
+
+def _released(block: nn.Module) -> None:
+    release(block)
+
+
+def _asks_for_gradient(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list | tuple) and any(map(_asks_for_gradient, value))

@@ -1,0 +1,95 @@
+"""The finished steps of a long job and what they gave, kept beside its target, so that a killed job goes on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tensornet_compress.errors import BudgetError, TargetError, TensorNetError
+from tensornet_compress.files.reading import read_json
+from tensornet_compress.files.scratch import ScratchFolder
+from tensornet_compress.files.whole import locked, sync, whole_file
+
+_SETTINGS = "settings"
+
+
+class Steps:
+    """A folder for the files of a job. Without ``lasting`` nothing is recorded, and nothing found."""
+
+    def __init__(self, folder: Path, lasting: bool = True):
+        self.folder, self.lasting = folder, lasting
+        self._scratch: ScratchFolder | None = None
+
+    @classmethod
+    def passing(cls) -> Steps:
+        """Steps in a temporary folder that goes with this object."""
+        scratch = ScratchFolder()
+        steps = cls(Path(scratch.name), lasting=False)
+        steps._scratch = scratch
+        return steps
+
+    @classmethod
+    def nowhere(cls) -> Steps:
+        """Steps without a folder, for jobs that write no files."""
+        return cls(Path(os.devnull), lasting=False)
+
+    def found(self, step: str) -> Any:
+        """What a finished step gave; None while it is not finished."""
+        file = self.folder / f"{step}.json"
+        return read_json(file) if self.lasting and file.is_file() else None
+
+    def finish(self, step: str, given: Any, files: Iterable[Path] = ()) -> None:
+        """Record what a step gave, as JSON, once the ``files`` that it wrote are on disk."""
+        if self.lasting:
+            for file in files:
+                sync(file)
+            with whole_file(self.folder / f"{step}.json") as file:
+                file.write_text(json.dumps(given, allow_nan=False), encoding="utf-8")
+
+
+@contextmanager
+def resumed(target: str | os.PathLike[str], settings: Mapping[str, Any], fresh: bool = False) -> Iterator[Steps]:
+    """The steps of the job that writes ``target``, which no other process works on meanwhile.
+
+    They lie in ``.NAME.tnc-work`` beside it, stay there when the block ends by an error or the process is killed, and vanish
+    when it ends well. ``settings``: whatever the job's result depends on, as JSON. ``fresh``: forget the steps of earlier runs.
+
+    Raises:
+        TensorNetError: the steps found are those of a run with other settings; or another process is at work.
+    """
+    with locked(target) as path:
+        folder = path.parent / f".{path.name}.tnc-work"
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        steps, now = Steps(folder), json.loads(json.dumps(dict(settings)))
+        folder.mkdir(exist_ok=True)
+        then = steps.found(_SETTINGS)
+        if then is None:
+            for left in folder.iterdir():
+                left.unlink()
+            steps.finish(_SETTINGS, now)
+        elif then != now:
+            changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+            told = "; ".join(f"{name} was {_short(then.get(name))}, is {_short(now.get(name))}" for name in changed)
+            raise TensorNetError(
+                f"{str(target)!r} was begun by a run with other settings ({told}); give the same again to go on with it, or "
+                "start over with fresh=True (--fresh)"
+            )
+        try:
+            yield steps
+        except BaseException as error:
+            # What would happen again is not worth keeping steps for, nor is a beginning without any.
+            if isinstance(error, BudgetError | TargetError) or len(list(folder.iterdir())) == 1:
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
+def _short(value: Any) -> str:
+    told = json.dumps(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."

@@ -1,0 +1,163 @@
+"""From a folder of safetensors to a compressed one, whatever its size, and however often the machine is switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensornet_compress.calibrate import Batch
+from tensornet_compress.calibrate.batches import calibration_fingerprint, named_parts
+from tensornet_compress.calibrate.blocks import block_list
+from tensornet_compress.compressing import Budget, compress
+from tensornet_compress.compressing.cluster import cluster as on_cluster
+from tensornet_compress.compressing.report import CompressionReport
+from tensornet_compress.compressing.sizes import Sizes
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files import save
+from tensornet_compress.files.index import weight_files
+from tensornet_compress.files.save import check_place
+from tensornet_compress.files.steps import resumed
+from tensornet_compress.files.whole import check_folder
+from tensornet_compress.inputs import load_causal_lm, load_encoder, resolve_model
+from tensornet_compress.memory import peak_of_all, resident_bytes
+from tensornet_compress.nn import Target, find_targets, layer_weight
+from tensornet_compress.version import __version__
+
+# Bytes beside the model: of a worker that has read its libraries, for each number of the layer that a job works on, and for
+# each logit of a batch (measured).
+_WORKER, _JOB, _LOGIT = 400 << 20, 30, 12
+_SLACK = 64 << 20
+
+
+def compress_folder(
+    source: str | Path,
+    target: str | Path,
+    budget: Budget,
+    calibration: Iterable[Batch],
+    *,
+    tokenizer: Any = None,
+    encoder: bool = False,
+    dtype: torch.dtype | None = None,
+    memory: int | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
+    overwrite: bool = False,
+    fresh: bool = False,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> CompressionReport:
+    """Compress the transformers model in the folder ``source`` into the folder ``target``.
+
+    Weights stay in their files and are read when they are needed; activations and statistics of one block at a time are in
+    memory, everything else lies in ``.NAME.tnc-work`` beside the target. A run that ended early, by an error or by the power
+    going off, goes on where it was when the same call is made again. The target appears at the end, whole.
+
+    Args:
+        source: a folder, a hub id or the name of an embedded model.
+        budget, workers: as for ``compress``; so are the ``options``.
+        calibration: batches of token ids (rows, length): one row each needs the least memory.
+        tokenizer: saved beside the model.
+        encoder: load the model without a head.
+        dtype: None for the one that is stored; another one needs memory for a converted copy of the model.
+        memory: bytes that this process and its workers may take together. It decides on the number of workers.
+        cluster: where jobs run: ``ray``, ``ray://HOST:PORT``, ``dask``, ``dask://HOST:PORT``, or ``processes`` of this machine
+            (the default). Its machines must see ``source`` and ``target`` under the same paths. Results do not depend on it.
+        overwrite: replace what an earlier run wrote to ``target``.
+        fresh: start over, whatever an earlier run has done.
+        trust_remote_code: run code that lies beside the weights.
+
+    Raises:
+        BudgetError, TargetError: as ``compress``.
+        TensorNetError: ``memory``, or the room on the disk, does not suffice (the message says what would), an earlier run had
+            other settings, another process writes ``target``, or any other bad input.
+
+    >>> import torch, transformers, tensornet_compress as tnc
+    >>> config = transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    ...     num_attention_heads=2)
+    >>> transformers.LlamaForCausalLM(config).save_pretrained("large")
+    >>> batches = [torch.randint(64, (1, 16)) for _ in range(4)]
+    >>> report = tnc.compress_folder("large", "small", tnc.Budget(bits_per_weight=4.5), batches, workers=1)
+    >>> report.bits_per_weight <= 4.5, type(tnc.load("small")).__name__
+    (True, 'LlamaForCausalLM')
+    """
+    batches = list(calibration)
+    check_place(target, overwrite)
+    folder = Path(resolve_model(source))
+    settings = {
+        "version": f"{__version__}, torch {torch.__version__}",
+        "threads": torch.get_num_threads(),
+        "model": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in _files(folder)} or str(source),
+        "calibration": calibration_fingerprint(batches),
+        "budget": str(budget),
+        "dtype": str(dtype),
+        "encoder": encoder,
+        "options": {name: _plain(value) for name, value in options.items() if name != "progress"},
+    }
+    with resumed(target, settings, fresh) as steps:
+        loader = load_encoder if encoder else load_causal_lm
+        model = loader(source, dtype, trust_remote_code)
+        chosen = find_targets(model, options.get("targets"), options.get("ignore", ()), tables=True)[0]
+        sizes = Sizes.of(model, chosen, budget)
+        check_folder(target, room_needed(model, batches, chosen, sizes))
+        if memory is not None:
+            workers = workers_within(memory, model, batches, sizes, workers)
+        in_files = folder.is_dir() and dtype is None
+        options = {"by_block": True, "source": folder if in_files else None} | options
+        with on_cluster(cluster):
+            report = compress(model, budget, batches, workers=workers, steps=steps, **options)
+        taken = peak_of_all()
+        if memory is not None and taken is not None and taken > memory:
+            note = f"{taken >> 20:,} MiB of memory were taken, more than the {memory >> 20:,} MiB that were allowed"
+            report = report.model_copy(update={"notes": (*report.notes, note)})
+        save(model, target, tokenizer, report, overwrite=overwrite)
+    return report
+
+
+def room_needed(model: nn.Module, batches: Iterable[Batch], chosen: Sequence[Target], sizes: Sizes) -> int:
+    """Bytes on disk that a compression needs at most: what enters each block, second moments, networks of two rounds, and the
+    result."""
+    config: Any = getattr(model, "config", None)
+    width = getattr(getattr(config, "get_text_config", lambda: config)(), "hidden_size", 0)
+    blocks = block_list(model, [target.name for target in chosen])
+    tokens = sum(max((part.numel() for part in _tensors(batch)), default=0) for batch in batches)
+    states = (len(blocks) + 2) * tokens * width * next(model.parameters()).element_size()
+    inputs = (layer_weight(model.get_submodule(target.name))[0].numel() for target in chosen)
+    return states + sum(8 * n * n for n in inputs) + 3 * sizes.allowed
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    return [part for part in named_parts(batch).values() if isinstance(part, torch.Tensor)]
+
+
+def workers_within(memory: int, model: nn.Module, batches: Iterable[Batch], sizes: Sizes, most: int | None) -> int:
+    """How many workers, at most ``most``, leave a compression within ``memory``.
+
+    Raises:
+        TensorNetError: not even one does.
+    """
+    largest = max(sizes.weights.values())
+    logits = max((part.numel() for batch in batches for part in _tensors(batch)), default=0) * int(
+        getattr(model.config, "vocab_size", 0)
+    )
+    here = (resident_bytes() or 0) + sizes.allowed + _SLACK
+    job = _JOB * largest
+    least = here + max(_LOGIT * logits + 4 * largest, job)
+    if least > memory:
+        raise TensorNetError(
+            f"{memory:,} bytes of memory do not suffice for this model; give at least {least:,} "
+            f"({-(-least // 2**20):,}MiB), or shorter calibration windows"
+        )
+    count = (memory - here) // (_WORKER + job)
+    return int(max(1, min(count, most or torch.get_num_threads())))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted({*weight_files(folder).values(), *folder.glob("*.json")}) if folder.is_dir() else []
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | None) else [str(part) for part in value]

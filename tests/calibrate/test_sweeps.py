@@ -1,0 +1,98 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tensornet_compress as tnc
+from tensornet_compress.calibrate.fisher_metrics import fisher_metrics
+from tensornet_compress.calibrate.sweeps import FisherSweeps, NotByBlocksError, sweep_steps
+from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.steps import Steps
+from tensornet_compress.nn import find_targets
+from tests.architectures import inputs, sharp
+from tests.models import batches, tiny_llama
+
+
+def both(model, data, folder):
+    chosen = find_targets(model, None, (), tables=True)[0]
+    swept = dict(FisherSweeps(model, data, chosen, Steps(folder, lasting=False)).metrics())
+    return fisher_metrics(model, data, chosen), {name: metric.load() for name, metric in swept.items()}
+
+
+def same(one, other):
+    sides = (one.rows, other.rows), (one.columns, other.columns)
+    return one.rate == other.rate and all((a is None and b is None) or torch.equal(a, b) for a, b in sides)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "Gemma 2", "BLOOM", "Mixtral", "Mamba", "Qwen3-Next", "BERT", "ViT"])
+def test_sweeps_give_the_numbers_of_one_pass(name, tmp_path):
+    """Embeddings, tied heads, experts and poolers among them."""
+    whole, swept = both(sharp(name), [inputs(name)] * 2, tmp_path)
+    assert swept.keys() == whole.keys()
+    for layer, metric in whole.items():
+        assert same(swept[layer], metric)
+
+
+def test_padding_and_batches_of_padding_alone(tmp_path):
+    data = [{"input_ids": batches(1)[0], "attention_mask": torch.ones_like(batches(1)[0])} for _ in range(3)]
+    data[0]["attention_mask"][:, :5] = 0
+    data[1]["attention_mask"][:] = 0
+    whole, swept = both(tiny_llama(), data, tmp_path)
+    assert all(same(swept[layer], metric) for layer, metric in whole.items())
+    with pytest.raises(TensorNetError, match="holds a token that is not padding"):
+        both(tiny_llama(), data[1:2], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("T5", "cannot be run by themselves"),
+        ("BART", "is given more than states"),
+        ("ALBERT", "do not give what the model gives"),
+        ("RecurrentGemma", "again|a second time"),
+    ],
+)
+def test_models_that_cannot_be_run_by_blocks_are_noticed(name, why, tmp_path):
+    with pytest.raises(NotByBlocksError, match=why):
+        both(copy.deepcopy(sharp(name)), [inputs(name)] * 2, tmp_path)
+
+
+def test_what_cannot_be_had_by_blocks_is_collected_at_once_and_said():
+    model, data = sharp("ALBERT"), [inputs("ALBERT")] * 2
+    reports = [
+        tnc.compress(copy.deepcopy(model), tnc.Budget(bits_per_weight=5.0), data, by_block=by_block, workers=1)
+        for by_block in (False, True)
+    ]
+    assert reports[0].layers == reports[1].layers
+    assert "in one pass over the whole model" in str(reports[1])
+    assert "in one pass" not in str(reports[0])
+
+
+def test_a_model_is_left_as_found_and_steps_are_counted(tmp_path):
+    model, data, steps = tiny_llama(), batches(3), []
+    model.model.layers[1].train()
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    chosen = find_targets(model, None, (), tables=True)[0]
+    dict(FisherSweeps(model, data, chosen, Steps.passing(), advance=lambda: steps.append(1)).metrics())
+    assert len(steps) == sweep_steps(model, len(data), [target.name for target in chosen])
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    assert model.model.layers[1].training
+    assert not any(module._forward_hooks or "forward" in module.__dict__ for module in model.modules())
+
+
+class Skipping(nn.Module):
+    """A way around the second block."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        first = self.layers[0](x)
+        return self.layers[2](self.layers[1](first)) + first
+
+
+def test_a_way_around_blocks_is_noticed(tmp_path):
+    with pytest.raises(NotByBlocksError, match="do not give what the model gives"):
+        both(Skipping(), [torch.randn(4, 8)], tmp_path)

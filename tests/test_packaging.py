@@ -30,7 +30,7 @@ def built(tmp_path_factory):
 
 
 def files_of_the_package():
-    kept = (".py", ".typed", ".css", ".j2", ".toml")
+    kept = (".py", ".typed", ".css", ".j2", ".toml", ".yaml")
     return {str(path.relative_to(ROOT)) for path in (ROOT / "tensornet_compress").rglob("*") if path.suffix in kept}
 
 
@@ -43,7 +43,7 @@ def test_the_wheel_holds_the_package_its_commands_and_its_licence(built):
     assert files_of_the_package() <= names
     assert {name for name in names if name.endswith(".py")} <= files_of_the_package(), "tests or benchmarks are in the wheel"
     assert metadata["Version"] == tensornet_compress.__version__
-    assert {"hf", "report", "arrays"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"hf", "report", "arrays", "peft", "lm-eval"} <= set(metadata.get_all("Provides-Extra"))
     assert "tensornet-compress = tensornet_compress.cli.__main__:run" in entries
     assert "tensornet = tensornet_compress.integrations.numcodecs_codec:TensorNetCodec" in entries
     assert any(name.endswith("LICENSE") for name in names)

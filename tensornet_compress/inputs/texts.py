@@ -34,7 +34,7 @@ _TECHNICAL = (
 @cache
 def wikipedia_articles() -> tuple[str, ...]:
     """Plain text of the sample's articles of at least 4,000 characters, in file order (package ``gensim``)."""
-    path = package_folder("gensim", "gensim==4.4.0") / _WIKIPEDIA
+    path = package_folder("gensim") / _WIKIPEDIA
     xml = bz2.decompress(path.read_bytes()).decode("utf-8")
     bodies = re.findall(r"<text xml:space=\"preserve\">(.*?)</text>", xml, flags=re.DOTALL)
     articles = (strip_wiki_markup(body) for body in bodies if not body.startswith("#REDIRECT"))

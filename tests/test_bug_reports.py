@@ -31,7 +31,7 @@ def test_encoders_of_torch_read_padded_batches(targets: list[str]) -> None:
     batch = {"src": torch.randn(3, 7, 16), "src_key_padding_mask": torch.arange(7) >= torch.tensor([[5], [7], [3]])}
     wanted = model(**batch)
     report = tnc.compress(model, NINE, [batch], targets=targets, workers=1)
-    assert not [layer for layer in report.layers if "never called" in layer.note]
+    assert not [layer for layer in report.layers if layer.note]
     assert model.use_nested_tensor
     assert _error(model(**batch), wanted) < 0.02
     with torch.enable_grad():

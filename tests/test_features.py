@@ -23,4 +23,4 @@ def test_the_page_speaks_of_at_least_forty_families_and_few_refusals():
     assert len(lines) == len(FAMILIES) >= 40
     cells = [cell for line in lines for cell in line.strip("| ").split(" | ")[2:]]
     assert len(cells) == len(FAMILIES) * len(FEATURES)
-    assert sum(len(cell) == 1 and cell.isalpha() for cell in cells) <= 0.1 * sum(cell != "–" for cell in cells)
+    assert sum(len(cell) == 1 and cell.isalpha() for cell in cells) <= 0.05 * sum(cell != "–" for cell in cells)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate.hooks import hooked
+from tensornet_compress.errors import TensorNetError
 
 Felt = dict[int, tuple[Tensor, Tensor]]
 """By layer: gradients at its keys and at its values, as these are cached, (batch, heads, tokens, width)."""
@@ -26,6 +27,9 @@ def felt_by_outputs(model: nn.Module, mask: Tensor, generator: torch.Generator, 
 
     Args:
         mask: (batch, tokens), zero where outputs do not count. cache: an empty ``DynamicCache``.
+
+    Raises:
+        TensorNetError: a module that caches gives something that does not depend on it.
     """
     running: list[nn.Module] = []
     # The module that caches, and what it cached.
@@ -46,6 +50,10 @@ def felt_by_outputs(model: nn.Module, mask: Tensor, generator: torch.Generator, 
         layer, leaves = attending.pop(module)
         torch.set_grad_enabled(False)
         parts = list(output) if isinstance(output, tuple) else [output]
+        if not parts[0].requires_grad:
+            raise TensorNetError(
+                f"what layer {layer} gives does not depend on the keys and values it cached; choose metric='fisher'"
+            )
         counted = mask.to(parts[0].device)[..., None].bool()
         mixture = torch.randn(parts[0].shape, generator=generator).to(parts[0]) * counted
         gradients = torch.autograd.grad(parts[0], leaves, mixture, allow_unused=True)

@@ -90,6 +90,15 @@ def resumed(target: str | os.PathLike[str], settings: Mapping[str, Any], fresh: 
         shutil.rmtree(folder)
 
 
+def drop_finished(target: str | os.PathLike[str], made: Path) -> None:
+    """Remove the steps of a run that was killed after its target stood, which ``made``, a file in it, is younger than."""
+    with locked(target) as path:
+        folder = path.parent / f".{path.name}.tnc-work"
+        ages = [file.stat().st_mtime_ns for file in folder.iterdir()] if folder.is_dir() else []
+        if ages and made.is_file() and made.stat().st_mtime_ns > max(ages):
+            shutil.rmtree(folder)
+
+
 def _short(value: Any) -> str:
     told = json.dumps(value)
     return told if len(told) <= 60 else f"{told[:57]}..."

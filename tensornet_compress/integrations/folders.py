@@ -16,11 +16,11 @@ from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.cluster import cluster as on_cluster
 from tensornet_compress.compressing.report import CompressionReport
 from tensornet_compress.compressing.sizes import Sizes
-from tensornet_compress.errors import TensorNetError
-from tensornet_compress.files import save
+from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.files import MANIFEST, save
 from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.save import check_place
-from tensornet_compress.files.steps import resumed
+from tensornet_compress.files.steps import drop_finished, resumed
 from tensornet_compress.files.whole import check_folder
 from tensornet_compress.inputs import load_causal_lm, load_encoder, resolve_model
 from tensornet_compress.memory import peak_of_all, resident_bytes
@@ -85,7 +85,12 @@ def compress_folder(
     (True, 'LlamaForCausalLM')
     """
     batches = list(calibration)
-    check_place(target, overwrite)
+    try:
+        check_place(target, overwrite)
+    except CheckpointError:
+        if (Path(target) / MANIFEST).is_file():
+            drop_finished(target, Path(target) / MANIFEST)
+        raise
     folder = Path(resolve_model(source))
     settings = {
         "version": f"{__version__}, torch {torch.__version__}",

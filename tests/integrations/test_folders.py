@@ -90,6 +90,20 @@ def test_another_setting_is_named_and_fresh_starts_over(source, monkeypatch):
     assert not list(source.parent.glob(".*"))
 
 
+def test_steps_of_a_run_that_was_killed_at_its_very_end_are_swept(source, monkeypatch):
+    def killed(folder):
+        raise PowerFailureError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tensornet_compress.files.steps.shutil", SimpleNamespace(rmtree=killed))
+        with pytest.raises(PowerFailureError):
+            small(source)
+    assert (source.parent / ".small.tnc-work").is_dir()
+    with pytest.raises(TensorNetError, match="exists; choose another folder"):
+        small(source)
+    assert sorted(path.name for path in source.parent.iterdir()) == ["large", "small"]
+
+
 def test_a_budget_that_cannot_be_met_leaves_nothing(source):
     with pytest.raises(BudgetError):
         tnc.compress_folder(source, source.parent / "small", tnc.Budget(bits_per_weight=0.01), DATA, workers=1)

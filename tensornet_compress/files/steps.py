@@ -44,12 +44,17 @@ class Steps:
         return read_json(file) if self.lasting and file.is_file() else None
 
     def finish(self, step: str, given: Any, files: Iterable[Path] = ()) -> None:
-        """Record what a step gave, as JSON, once the ``files`` that it wrote are on disk."""
+        """Record what a step gave, as JSON, once the ``files`` that it wrote are on disk. What holds numbers that are not finite
+        is not recorded, and made again."""
         if self.lasting:
+            try:
+                content = json.dumps(given, allow_nan=False)
+            except ValueError:
+                return
             for file in files:
                 sync(file)
             with whole_file(self.folder / f"{step}.json") as file:
-                file.write_text(json.dumps(given, allow_nan=False), encoding="utf-8")
+                file.write_text(content, encoding="utf-8")
 
 
 @contextmanager

@@ -44,8 +44,8 @@ class Steps:
         return read_json(file) if self.lasting and file.is_file() else None
 
     def finish(self, step: str, given: Any, files: Iterable[Path] = ()) -> None:
-        """Record what a step gave, as JSON, once the ``files`` that it wrote are on disk. What holds numbers that are not finite
-        is not recorded, and made again."""
+        """Record what a step gave, as JSON, once the ``files`` that it wrote are on disk. What holds numbers that are not
+        finite is not recorded, and made again."""
         if self.lasting:
             try:
                 content = json.dumps(given, allow_nan=False)

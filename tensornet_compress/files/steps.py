@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tensornet_compress.errors import BudgetError, TargetError, TensorNetError
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.reading import read_json
 from tensornet_compress.files.scratch import ScratchFolder
 from tensornet_compress.files.whole import locked, sync, whole_file
@@ -88,8 +88,10 @@ def resumed(target: str | os.PathLike[str], settings: Mapping[str, Any], fresh: 
         try:
             yield steps
         except BaseException as error:
-            # What would happen again is not worth keeping steps for, nor is a beginning without any.
-            if isinstance(error, BudgetError | TargetError) or len(list(folder.iterdir())) == 1:
+            # A refusal without a cause outside, such as a full disk, would come again; so little is worth keeping steps for, as
+            # is a beginning without any.
+            refused = isinstance(error, TensorNetError) and error.__cause__ is None
+            if refused or len(list(folder.iterdir())) <= 1:
                 shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)

@@ -88,12 +88,12 @@ def run(source: str, target: str, memory: int | None, workers: int, where: str |
     began, budget = time.perf_counter(), tnc.Budget(bits_per_weight=BITS)
     if in_memory:
         model = load_causal_lm(source)
-        with cluster(where):
+        with cluster(where and where.lower()):
             report = tnc.compress(model, budget, windows, workers=workers)
         tnc.save(model, target, report=report)
     else:
         report = tnc.compress_folder(
-            source, target, budget, windows, workers=workers if where is None else None, memory=memory, cluster=where
+            source, target, budget, windows, workers=workers if where is None else None, memory=memory, cluster=where and where.lower()
         )
     stages = {"calibrate": 0.0, "survey": 0.0, "make": 0.0}
     for stage, seconds in report.seconds.items():
@@ -174,19 +174,19 @@ def undisturbed(model: str) -> float:
 
 
 def jobs() -> Iterator[Job]:
-    one = (1, None, False)
-    for model in MODELS:
-        large = model.endswith("1.10 B")
-        memory = 3 << 30 if large else None
-        yield Job("speed", model, "streamed, one worker", partial(row, model, memory, *one), ours=True)
-        if large:
-            yield Job("speed", model, "streamed, two workers", partial(row, model, memory, 2, None, False), ours=True)
-            yield Job("speed", model, "streamed, Ray", partial(row, model, None, 2, "ray", False), ours=True)
-    yield Job("speed", LANGUAGE, "streamed, one worker", partial(row, LANGUAGE, None, *one), ours=True)
+    def streamed(model: str, memory: int | None, workers: int = 1, where: str | None = None) -> Job:
+        how = where or ("one worker" if workers == 1 else "two workers")
+        return Job("speed", model, f"streamed, {how}", partial(row, model, memory, workers, where, False), ours=True)
+
+    *smaller, large = MODELS
+    yield from (streamed(model, None) for model in smaller)
+    yield streamed(LANGUAGE, None)
     yield Job("speed", LANGUAGE, "in memory, one worker", partial(row, LANGUAGE, None, 1, None, True), ours=True)
-    small = next(iter(MODELS))
     for number in range(KILLS):
-        yield Job("speed", small, f"killed, moment {number + 1:02d}", partial(killed, small, number), ours=True)
+        yield Job("speed", smaller[0], f"killed, moment {number + 1:02d}", partial(killed, smaller[0], number), ours=True)
+    yield streamed(large, 3 << 30)
+    yield streamed(large, 3 << 30, 2)
+    yield streamed(large, None, 2, "Ray")
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def encode_integers(codes: Integers, row_scale: Integers, column_scale: Integers
     escaped = np.empty(codes.size, np.int32)
     low = np.zeros(_low_bit_count(side, rows, columns, low_bits, classes) + 7 >> 3, np.uint8)
     count = _split(level, side, rows, columns, classes, low_bits, available, symbols, escaped, low)
+    del level
     header = np.concatenate([np.array([classes, states], "<u2").view(np.uint8), np.array([count], "<u4").view(np.uint8)])
     named = np.stack([law, low_bits], 1).astype(np.uint8).ravel()
-    more = side.astype(np.uint16) * np.uint16(classes) if states else None
-    stream = rans.encode(symbols, rows, columns, tables, _lanes(symbols.size), more)
+    stream = rans.encode(symbols, rows, columns, tables, _lanes(symbols.size), side if states else None)
     length = np.array([len(low)] if states else [], "<u4").view(np.uint8)
     return np.concatenate([header, named, escaped[:count].astype("<i4").view(np.uint8), length, low, stream])
 

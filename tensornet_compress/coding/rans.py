@@ -76,20 +76,19 @@ def encode(
     column_table: NDArray[np.integer],
     tables: Tables,
     lanes: int | None = None,
-    more: NDArray[np.integer] | None = None,
+    side: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Symbols (rows, columns), table numbers of rows and columns -> bytes: lane states, then the word stream.
 
-    A symbol must have a non-zero frequency in its table. ``lanes``: ``lane_count`` of them unless given. ``more``
-    (rows, columns) is added to the table numbers; ``decode`` does not know such streams.
+    A symbol must have a non-zero frequency in its table. ``lanes``: ``lane_count`` of them unless given. Symbols whose
+    ``side`` (rows, columns) is 1 take their tables from the second half of ``tables``; ``decode`` does not know such streams.
     """
     state = np.full(lanes or lane_count(symbols.size), 1 << 16, np.uint32)
     words = np.empty(2 * symbols.size + 1, np.uint16)
     packed = ((tables.frequency << 12) | tables.start).astype(np.uint32)
     grid = np.ascontiguousarray(symbols, np.uint8)
-    kind = row_table.astype(np.uint16)[:, None] + column_table.astype(np.uint16)
-    kind = kind if more is None else kind + more.astype(np.uint16)
-    first = _encode(grid, kind, packed, state, words)
+    sides = np.zeros((1, 1), np.uint8) if side is None else side
+    first = _encode(grid, row_table.astype(np.int64), column_table.astype(np.int64), sides, packed, state, words)
     return np.concatenate([state.astype("<u4").view(np.uint8), words[first:].astype("<u2").view(np.uint8)])
 
 
@@ -136,15 +135,19 @@ def _slots(frequency):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _encode(symbols, kind, packed, state, words):  # type: ignore[no-untyped-def]
+def _encode(symbols, row_table, column_table, side, packed, state, words):  # type: ignore[no-untyped-def]
     """Fill ``words`` from its end; gives the index of the first one. Coding runs backwards, so that decoding runs forwards."""
     rows, columns = symbols.shape
     lanes = len(state)
     first = len(words)
+    sided, second = side.shape == symbols.shape, len(packed) >> 1
     lane = (rows * columns - 1) % lanes
     for row in range(rows - 1, -1, -1):
         for column in range(columns - 1, -1, -1):
-            entry = packed[kind[row, column], symbols[row, column]]
+            kind = row_table[row] + column_table[column]
+            if sided and side[row, column]:
+                kind += second
+            entry = packed[kind, symbols[row, column]]
             frequency = np.uint64(entry >> np.uint32(12))
             value = np.uint64(state[lane])
             if value >= frequency << np.uint64(20):

@@ -17,6 +17,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 
 _RIDGE = 1e-6
+_ROWS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,7 @@ def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
     if rows <= columns:
         gram = metric.gram(matrix)
     else:
-        whitened = metric.left_whiten(matrix.double())
-        gram = whitened.T @ whitened
+        gram = _row_gram(matrix, metric)
         if metric.columns is not None and metric.columns.ndim == 1:
             root = metric.columns.double().sqrt()
             gram = root[:, None] * gram * root
@@ -105,6 +105,19 @@ def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
             root = _column_root(metric, columns) if int(failed) else root
             gram = root.T @ gram @ root
     return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+
+
+def _row_gram(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
+    """``W' R W``, float64 (n, n), some rows at a time where rows are weighed one by one."""
+    if metric.rows is not None and metric.rows.ndim == 2:
+        whitened = metric.left_whiten(matrix.double())
+        return whitened.T @ whitened
+    gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
+    weights = [None] * len(matrix) if metric.rows is None else metric.rows.double().sqrt().split(_ROWS)
+    for part, weight in zip(matrix.split(_ROWS), weights):
+        whitened = part.double() if weight is None else weight[:, None] * part.double()
+        gram += whitened.T @ whitened
+    return gram
 
 
 def _column_root(metric: KroneckerMetric, columns: int) -> Tensor:

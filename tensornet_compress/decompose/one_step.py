@@ -36,6 +36,8 @@ SLOPE = 2 * log(2) / 12
 _DAMPING = 0.01
 _LEAST_ROW = 0.05
 _BLOCK = 64
+# Entries of a matrix that are looked at together, beyond what is coded.
+_STRIP = 1 << 22
 _LEAST_ROWS = 16
 # Rounded codes are larger than foretold by weights alone, as they take over errors of columns before them.
 _TYPICAL = 1.25
@@ -96,13 +98,9 @@ class Canceller:
         row_step = _exponents(weight.double().rsqrt(), STEPS_PER_OCTAVE)
         column_step = _exponents((trellis.GRID if states else 1.0) * step * self.deviations, STEPS_PER_OCTAVE)
         column_size = step_sizes(column_step)
-        work = matrix[:, self.order].float().contiguous()
-        magnitude = work.abs()
-        largest = (magnitude / torch.from_numpy(column_size).float()).amax(1).double().clamp_min(1e-30)
+        largest, in_row, in_column = self._sizes(matrix, column_size)
         row_step = np.maximum(row_step, _exponents(largest / 2.0**_MOST_CODE_BITS, STEPS_PER_OCTAVE))
         row_size = step_sizes(row_step)
-        in_row = magnitude.mean(1).double().clamp_min(1e-30)
-        in_column = (magnitude / in_row[:, None]).mean(0).double().clamp_min(1e-30)
         row_scale = _exponents(in_row / torch.from_numpy(row_size), MAGNITUDES_PER_OCTAVE)
         column_scale = _exponents(_TYPICAL * in_column / torch.from_numpy(column_size), MAGNITUDES_PER_OCTAVE)
         # Levels of a trellis are half as large as its codes.
@@ -115,10 +113,15 @@ class Canceller:
         if states:
             bits = np.stack([bits, slope * scale_bits(lowest, kinds, odd=True)]) / trellis.GRID**2
         codes = np.empty((rows, n), np.int32)
+        coupled = len(self.coupling) > 0
+        # Without coupling no column waits for another: none is copied before its turn.
+        work = matrix[:, self.order].float().contiguous() if coupled else torch.zeros(0, 0)
         for start in range(0, n, _BLOCK):
             stop = min(n, start + _BLOCK)
-            block, found = work[:, start:stop].contiguous(), np.empty((rows, stop - start), np.int32)
-            coupling = self.coupling[start:stop, start:stop] if len(self.coupling) else torch.zeros(0, 0)
+            now = self.order[start:stop]
+            block = work[:, start:stop].contiguous() if coupled else matrix[:, now].float().contiguous()
+            found = np.empty((rows, stop - start), np.int32)
+            coupling = self.coupling[start:stop, start:stop] if coupled else self.coupling
             (_cancel_in_trellis if states else _cancel)(
                 block.numpy(),
                 coupling.contiguous().numpy(),
@@ -129,11 +132,23 @@ class Canceller:
                 bits,
                 found,
             )
-            codes[:, start:stop] = found
-            if stop < n and len(self.coupling):
+            codes[:, now.numpy()] = found
+            if stop < n and coupled:
                 work[:, stop:] -= block @ self.coupling[start:stop, stop:]
         back = torch.argsort(self.order).numpy()
-        return CodedMatrix(codes[:, back], row_step, column_step[back], row_scale, column_scale[back], states)
+        return CodedMatrix(codes, row_step, column_step[back], row_scale, column_scale[back], states)
+
+    def _sizes(self, matrix: Tensor, column_size: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each row the largest magnitude in column steps and the mean magnitude, (m,), and the mean magnitude of each column,
+        in its turn, in units of those of rows, (n,); float64, some rows at a time."""
+        steps = torch.from_numpy(column_size).float()
+        largest, in_row, in_column = [], [], torch.zeros(len(steps), dtype=torch.float64)
+        for part in matrix.split(max(1, _STRIP // len(steps))):
+            magnitude = part[:, self.order].float().abs()
+            largest.append((magnitude / steps).amax(1).double())
+            in_row.append(magnitude.mean(1).double().clamp_min(1e-30))
+            in_column += (magnitude / in_row[-1][:, None]).mean(0).double() * (len(part) / len(matrix))
+        return torch.cat(largest).clamp_min(1e-30), torch.cat(in_row), in_column.clamp_min(1e-30)
 
 
 def row_weights(metric: KroneckerMetric, rows: int, least: float = _LEAST_ROW) -> Tensor:

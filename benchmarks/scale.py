@@ -86,14 +86,15 @@ def run(source: str, target: str, memory: int | None, workers: int, where: str |
     drawn = torch.Generator().manual_seed(1)
     windows = [torch.randint(words, (1, LENGTH), generator=drawn) for _ in range(WINDOWS)]
     began, budget = time.perf_counter(), tnc.Budget(bits_per_weight=BITS)
+    where = where and where.lower()
     if in_memory:
         model = load_causal_lm(source)
-        with cluster(where and where.lower()):
+        with cluster(where):
             report = tnc.compress(model, budget, windows, workers=workers)
         tnc.save(model, target, report=report)
     else:
         report = tnc.compress_folder(
-            source, target, budget, windows, workers=workers if where is None else None, memory=memory, cluster=where and where.lower()
+            source, target, budget, windows, workers=workers if where is None else None, memory=memory, cluster=where
         )
     stages = {"calibrate": 0.0, "survey": 0.0, "make": 0.0}
     for stage, seconds in report.seconds.items():

@@ -139,8 +139,8 @@ class Canceller:
         return CodedMatrix(codes, row_step, column_step[back], row_scale, column_scale[back], states)
 
     def _sizes(self, matrix: Tensor, column_size: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each row the largest magnitude in column steps and the mean magnitude, (m,), and the mean magnitude of each column,
-        in its turn, in units of those of rows, (n,); float64, some rows at a time."""
+        """Of each row the largest magnitude in column steps and the mean magnitude, (m,), and of each column, in its turn, the
+        mean magnitude in units of those of rows, (n,); float64, some rows at a time."""
         steps = torch.from_numpy(column_size).float()
         largest, in_row, in_column = [], [], torch.zeros(len(steps), dtype=torch.float64)
         for part in matrix.split(max(1, _STRIP // len(steps))):

@@ -11,7 +11,8 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,16 @@ def _answer(model: Any, name: str) -> Tensor:
     return kept_output(model, model_inputs(inputs(name), _CPU))[0]
 
 
+@lru_cache(maxsize=2)
+def _compressed(name: str, **options: Any) -> tuple[Any, Any]:
+    model = copy.deepcopy(sharp(name))
+    return model, tnc.compress(model, tnc.Budget(bits_per_weight=9), [inputs(name)], workers=1, **options)
+
+
 def _weights(name: str, **options: Any) -> None:
     """Compressed, the model gives what its dense twin gives, near what it gave; copied, saved and loaded it gives the very
     same; and it holds the bytes that were reported."""
-    original, model = sharp(name), copy.deepcopy(sharp(name))
-    report = tnc.compress(model, tnc.Budget(bits_per_weight=9), [inputs(name)], workers=1, **options)
+    original, (model, report) = sharp(name), _compressed(name, **options)
     found = _answer(model, name)
     _close(found, _answer(original, name), 0.2, "compressed")
     # The sums of a product depend on where in memory its numbers lie.
@@ -80,7 +86,45 @@ def _weights(name: str, **options: Any) -> None:
         owner = key.partition(".parametrizations.")[0] if ".parametrizations." in key else key.rpartition(".")[0]
         seen = any(one == owner or one.startswith(f"{owner}.") for one in named | tied)
         _require(parameter.ndim < 2 or seen, f"{key} is in no list")
-    _close(_answer(tnc.materialize(model), name), found, 0.01, "made dense")
+    _close(_answer(tnc.materialize(copy.deepcopy(model)), name), found, 0.01, "made dense")
+
+
+def _streamed(name: str) -> None:
+    """From a folder into a folder, by blocks where the model lets them run by themselves, the bytes are those of the model that
+    was compressed in memory."""
+    model, report = _compressed(name, method="coded")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target, twin = (Path(folder) / part for part in ("source", "target", "twin"))
+        sharp(name).save_pretrained(source)
+        tnc.compress_folder(source, target, tnc.Budget(bits_per_weight=9), [inputs(name)], workers=1, method="coded")
+        tnc.save(model, twin, report=report)
+        both = [(place / "model.safetensors").read_bytes() for place in (target, twin)]
+        if both[0] != both[1]:
+            # A sum over numbers that lie elsewhere in memory may differ in its last bit, and a code with it.
+            _close(_answer(tnc.load(target), name), _answer(model, name), 1e-3, "streamed")
+
+
+def _compiled(name: str) -> None:
+    """Traced by torch.compile, a compressed model gives what it gives without."""
+    model, _ = _compressed(name, method="coded")
+    torch.compiler.reset()
+    # The default backend compiles for minutes what this one traces in seconds; tests/kernels tries that on one model.
+    _close(_answer(torch.compile(model, backend="eager"), name), _answer(model, name), 1e-4, "compiled")
+    torch.compiler.reset()
+
+
+def _offloaded(name: str) -> None:
+    """With its weights offloaded by accelerate, a compressed model gives what it gives without."""
+    from accelerate import cpu_offload
+
+    try:
+        _answer(cpu_offload(copy.deepcopy(sharp(name)), execution_device=_CPU), name)
+    except Exception as error:
+        raise NotAskedError from error
+    model, _ = _compressed(name, method="coded")
+    moved = cpu_offload(copy.deepcopy(model), execution_device=_CPU)
+    _require(any(part.is_meta for part in moved.parameters()), "nothing was offloaded")
+    _close(_answer(moved, name), _answer(model, name), 1e-5, "offloaded")
 
 
 def _decoder(name: str) -> Any:
@@ -203,6 +247,9 @@ def _for_decoders(check: Callable[[str], None]) -> Callable[[str], None]:
 FEATURES: dict[str, Callable[[str], None]] = {
     "dense": lambda name: _weights(name, method="dense", allocator="energy"),
     "coded": lambda name: _weights(name, method="coded"),
+    "streamed": _streamed,
+    "compiled": _compiled,
+    "offloaded": _offloaded,
     "live": _for_decoders(lambda name: _cache(name, "live")),
     "storage": _for_decoders(lambda name: _cache(name, "storage")),
     "short prompt": _for_decoders(lambda name: _generation(name, "live", 20, share=0)),
@@ -237,9 +284,12 @@ def cell(name: str, feature: str) -> str:
     return "equal"
 
 
-def row(name: str) -> dict[str, str]:
-    """All cells of a family."""
-    return {feature: cell(name, feature) for feature in FEATURES}
+SLOW = ("compiled",)
+
+
+def row(name: str, without: Collection[str] = ()) -> dict[str, str]:
+    """The cells of a family."""
+    return {feature: cell(name, feature) for feature in FEATURES if feature not in without}
 
 
 _KEYS = (
@@ -260,7 +310,7 @@ def page(rows: dict[str, dict[str, str]]) -> str:
         "",
         f"Every feature on tiny random models of {len(rows)} families of transformers, with weights of attention so large that",
         f"errors show. {len(told) - refused} of {len(told)} cells are equal, in {refused} the package says why not. Written by",
-        "`python -m tests.features`; the suite runs the same cells (`tests/test_features.py`).",
+        "`python -m tests.features`; the suite runs the same cells, the slow ones on every seventh family.",
         "",
         _KEYS,
         "",
@@ -275,8 +325,19 @@ def page(rows: dict[str, dict[str, str]]) -> str:
 
 def line_of(name: str, cells: dict[str, str], letters: dict[str, str]) -> str:
     """A family's line of the table."""
-    shown = [cell if cell in ("equal", "–") else letters[_reason(cell)] for cell in cells.values()]
-    return f"| {FAMILIES[name].group} | {name} | " + " | ".join(shown) + " |"
+    return f"| {FAMILIES[name].group} | {name} | " + " | ".join(shown(cells, letters).values()) + " |"
+
+
+def shown(cells: dict[str, str], letters: dict[str, str]) -> dict[str, str]:
+    """Cells as the page has them."""
+    known = ("equal", _NOT_ASKED)
+    return {feature: cell if cell in known else letters.get(_reason(cell), cell) for feature, cell in cells.items()}
+
+
+def cells_of(text: str, name: str) -> dict[str, str]:
+    """A family's cells of a page."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {FAMILIES[name].group} | {name} | "))
+    return dict(zip(FEATURES, line.strip("| ").split(" | ")[2:]))
 
 
 def _reason(cell: str) -> str:
@@ -292,6 +353,9 @@ def letters_of(text: str) -> dict[str, str]:
 _MEANING = {
     "dense": "`compress` to 9 bits per weight of packed integers; copied, saved, loaded by us and by transformers, made dense",
     "coded": 'the same with `method="coded"`, all tables included',
+    "streamed": "`compress_folder` with the settings of *coded*: what the model compressed in memory gives",
+    "compiled": "the *coded* model under `torch.compile` (tracing; not the default backend, which takes minutes)",
+    "offloaded": "the *coded* model under `accelerate.cpu_offload`",
     "live": "a live cache of 8 bits passed by hand: a prompt of 200 tokens, single steps, a chunk, a copy",
     "storage": "the same with a storage cache",
     "short prompt": "`generate` inside `kv.compressed` before anything is coded",

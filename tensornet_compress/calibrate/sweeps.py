@@ -145,25 +145,36 @@ class FisherSweeps:
             state = after
             release(runner.blocks[number][1])
         strange: list[str] = []
+        reached = -1
+        last = len(runner.blocks) - 1
+
+        def called(name: str, *given: Any) -> Any:
+            if 0 <= reached < last:
+                raise NotByBlocksError(f"{name!r} is called between its blocks")
+            return None if reached == last else collector.called(name, *given)
 
         def forward(number: int, _block: nn.Module) -> Callable[..., Any]:
             def run(given: Tensor, *arguments: Any, **keywords: Any) -> Any:
+                nonlocal reached
                 others = [*arguments, *keywords.values()]
                 strange.extend(runner.blocks[number][0] for other in others if _asks_for_gradient(other))
-                last = number == len(runner.blocks) - 1
-                return runner.given_back(state if last else given.detach())
+                reached = number
+                return runner.given_back(state if number == last else given.detach())
 
             return run
 
         with ExitStack() as stack:
-            stack.enter_context(hooked(calls_and_gradients(collector.modules, collector.called)))
+            stack.enter_context(hooked(calls_and_gradients(collector.modules, called)))
             stack.enter_context(frozen(self.model))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(autocast(self.device, self.precision))
             stack.enter_context(replaced_forwards(runner.blocks, forward))
-            parts = kept_output(self.model, inputs)[0].detach()
+            parts = kept_output(self.model, inputs)[0]
         if strange:
             raise NotByBlocksError(f"block {strange[0]!r} is given more than states that depends on layers to compress")
+        # Whatever is called ahead of the blocks was cut off from what they give.
+        if parts.requires_grad:
+            raise NotByBlocksError("layers ahead of its blocks reach the loss by another way than through them")
         release(self.model)
         if not _alike(parts, whole):
             raise NotByBlocksError("its blocks, run one after the other, do not give what the model gives")

@@ -155,10 +155,26 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None, trust_rem
     """
     from transformers import AutoModelForCausalLM
 
-    model, info = _loaded(AutoModelForCausalLM, name, dtype, trust_remote_code)
+    return _complete(AutoModelForCausalLM, name, dtype, trust_remote_code, "a causal language model")
+
+
+def load_model(name: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
+    """A transformers model of the class that its configuration names, a causal language model if that is none of transformers;
+    else as ``load_causal_lm``."""
+    import transformers
+
+    named = _config(name, trust_remote_code).architectures or []
+    found = getattr(transformers, str(named[0]), None) if named else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        return load_causal_lm(name, dtype, trust_remote_code)
+    return _complete(found, name, dtype, trust_remote_code, f"a {named[0]}")
+
+
+def _complete(loader: Any, name: str | Path, dtype: torch.dtype | None, trust_remote_code: bool, what: str) -> Any:
+    model, info = _loaded(loader, name, dtype, trust_remote_code)
     if missing := _untied(model, info["missing_keys"]):
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise TensorNetError(f"{str(name)!r} has no weights for {shown}; give a causal language model with all of its weights")
+        raise TensorNetError(f"{str(name)!r} has no weights for {shown}; give {what} with all of its weights")
     return model.eval()
 
 

@@ -22,7 +22,7 @@ from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.save import check_place
 from tensornet_compress.files.steps import drop_finished, resumed
 from tensornet_compress.files.whole import check_folder
-from tensornet_compress.inputs import load_causal_lm, load_encoder, resolve_model
+from tensornet_compress.inputs import load_encoder, load_model, resolve_model
 from tensornet_compress.memory import peak_of_all, resident_bytes
 from tensornet_compress.nn import Target, find_targets, layer_weight
 from tensornet_compress.version import __version__
@@ -103,7 +103,7 @@ def compress_folder(
         "options": {name: _plain(value) for name, value in options.items() if name != "progress"},
     }
     with resumed(target, settings, fresh) as steps:
-        loader = load_encoder if encoder else load_causal_lm
+        loader = load_encoder if encoder else load_model
         model = loader(source, dtype, trust_remote_code)
         chosen = find_targets(model, options.get("targets"), options.get("ignore", ()), tables=True)[0]
         sizes = Sizes.of(model, chosen, budget)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from tensornet_compress.coding import FloatFormat
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, embedding_scale
-from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
+from tensornet_compress.tensor import (
+    FibreOrder,
+    NetworkSpec,
+    Program,
+    Tensorization,
+    TensorNetwork,
+    TermSpec,
+    plan_contraction,
+)
 
 
 class TNEmbedding(NetworkModule):
@@ -25,6 +35,7 @@ class TNEmbedding(NetworkModule):
         self.num_embeddings, self.embedding_dim = spec.shape
         self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
         self.scale_grad_by_freq = self.sparse = False
+        self._lookups = [_Lookup.of(term) for term in spec.terms]
         self._programs = [[(bucket, self._plan(term, bucket)) for bucket in BATCH_BUCKETS] for term in spec.terms]
 
     @classmethod
@@ -48,22 +59,19 @@ class TNEmbedding(NetworkModule):
         """
         flat = indices.reshape(-1)
         self._check_range(flat)
-        rows = [self._rows(number, term, flat) for number, term in enumerate(self.spec.terms)]
+        rows = [self._rows(number, lookup, flat) for number, lookup in enumerate(self._lookups)]
         total = rows[0] if len(rows) == 1 else torch.stack(rows).sum(0)
         total = total.reshape(*indices.shape, self.embedding_dim)
         return total if self.scale == 1 else total * self.scale
 
-    def _rows(self, number: int, term: TermSpec, flat: Tensor) -> Tensor:
-        layout = term.layout
-        order = layout.fibre_order(0)
-        if order is not None:
-            flat = order.inverse().index(flat.device)[flat]
-        digits = dict(zip(layout.axis_positions(0), layout.tensorization.digits(0, flat)))
-        operands = [self._picked(number, term, core, digits) for core in range(len(term.formats))]
+    def _rows(self, number: int, lookup: _Lookup, flat: Tensor) -> Tensor:
+        if lookup.row_order is not None:
+            flat = lookup.row_order.inverse().index(flat.device)[flat]
+        digits = dict(zip(lookup.positions, lookup.tensorization.digits(0, flat)))
+        operands = [self._picked(number, core, legs, digits) for core, legs in enumerate(lookup.legs)]
         rows = self._program(number, len(flat)).run(operands)
-        rows = rows.reshape(len(flat), layout.tensorization.padded_shape[1])[:, : self.embedding_dim]
-        column_order = layout.fibre_order(1)
-        return rows if column_order is None else rows[:, column_order.inverse().index(rows.device)]
+        rows = rows.reshape(len(flat), lookup.width)[:, : self.embedding_dim]
+        return rows if lookup.column_order is None else rows[:, lookup.column_order.inverse().index(rows.device)]
 
     def _check_range(self, flat: Tensor) -> None:
         if flat.device.type != "cpu" or torch.compiler.is_compiling() or not flat.numel():
@@ -74,38 +82,51 @@ class TNEmbedding(NetworkModule):
 
     def _plan(self, term: TermSpec, count: int) -> Program:
         labels = []
-        for core in range(len(term.formats)):
-            names = term.topology.core_labels(core)
-            row_axes = _row_axes(term, names)
-            kept = tuple(name for axis, name in enumerate(names) if axis not in row_axes)
-            labels.append(("n", *kept) if row_axes else kept)
+        for core, legs in enumerate(_Lookup.of(term).legs):
+            kept = tuple(name for axis, name in enumerate(term.topology.core_labels(core)) if axis not in legs)
+            labels.append(("n", *kept) if legs else kept)
         columns = tuple(f"p{p}" for p in term.layout.axis_positions(1))
         return plan_contraction(labels, ("n", *columns), term.sizes() | {"n": count})
 
-    def _picked(self, number: int, term: TermSpec, core: int, digits: dict[int, Tensor]) -> Tensor:
+    def _picked(self, number: int, core: int, legs: dict[int, int], digits: dict[int, Tensor]) -> Tensor:
         """A core with its row legs replaced by one leading axis, the looked-up indices."""
-        labels = term.topology.core_labels(core)
-        row_axes = _row_axes(term, labels)
-        shape, fmt = term.core_shape(core), term.formats[core]
+        shape, fmt = self._shapes[number][core], self.spec.terms[number].formats[core]
         parts = self.core_parts(number, core)
-        if row_axes == [0] and self._held is None and not isinstance(fmt, FloatFormat):
-            wanted = digits[int(labels[0][1:])]
-            return fmt.decode_rows(parts, shape, wanted, self.compute_dtype)
+        if list(legs) == [0] and self._held is None and not isinstance(fmt, FloatFormat):
+            return fmt.decode_rows(parts, shape, digits[legs[0]], self.compute_dtype)
         decoded = self.cores(self.compute_dtype)[number][core] if self._held is not None else None
         if decoded is None:
             decoded = fmt.decode(parts, shape, self.compute_dtype)
-        if not row_axes:
+        if not legs:
             return decoded
-        others = [axis for axis in range(len(labels)) if axis not in row_axes]
-        moved = decoded.permute(*row_axes, *others)
-        return moved[tuple(digits[int(labels[axis][1:])] for axis in row_axes)]
+        others = [axis for axis in range(len(shape)) if axis not in legs]
+        return decoded.permute(*legs, *others)[tuple(digits[position] for position in legs.values())]
 
     def materialize(self) -> nn.Module:
         """The dense embedding of the original class, in the original dtype."""
         return self._made_dense(nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta"))
 
 
-def _row_axes(term: TermSpec, labels: tuple[str, ...]) -> list[int]:
-    """Axes of a core that are digits of the row index."""
-    rows = {f"p{position}" for position in term.layout.axis_positions(0)}
-    return [axis for axis, label in enumerate(labels) if label in rows]
+@dataclass(frozen=True)
+class _Lookup:
+    """What looking up a row of a term needs of its layout, worked out once: a call follows no layout."""
+
+    tensorization: Tensorization
+    positions: tuple[int, ...]
+    """Positions of the digits of the row index, most significant first."""
+    legs: tuple[dict[int, int], ...]
+    """Of each core, the axes that are digits of the row index, and their positions."""
+    width: int
+    row_order: FibreOrder | None
+    column_order: FibreOrder | None
+
+    @classmethod
+    def of(cls, term: TermSpec) -> _Lookup:
+        layout, positions = term.layout, term.layout.axis_positions(0)
+        names = {f"p{position}": position for position in positions}
+        legs = []
+        for core in range(len(term.formats)):
+            labels = term.topology.core_labels(core)
+            legs.append({axis: names[label] for axis, label in enumerate(labels) if label in names})
+        orders = layout.fibre_order(0), layout.fibre_order(1)
+        return cls(layout.tensorization, positions, tuple(legs), layout.tensorization.padded_shape[1], *orders)

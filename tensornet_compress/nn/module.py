@@ -166,6 +166,8 @@ class NetworkModule(nn.Module):
         if len(spec.shape) != len(self.axes):
             raise TensorNetError(f"{type(self).__name__} needs a weight ({', '.join(self.axes)}), the network has {spec.shape}")
         self.spec = spec
+        # Looked up at each call; as constants they are nothing for torch.compile to follow.
+        self._shapes = [[term.core_shape(core) for core in range(len(term.formats))] for term in spec.terms]
         self._programs: list[list[tuple[int, Program]]] = []
         self._held: dict[torch.dtype, list[list[Tensor]]] | None = None
         for name, (shape, dtype) in expected_parts(spec).items():
@@ -245,7 +247,7 @@ class NetworkModule(nn.Module):
             if getattr(self, name + fmt.coded_part).is_meta:
                 continue
             coded = {fmt.coded_part: getattr(self, name + fmt.coded_part)}
-            resident = fmt.resident(coded, self.spec.terms[t].core_shape(core))
+            resident = fmt.resident(coded, self._shapes[t][core])
             for part, tensor in resident.items():
                 self.register_buffer(name + part, tensor, persistent=False)
 
@@ -263,7 +265,7 @@ class NetworkModule(nn.Module):
     def core_parts(self, term: int, core: int) -> dict[str, Tensor]:
         """What ``decode`` of a core's format takes, by the names of its parts."""
         name, fmt = part_name(term, core), self.spec.terms[term].formats[core]
-        parts = fmt.resident_parts if isinstance(fmt, EntropyCoded) else fmt.parts(self.spec.terms[term].core_shape(core))
+        parts = fmt.resident_parts if isinstance(fmt, EntropyCoded) else fmt.parts(self._shapes[term][core])
         if isinstance(fmt, EntropyCoded) and name + fmt.resident_parts[0] not in self._buffers:
             # transformers looks at weights before it tells that all are loaded.
             self._make_resident()
@@ -278,7 +280,7 @@ class NetworkModule(nn.Module):
 
     def codes(self, term: int, core: int) -> Codes | None:
         """A core as a matrix of coded numbers (first axis | all others), ``None`` where it is not one, or its scales learn."""
-        fmt, shape = self.spec.terms[term].formats[core], self.spec.terms[term].core_shape(core)
+        fmt, shape = self.spec.terms[term].formats[core], self._shapes[term][core]
         if not isinstance(fmt, IntFormat | CodedFormat):
             return None
         codes = fmt.operands(self.core_parts(term, core), shape)
@@ -287,8 +289,7 @@ class NetworkModule(nn.Module):
 
     def decoded_core(self, term: int, core: int, dtype: torch.dtype) -> Tensor:
         """A core, decoded; differentiable with respect to float parts."""
-        shape = self.spec.terms[term].core_shape(core)
-        return self.spec.terms[term].formats[core].decode(self.core_parts(term, core), shape, dtype)
+        return self.spec.terms[term].formats[core].decode(self.core_parts(term, core), self._shapes[term][core], dtype)
 
     def stored(self) -> dict[str, Tensor]:
         """The stored parts under their flat names."""

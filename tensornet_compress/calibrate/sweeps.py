@@ -29,6 +29,7 @@ from tensornet_compress.nn import Target
 from tensornet_compress.nn.mapped import release
 
 _TOLERANCE = 1e-3
+_PROBE = 32
 
 
 class NotByBlocksError(TensorNetError):
@@ -125,10 +126,11 @@ class FisherSweeps:
     def _prove(self, names: Sequence[str]) -> None:
         """Refuse a model whose answer to the first batch is another when its blocks are given the states alone, or whose blocks
         are given anything else that a target had a part in."""
-        inputs = model_inputs(self.batches[0], self.device)
+        batch = _beginning(self.batches[0])
+        inputs = model_inputs(batch, self.device)
         collector = FisherCollector(self.model, self._outside)
-        collector.begin(self.batches[0])
-        runner = BlockRunner(self.model, self.batches[:1], names, self.precision)
+        collector.begin(batch)
+        runner = BlockRunner(self.model, [batch], names, self.precision)
         after_each = [block.register_forward_hook(lambda block, *_: _released(block)) for _, block in runner.blocks]
         with hooked(after_each), frozen(self.model), torch.no_grad(), autocast(self.device, self.precision):
             whole = kept_output(self.model, inputs)[0]
@@ -280,6 +282,13 @@ class FisherSweeps:
 def sweep_steps(model: nn.Module, batches: int, names: Sequence[str]) -> int:
     """How often ``advance`` is called."""
     return 2 * batches * len(block_list(model, names))
+
+
+def _beginning(batch: Batch) -> Batch:
+    """The first tokens of a batch of nothing but ids, enough to see what blocks hand on to each other; others whole."""
+    if isinstance(batch, Tensor) and batch.ndim == 2 and not batch.is_floating_point():
+        return batch[:, :_PROBE]
+    return batch
 
 
 def _alike(found: Tensor, wanted: Tensor) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
+from rich import text as rich_text
 from rich.table import Table
 
 from tensornet_compress.cli.common import RichProgress, console, invocation
@@ -248,7 +249,7 @@ def result_tables(result: Result) -> Iterator[Table]:
             if row.skipped is not None:
                 values = [f"skipped: {row.skipped}", *[""] * (len(measures) - 1)]
             asked = "" if row.budget is None else f"{row.budget:g}"
-            table.add_row(row.subject, f"[bold]{row.method}[/bold]" if row.ours else row.method, asked, *values)
+            table.add_row(row.subject, rich_text.Text(row.method, style="bold") if row.ours else row.method, asked, *values)
         yield table
 
 

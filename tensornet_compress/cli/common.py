@@ -102,8 +102,9 @@ class _Console(Console):
 
 def console() -> Console:
     """For tables: as wide as the terminal, or wide enough for any name where the output is piped."""
-    terminal = _Console()
-    return terminal if terminal.is_terminal else _Console(width=_PIPED_WIDTH)
+    # Names of files and layers are shown as they are.
+    terminal = _Console(markup=False)
+    return terminal if terminal.is_terminal else _Console(width=_PIPED_WIDTH, markup=False)
 
 
 def print_figures(figures: Mapping[str, Any]) -> None:
@@ -137,10 +138,21 @@ def writes(place: Callable[[Mapping[str, Any]], Path]) -> Callable[[Callable[...
     return wrap
 
 
-def check_json(path: Path | None) -> None:
-    """Refuse a ``--json`` that cannot be written, before the work whose result it is to take."""
-    if path is not None:
-        check_file(path, "--json")
+def check_json(path: Path | None, *inputs: str | Path | None) -> None:
+    """Refuse a ``--json`` that cannot be written, or would replace what the command reads, before the work is done."""
+    check_output("--json", path, *inputs)
+
+
+def check_output(option: str, path: Path | None, *inputs: str | Path | None) -> None:
+    """Refuse a file that cannot be written, or would replace one of the inputs or a file in one of them."""
+    if path is None:
+        return
+    check_file(path, option)
+    real = path.resolve()
+    for given in inputs:
+        source = None if given is None else Path(given).resolve()
+        if source is not None and (real == source or (source in real.parents and real.exists())):
+            raise TensorNetError(f"{option} {str(path)!r} would replace what is read from {str(given)!r}; choose another place")
 
 
 def write_json(path: Path | None, content: Any) -> None:

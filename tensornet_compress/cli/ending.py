@@ -33,7 +33,8 @@ def ending() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever called
+                sys.stdout.flush()
     except Terminated:
         _leave("stopped by SIGTERM", _TERMINATED)
     except KeyboardInterrupt:

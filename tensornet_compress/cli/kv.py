@@ -32,6 +32,9 @@ from tensornet_compress.cli.ending import plain_errors
 from tensornet_compress.cli.report import leave_report
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.evaluate import evaluate_cache
+from tensornet_compress.files import MANIFEST
+from tensornet_compress.files.hashes import file_digest
+from tensornet_compress.files.index import weight_files
 
 if TYPE_CHECKING:
     from tensornet_compress.kv.planning import CacheCost
@@ -82,9 +85,14 @@ def kv(
     check_cache_options(bits, mode, None)
     known_metric = cache_metric(metric)
     out = profile_place(model, out)
-    if (out / "profile.json").exists() and not overwrite:
-        raise TensorNetError(f"{str(out)!r} holds a profile; choose another --out, or pass --overwrite")
-    check_json(json)
+    if any((out / name).exists() for name in ("config.json", MANIFEST)):
+        raise TensorNetError(
+            f"{str(out)!r} is a model's folder; give a profile one of its own, such as {str(out / PROFILE_FOLDER)!r}"
+        )
+    held = [name for name in ("profile.json", "report.json", "report.html") if (out / name).exists()]
+    if held and not overwrite:
+        raise TensorNetError(f"{str(out)!r} holds {held[0]!r}; choose another --out, or pass --overwrite")
+    check_json(json, model)
     tokenizer = load_any_tokenizer(model, trust_remote_code)
     loaded = load_any(model, trust=trust_remote_code)
     windows, tests = _windows(tokenizer, calibration, length, samples)
@@ -92,7 +100,7 @@ def kv(
     with progress.stage("calibrate", len(windows)) as advance:
         counting = counted(windows, advance)
         profile = calibrate(loaded, counting, metric=known_metric, sensitivity_windows=sensitivity_windows)
-    profile.save(out)
+    profile.save(out, fingerprint(model))
     channels = max(tree.mean.numel() for tree in profile.trees.values())
     if profile.spec.calibration_tokens < channels:
         typer.echo(
@@ -182,4 +190,18 @@ def find_profile(model: str, folder: Path | None) -> Profile | None:
             )
         return Profile.load(folder)
     beside = Path(model) / PROFILE_FOLDER
-    return Profile.load(beside) if beside.is_dir() else None
+    if not beside.is_dir():
+        return None
+    profile = Profile.load(beside)
+    if profile.spec.model not in ("", fingerprint(model)):
+        raise TensorNetError(
+            f"{str(beside)!r} was made for other weights than those in {model!r}; make it anew with `tensornet-compress kv "
+            f"{shlex.quote(model)} --overwrite`, or name it with --kv-profile to use it all the same"
+        )
+    return profile
+
+
+def fingerprint(model: str) -> str:
+    """Of the files of a model's weights, whatever they are called; empty for what is no folder."""
+    files = sorted({*weight_files(model).values()}) if Path(model).is_dir() else []
+    return " ".join(map(file_digest, files))

@@ -100,7 +100,7 @@ def evaluate(
     if task_limit is not None and not tasks:
         raise TensorNetError("--task-limit belongs to --tasks; give both or leave it out")
     chosen = find_tasks([name for some in tasks for name in some.split(",")]) if tasks else None
-    check_json(json)
+    check_json(json, model, reference)
     profile = find_profile(model, kv_profile) if kv_bits is not None else None
     tokenizer = load_any_tokenizer(model, trust_remote_code)
     ids = heldout_windows(tokenizer, length, windows) if text is None else text_windows(tokenizer, text, length, windows)
@@ -148,7 +148,7 @@ def generate(
 ) -> None:
     """Continue a prompt greedily; with --kv-bits through a compressed cache, whose bytes go to stderr."""
     check_cache_options(kv_bits, kv_mode, kv_profile)
-    check_json(json)
+    check_json(json, model)
     if not prompt.strip():
         raise TensorNetError("the prompt is empty; give some text to continue")
     profile = find_profile(model, kv_profile) if kv_bits is not None else None
@@ -188,7 +188,12 @@ def continue_text(
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     ids = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
-    options = {"do_sample": False, "pad_token_id": tokenizer.eos_token_id, "stopping_criteria": [after_token]}
+    if int(ids["input_ids"].max()) >= model.config.get_text_config().vocab_size:
+        raise TensorNetError("the tokenizer gives ids outside the model's vocabulary; they do not belong together")
+    # One greedy continuation, whatever the model's own settings ask for.
+    options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_time": None}
+    options |= {"return_dict_in_generate": False, "cache_implementation": None, "pad_token_id": tokenizer.eos_token_id}
+    options["stopping_criteria"] = [after_token]
     with torch.no_grad(), decoded(model):
         out = model.generate(**ids, max_new_tokens=max_new_tokens, **options)
     text: str = tokenizer.decode(out[0], skip_special_tokens=True)
@@ -204,7 +209,7 @@ def inspect(
     """Per layer: network, bytes in the file and in memory, error and share of the budget; the ledger adds up to the file."""
     from tensornet_compress.evaluate.ledger import folder_ledger
 
-    check_json(json)
+    check_json(json, out)
     ledger = folder_ledger(out)
     table = Table("layer", "network", "bytes", "in memory", "bits/weight", "error", "share", title=str(out))
     for row in ledger.layers if all_layers else ledger.by_kind():

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from tensornet_compress.cli.common import JsonFile, RichProgress, check_json, invocation, write_json
+from tensornet_compress.cli.common import JsonFile, RichProgress, check_output, invocation, write_json
 from tensornet_compress.cli.ending import plain_errors
 from tensornet_compress.cli.report import leave_page
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files import save_network
-from tensornet_compress.files.whole import check_file, whole_file
+from tensornet_compress.files.whole import whole_file
 from tensornet_compress.inputs.tensors import read_tensor
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -35,7 +35,7 @@ def search(
     format: Annotated[list[str] | None, typer.Option(help="Number formats allowed (repeatable).")] = None,  # noqa: A002
     time_budget: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
     null: Annotated[bool, typer.Option(help="Run the null control.")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of the null control's shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the null control's shuffle.", min=0, max=2**63 - 1)] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the network here (.tnz), for tnc.open_tensor.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report page of the search here (.html).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the picture of the search here (.png, .svg or .pdf).")] = None,
@@ -47,10 +47,9 @@ def search(
 
     if plot is not None and plot.suffix not in _PICTURES:
         raise TensorNetError(f"--plot {str(plot)!r} must end in one of {', '.join(_PICTURES)}")
-    check_json(json)
-    for option, path in (("--html", html), ("--plot", plot)):
-        if path is not None:
-            check_file(path, option)
+    source = file if Path(file).exists() else file.rpartition(":")[0]
+    for option, path in (("--json", json), ("--out", out), ("--html", html), ("--plot", plot)):
+        check_output(option, path, source or None)
     if html is not None and html.suffix not in (".html", ".htm"):
         raise TensorNetError(f"--html {str(html)!r} must end in .html")
     tensor = read_tensor(file)

@@ -30,6 +30,7 @@ from tensornet_compress.compressing import Budget
 from tensornet_compress.errors import TensorNetError
 
 _METRICS = ("auto", "fisher", "euclidean", "diagonal", "input", "row-fisher", "kronecker")
+_MOST = 1e18
 _UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
 
 
@@ -76,7 +77,7 @@ def weights(
             help="Hold the activations and statistics of one block at a time; so by default with the fisher metric.",
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.", min=1)] = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory that all processes may take together, e.g. 4GiB; it limits the workers.")
     ] = None,
@@ -106,7 +107,7 @@ def weights(
     from tensornet_compress.report.from_weights import weights_result
 
     budget = given_budget(bits_per_weight, ratio, size)
-    check_json(json)
+    check_json(json, model)
     if Path(model).exists() and out.resolve().is_relative_to(Path(model).resolve()):
         raise TensorNetError(f"{str(out)!r} is the model {model!r} itself or lies in it; choose another folder")
     check_place(out, overwrite, budget.nbytes or 0)
@@ -196,7 +197,7 @@ def given_budget(bits_per_weight: float | None, ratio: float | None, size: str |
     nbytes = parse_size(size)
     ((name, value),) = given.items()
     number = nbytes if nbytes is not None else float(value)
-    if not (isfinite(number) and number > 0):
+    if not (isfinite(number) and 0 < number < _MOST):
         raise TensorNetError(f"{name} must be positive and finite, was given {value}")
     return Budget(bits_per_weight=bits_per_weight, ratio=ratio, nbytes=nbytes)
 

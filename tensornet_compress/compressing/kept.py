@@ -82,7 +82,7 @@ class MadeFiles:
                 save_network(done.network, file)
             specs = [spec.to_json() for spec in self.tasks[number][1]]
             given = {"specs": specs, "files": [file.name for file in files], "errors": [done.error for done in made]}
-            self.steps.finish(self._step(number), given)
+            self.steps.finish(self._step(number), given, files)
 
     def _step(self, number: int) -> str:
         return f"make-{self.round}-{number}"

@@ -9,6 +9,7 @@ from tensornet_compress.files.reading import open_tensors, read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_OLD, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def weight_files(folder: str | Path) -> dict[str, Path]:
@@ -22,19 +23,27 @@ def weight_files(folder: str | Path) -> dict[str, Path]:
     if (folder / _SINGLE).exists():
         return dict.fromkeys(_names(folder / _SINGLE), folder / _SINGLE)
     if not (folder / _INDEX).exists():
+        if (folder / _OLD_INDEX).exists() and not (folder / _OLD).exists():
+            _shards(folder / _OLD_INDEX, ".bin")
         return {}
-    where, data = repr(str(folder / _INDEX)), read_json(folder / _INDEX)
-    shards = data.get("weight_map") if isinstance(data, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise CheckpointError(f"{where} has no weight_map of tensor names and file names; the file is damaged")
-    for name in set(shards.values()):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{where} names {name!r}, which is no safetensors file of the folder itself")
+    where, shards = repr(str(folder / _INDEX)), _shards(folder / _INDEX, ".safetensors")
     held = {name: _names(folder / name) for name in set(shards.values())}
     for tensor, name in shards.items():
         if tensor not in held[name]:
             raise CheckpointError(f"{where} says that {tensor!r} lies in {name!r}, which does not hold it; get a whole copy")
     return {tensor: folder / name for tensor, name in shards.items()}
+
+
+def _shards(index: Path, ending: str) -> dict[str, str]:
+    """Tensor name -> name of its file in the index's own folder."""
+    where, data = repr(str(index)), read_json(index)
+    shards = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{where} has no weight_map of tensor names and file names; the file is damaged")
+    for name in set(shards.values()):
+        if Path(name).name != name or not name.endswith(ending):
+            raise CheckpointError(f"{where} names {name!r}, which is no {ending} file of the folder itself")
+    return shards
 
 
 def _names(path: Path) -> set[str]:

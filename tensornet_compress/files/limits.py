@@ -47,6 +47,20 @@ def _refuse(sizes: dict[str, int], stored: int, where: str) -> None:
             )
 
 
+def check_counts(config: Any, tensors: int) -> None:
+    """Refuse a configuration with NaN, or with more layers than the ``tensors`` beside it.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    for part in (config, config.get_text_config()):
+        for name, value in vars(part).items():
+            if isinstance(value, float) and value != value:
+                raise CheckpointError(f"its configuration has {name} = NaN; the file is damaged")
+            if "layer" in name and isinstance(value, int) and not -1 <= value <= tensors:
+                raise CheckpointError(f"its configuration has {name} = {value:,}, the file beside it {tensors:,} tensors")
+
+
 def check_config(config: Any, tensors: int, make: Any) -> None:
     """Refuse a configuration that asks for far more layers or memory than the ``tensors`` beside it need; ``make`` builds the
     model.
@@ -54,10 +68,7 @@ def check_config(config: Any, tensors: int, make: Any) -> None:
     Raises:
         CheckpointError: it does.
     """
-    for part in (config, config.get_text_config()):
-        for name, value in vars(part).items():
-            if "layer" in name and isinstance(value, int) and value > tensors:
-                raise CheckpointError(f"its configuration has {name} = {value:,}, the file beside it {tensors:,} tensors")
+    check_counts(config, tensors)
     with torch.device("meta"):
         model: nn.Module = make(config)
     if (nbytes := sum(buffer.nbytes for buffer in model.buffers())) > _ALWAYS:

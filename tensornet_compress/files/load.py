@@ -146,8 +146,7 @@ def _skeleton(folder: Path, manifest: Manifest, tensors: int) -> nn.Module:
         config = config_class.from_pretrained(folder)
         for name in ("quantization_config", "transformers_weights"):  # for transformers' own loading
             config.__dict__.pop(name, None)
-        if "config.json" not in manifest.files:
-            check_config(config, tensors, architecture)
+        check_config(config, tensors, architecture)
         with init_empty_weights(include_buffers=False):
             model: Any = architecture(config)
         if (folder / "generation_config.json").is_file() and model.can_generate():

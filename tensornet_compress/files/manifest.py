@@ -86,8 +86,23 @@ def read_manifest(folder: str | Path, verify: bool = True) -> Manifest:
         raise CheckpointError(f"{where}: {error}") from error
 
 
+_READ_BESIDE = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
+"""What transformers reads when it lies in a model's folder; all but the first belong to tokenizers and processors, which may
+be added to a model that was saved without."""
+
+
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Raises CheckpointError unless the small files of a folder (configuration, tokenizer) are those that were saved."""
+    strange = [name for name in _READ_BESIDE if name not in manifest.files and (folder / name).exists()]
+    if strange and not manifest.files.keys().isdisjoint(_READ_BESIDE[1:]):
+        raise CheckpointError(
+            f"{str(folder / strange[0])!r} was not saved with the model, and would be read with it; put it elsewhere; if it is "
+            "yours, load the model with verify=False and save it again"
+        )
     for name, digest in manifest.files.items():
         if Path(name).name != name or not (folder / name).is_file():
             raise CheckpointError(f"{str(folder)!r} lacks {name!r}, which was saved with it; get a whole copy of the folder")

@@ -88,6 +88,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             sync(temporary)
             os.replace(temporary, target)
             sync(target.parent)
+        except OSError as error:
+            raise _told(error, path) from error
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -114,8 +116,15 @@ def whole_folder(target: str | os.PathLike[str], ours: Collection[str] = ()) -> 
             else:
                 os.rename(temporary, path)
             sync(path.parent)
+        except OSError as error:
+            raise _told(error, target) from error
         finally:
             _remove(temporary)
+
+
+def _told(error: OSError, target: str | os.PathLike[str]) -> OSError:
+    """An error of writing that names what was to be written."""
+    return error if error.filename or error.errno is None else OSError(error.errno, error.strerror, str(target))
 
 
 def recovered(folder: Path) -> Path:
@@ -157,7 +166,9 @@ def check_folder(path: str | os.PathLike[str], nbytes: int = 0) -> None:
 
 def _check_parent(target: Path, told: str) -> Path:
     """The nearest folder above a target that exists."""
-    parent = next(folder for folder in target.parents if folder.exists() or folder.is_symlink())
+    parent = next((folder for folder in target.parents if folder.exists() or folder.is_symlink()), None)
+    if parent is None:
+        raise TensorNetError(f"{told} is the root of the file system; give a place below it")
     if not parent.is_dir():
         raise TensorNetError(f"{told} lies below {str(parent)!r}, which is no folder")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -228,7 +239,8 @@ def _taken(target: Path, lock: Path, wait: bool) -> int:
             # Its last owner may have removed the file between our opening and locking it.
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
                 os.ftruncate(handle, 0)
-                os.write(handle, str(os.getpid()).encode())
+                with suppress(OSError):  # on a full disk; the number is for others to read
+                    os.write(handle, str(os.getpid()).encode())
                 return handle
         except BlockingIOError:
             owner = os.pread(handle, 20, 0).decode(errors="replace") or "unknown"

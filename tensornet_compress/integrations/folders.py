@@ -161,7 +161,11 @@ def workers_within(memory: int, model: nn.Module, batches: Iterable[Batch], size
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted({*weight_files(folder).values(), *folder.glob("*.json")}) if folder.is_dir() else []
+    """All that the model's folder holds: any of it may be weights, or say how they are read."""
+    if not folder.is_dir():
+        return []
+    weight_files(folder)
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ _DEVIATIONS = 5.0
 _AROUND = 3.0
 _TRIES = 8
 _CODES = 1 << 23
+_MOST_DECIBELS = 1000
 
 
 def search_within(
@@ -63,6 +64,8 @@ def search_within(
     if not isinstance(tensor, Tensor) or not tensor.numel() or not tensor.is_floating_point():
         raise TensorNetError(f"a bound needs a real tensor with entries, was given {getattr(tensor, 'shape', tensor)!r}")
     wide = tensor.double()
+    if psnr is not None and not -_MOST_DECIBELS < psnr < _MOST_DECIBELS:
+        raise TensorNetError(f"psnr must be within {_MOST_DECIBELS} dB, was given {psnr}")
     off = max_abs / _DEVIATIONS if max_abs is not None else float(wide.max() - wide.min()) / 10 ** ((psnr or 0.0) / 20)
     if not 0 < off < float("inf"):
         raise TensorNetError(f"a bound must be positive and finite, was given {given}")

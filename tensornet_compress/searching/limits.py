@@ -28,6 +28,9 @@ class Priced(Protocol):
         ...
 
 
+_FINEST = 1e-30
+
+
 class Limit:
     """What a network must keep, and which of two that keep it is better."""
 
@@ -38,8 +41,8 @@ class Limit:
                 raise TensorNetError(f"{label} must be {'a number' if kind is Real else 'an integer'}, was given {value!r}")
         if (max_error is None) == (max_bytes is None):
             raise TensorNetError(f"give exactly one of max_error and max_bytes; was given {max_error} and {max_bytes}")
-        if max_error is not None and not 0 <= max_error < inf:
-            raise TensorNetError(f"max_error must be 0 or more and finite, was given {max_error}")
+        if max_error is not None and not (max_error == 0 or _FINEST <= max_error < inf):
+            raise TensorNetError(f"max_error must be 0 or from {_FINEST} up and finite, was given {max_error}")
         if max_bytes is not None and max_bytes < 1:
             raise TensorNetError(f"max_bytes must be at least 1, was given {max_bytes}")
         self.max_error = None if max_error is None else float(max_error)

@@ -86,11 +86,37 @@ class Skipping(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(3))
 
     def forward(self, x):
         first = self.layers[0](x)
         return self.layers[2](self.layers[1](first)) + first
+
+
+class Around(Skipping):
+    """A layer ahead of the blocks whose output is wanted again behind them, or one between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.other, self.between = nn.Linear(8, 8), between
+
+    def forward(self, x):
+        x = x if self.between else self.other(x)
+        state = self.layers[0](x)
+        state = self.layers[2](self.layers[1](self.other(state) if self.between else state))
+        return state if self.between else state + x
+
+
+@pytest.mark.parametrize(("between", "why"), [(True, "'other' is called between its blocks"), (False, "by another way")])
+def test_layers_beside_the_blocks_that_the_sweeps_would_miss_are_noticed(between, why, tmp_path):
+    with pytest.raises(NotByBlocksError, match=why):
+        both(Around(between), [torch.randn(4, 8)], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["CLIP", "SigLIP"])
+def test_two_towers_are_noticed(name, tmp_path):
+    with pytest.raises(NotByBlocksError, match="by another way"):
+        both(sharp(name), [inputs(name)], tmp_path)
 
 
 def test_a_way_around_blocks_is_noticed(tmp_path):

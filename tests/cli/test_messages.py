@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner, Result
@@ -33,6 +34,25 @@ CASES = {
         ["weights", "{model}", "{tmp}/out", "--ratio", "0"],
         "--ratio must be positive and finite, was given 0",
     ),
+    "budget beyond all": (["weights", "{model}", "{tmp}/out", "--ratio", "1e308"], "--ratio must be positive and finite"),
+    "the root": (["weights", "{model}", "/", "--bits-per-weight", "4", "--overwrite"], "is the root of the file system"),
+    "no workers": (["weights", "{model}", "{tmp}/out", "--ratio", "1", "--workers", "0"], "'0'"),
+    "an error of nothing": (["search", "{array}", "--max-error", "1e-300"], "max_error must be 0 or from 1e-30 up"),
+    "beyond all decibels": (["search", "{array}", "--psnr", "1e6"], "psnr must be within 1000 dB"),
+    "a large seed": (
+        ["search", "{array}", "--max-error", "0.1", "--seed", "99999999999999999999999"],
+        "99999999999999999999999",
+    ),
+    "an output that is the input": (
+        ["search", "{array}", "--max-error", "0.1", "--out", "{array}"],
+        "would replace what is read",
+    ),
+    "JSON that is the input": (["search", "{array}", "--max-error", "0.1", "--json", "{array}"], "would replace what"),
+    "JSON in the model": (
+        ["weights", "{model}", "{tmp}/out", "--ratio", "1", "--json", "{model}/config.json"],
+        "would replace what is read",
+    ),
+    "a profile in the place of a model": (["kv", "{model}", "--out", "{model}"], "is a model's folder; give a profile one of"),
     "no profile": (
         ["generate", "{model}", "--prompt", "x", "--kv-bits", "3", "--kv-profile", "nope"],
         "no profile at 'nope'; make one with `tensornet-compress kv MODEL --out nope`",
@@ -51,7 +71,8 @@ def places(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=32, **small)).save_pretrained(folder / "bare")
     (folder / "x.pt").write_bytes(b"")
-    return {"model": llama_folder, "bare": folder / "bare", "file": folder / "x.pt"}
+    np.save(folder / "array.npy", np.eye(8, dtype=np.float32))
+    return {"model": llama_folder, "bare": folder / "bare", "file": folder / "x.pt", "array": folder / "array.npy"}
 
 
 def call(*arguments: str) -> Result:

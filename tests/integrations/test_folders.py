@@ -5,11 +5,13 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.errors import BudgetError, TensorNetError
 from tensornet_compress.files.steps import Steps
 from tensornet_compress.files.whole import locked
+from tests.architectures import inputs, sharp
 from tests.models import batches, tiny_llama
 
 BUDGET = tnc.Budget(bits_per_weight=5.0)
@@ -88,6 +90,71 @@ def test_another_setting_is_named_and_fresh_starts_over(source, monkeypatch):
         small(source, method="coded")
     assert content(small(source, method="coded", fresh=True)) != content(small(source, "auto"))
     assert not list(source.parent.glob(".*"))
+
+
+def stopped(source: Path, step: str, monkeypatch) -> Path:
+    """A run that a power failure ended behind a step; its work folder."""
+    finish = Steps.finish
+
+    def failing(self, name, given, files=()):
+        finish(self, name, given, files)
+        if name == step:
+            raise PowerFailureError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Steps, "finish", failing)
+        with pytest.raises(PowerFailureError):
+            small(source)
+    return source.parent / ".small.tnc-work"
+
+
+@pytest.mark.parametrize(
+    ("step", "file"),
+    [
+        ("backwards-0", "backwards-0-rows-*"),
+        ("metrics", "metrics.json"),
+        ("survey-2", "survey-1.json"),
+        ("make-0-2", "make-0-1-0.safetensors"),
+    ],
+)
+def test_damaged_steps_are_refused_and_fresh_starts_over(step, file, source, monkeypatch):
+    work = stopped(source, step, monkeypatch)
+    (damaged,) = sorted(work.glob(file))[:1]
+    data = bytearray(damaged.read_bytes())
+    data[-3] ^= 1
+    damaged.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(TensorNetError, match=r"a step of an earlier run, is damaged .*--fresh"):
+            small(source)
+    assert content(small(source, fresh=True)) == content(small(source, "whole"))
+    assert not list(source.parent.glob(".*"))
+
+
+def test_other_pickled_weights_are_another_model(source, monkeypatch):
+    for file in source.glob("*.safetensors*"):
+        file.unlink()
+    torch.save(tiny_llama(layers=2).state_dict(), source / "pytorch_model.bin")
+    stopped(source, "survey-2", monkeypatch)
+    torch.save(tiny_llama(layers=2, seed=7).state_dict(), source / "pytorch_model.bin")
+    with pytest.raises(TensorNetError, match=r"other settings \(model was"):
+        small(source)
+
+
+def test_a_work_folder_that_somebody_else_laid_is_not_emptied(source):
+    victim = source.parent / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("x")
+    (source.parent / ".small.tnc-work").symlink_to(victim)
+    with pytest.raises(TensorNetError, match="is no folder that this tool made"):
+        small(source)
+    assert [path.name for path in victim.iterdir()] == ["precious"]
+
+
+def test_any_model_of_transformers_comes_from_a_folder(tmp_path):
+    model = sharp("T5")
+    model.save_pretrained(tmp_path / "t5")
+    tnc.compress_folder(tmp_path / "t5", tmp_path / "small", tnc.Budget(bits_per_weight=9), [inputs("T5")], workers=1)
+    assert type(tnc.load(tmp_path / "small")) is type(model)
 
 
 def test_steps_of_a_run_that_was_killed_at_its_very_end_are_swept(source, monkeypatch):

@@ -69,6 +69,8 @@ class ProfileSpec(Frozen):
 
     version: int = VERSION
     checksum: str = ""
+    model: str = ""
+    """Hashes of the files of weights that it was made for, where it lies beside them."""
     layers: list[Count]
     heads: list[Count]
     rotary: Literal["half", "interleaved"] | None
@@ -172,12 +174,13 @@ class Profile(Shared):
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def save(self, folder: str | Path) -> None:
-        """Write the folder, whole or not at all; other files in it stay."""
+    def save(self, folder: str | Path, model: str = "") -> None:
+        """Write the folder, whole or not at all; other files in it stay. ``model``: hashes of the weights that it is for."""
         tensors = self.tensors()
         with whole_folder(folder, {DESCRIPTION, TENSORS}) as made:
             write_tensors(made / TENSORS, tensors, {}, hashed=False)
-            text = self.spec.model_copy(update={"checksum": "", "hashes": digests(tensors)}).to_json(indent=1)
+            spec = self.spec.model_copy(update={"checksum": "", "hashes": digests(tensors), "model": model})
+            text = spec.model_dump_json(indent=1, exclude=None if model else {"model"})
             (made / DESCRIPTION).write_text(sealed(text), encoding="utf-8")
 
     @staticmethod

@@ -1,6 +1,13 @@
 import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tensornet_compress as tnc
@@ -221,3 +228,56 @@ def test_stages_that_exclude_each_other_are_refused(llama_folder, text, tmp_path
     )  # fmt: skip
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_generate_is_greedy_whatever_the_model_asks_for(llama_folder, tmp_path):
+    plain = call("generate", llama_folder, "--prompt", "the river", "--max-new-tokens", 6)
+    shutil.copytree(llama_folder, tmp_path / "model")
+    settings = {"num_beams": 4, "max_time": 0.0, "return_dict_in_generate": True, "do_sample": True, "top_k": 3}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    result = call("generate", tmp_path / "model", "--prompt", "the river", "--max-new-tokens", 6)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == plain.stdout
+
+
+def test_names_with_the_marks_of_terminal_styles_are_shown_as_they_are(saved, tmp_path):
+    folder = tmp_path / "a[/b][red]"
+    shutil.copytree(saved[0], folder)
+    result = call("inspect", folder)
+    assert result.exit_code == 0, result.output
+    assert "a[/b][red]" in result.output
+
+
+def test_a_closed_standard_output_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m tensornet_compress --version >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_pickled_objects_are_refused_without_advice_to_run_them(llama_folder, tmp_path):
+    shutil.copytree(llama_folder, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Path("x")}, tmp_path / "model" / "pytorch_model.bin")
+    result = call("generate", tmp_path / "model", "--prompt", "x")
+    assert result.exit_code == 2
+    assert "pickled Python objects, which are not read" in result.stderr
+    assert "weights_only" not in result.stderr
+
+
+def test_a_profile_beside_other_weights_is_refused(llama_folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(llama_folder, model)
+    text = tmp_path / "text.txt"
+    text.write_text(random_text(4000))
+    calibration = ["--calibration", text, "--length", 256, "--samples", 5, "--sensitivity-windows", 1]
+    made = call("kv", model, *calibration)
+    assert made.exit_code == 0, made.output
+    use = ["generate", model, "--prompt", "the river", "--max-new-tokens", 3, "--kv-bits", 4]
+    assert call(*use).exit_code == 0
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    refused = call(*use)
+    assert refused.exit_code == 2
+    assert "was made for other weights" in refused.stderr
+    assert call(*use, "--kv-profile", model / "kv_profile").exit_code == 0

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 import tensornet_compress as tnc
 from tensornet_compress.errors import CheckpointError
 from tensornet_compress.files import MANIFEST, TENSORS
+from tensornet_compress.files.hashes import file_digest, sealed
+from tensornet_compress.files.index import weight_files
 from tests.files.saved import compressed, tensor_file, without_hashes
 from tests.models import tiny_convnet
 
@@ -152,3 +154,30 @@ def test_a_refused_file_leaves_the_given_instance_alone(tmp_path, damage, messag
     after = fresh.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_hidden_layers", 10**9), ("num_hidden_layers", -5), ("rms_norm_eps", float("nan"))]
+)
+def test_a_forged_configuration_with_fitting_hashes_is_refused(folder, name, value):
+    """Hashes find damage; they are no signature."""
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {name: value}))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"]["config.json"] = file_digest(config)
+    (folder / MANIFEST).write_text(sealed(json.dumps(manifest | {"checksum": ""})))
+    with pytest.raises(CheckpointError, match=rf"its configuration has {name} = "):
+        tnc.load(folder)
+
+
+def test_a_file_of_the_tokenizer_that_was_not_saved_is_refused(folder):
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "e"}')
+    with pytest.raises(CheckpointError, match=r"special_tokens_map.json' was not saved with the model"):
+        tnc.load(folder)
+
+
+def test_an_index_of_pickled_shards_stays_in_its_folder(tmp_path):
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../other/pytorch_model.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"'\.\./other/pytorch_model\.bin', which is no \.bin file of the folder itself"):
+        weight_files(tmp_path)

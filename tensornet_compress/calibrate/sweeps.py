@@ -24,9 +24,9 @@ from tensornet_compress.calibrate.fisher_metrics import FisherCollector
 from tensornet_compress.calibrate.hooks import autocast, calls_and_gradients, frozen, hooked
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.steps import Steps
+from tensornet_compress.memory import release
 from tensornet_compress.metric import KroneckerMetric, StoredMetric
 from tensornet_compress.nn import Target
-from tensornet_compress.nn.mapped import release
 
 _TOLERANCE = 1e-3
 _PROBE = 32

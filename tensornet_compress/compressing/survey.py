@@ -25,9 +25,9 @@ from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.steps import Steps
+from tensornet_compress.memory import release
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
-from tensornet_compress.nn.mapped import release
 from tensornet_compress.options import FAMILIES
 from tensornet_compress.options.forms import SIZE_SHARES
 from tensornet_compress.options.offered import STEPPED_FAMILIES

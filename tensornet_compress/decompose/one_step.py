@@ -26,6 +26,7 @@ from tensornet_compress.coding.coded_integers import scale_bits
 from tensornet_compress.coding.coded_matrix import MAGNITUDES_PER_OCTAVE, STEPS_PER_OCTAVE, CodedMatrix, step_sizes
 from tensornet_compress.coding.laws import HALF
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.memory import release
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.tensor import NetworkSpec
 
@@ -179,7 +180,10 @@ def one_step_parts(
     """Stored parts of a matrix (m, n) at the step of a format; ``damping`` and ``least``: shares of the mean that every column
     and row counts at least."""
     canceller = canceller or Canceller.of(metric.columns, matrix.shape[1], damping)
-    return fmt.assemble(canceller.codes(matrix, row_weights(metric, len(matrix), least), fmt.step, states=fmt.states))
+    codes = canceller.codes(matrix, row_weights(metric, len(matrix), least), fmt.step, states=fmt.states)
+    # Coding takes as much memory again as codes do.
+    release(matrix)
+    return fmt.assemble(codes)
 
 
 def _exponents(values: Tensor, per_octave: int) -> np.ndarray:

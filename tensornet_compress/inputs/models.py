@@ -20,8 +20,8 @@ from tensornet_compress.errors import MissingExtraError, TensorNetError
 from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.limits import check_counts
 from tensornet_compress.files.whole import locked, whole_folder
+from tensornet_compress.memory import release
 from tensornet_compress.nn.finite import require_finite
-from tensornet_compress.nn.mapped import release
 
 _FEW_TENSORS = 100
 """So many layers a configuration may name whatever the file holds, as some keep the layers of a module in one tensor."""

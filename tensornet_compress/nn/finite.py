@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn.mapped import release
+from tensornet_compress.memory import release
 
 # Smaller tensors are not worth the look at the table of mapped files.
 _LARGE = 1 << 22

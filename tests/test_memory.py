@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tensornet_compress.nn.mapped import release
+from tensornet_compress.memory import release
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what is mapped")
 

@@ -89,6 +89,7 @@ def weights(
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists; files of your own in it stay.")] = False,
     trust_remote_code: TrustRemoteCode = False,
+    revision: Annotated[str | None, typer.Option(help="Of a hub id: a branch, tag or commit.")] = None,
     json: JsonFile = None,
 ) -> None:
     """Compress the weights of MODEL into the folder OUT."""
@@ -122,6 +123,7 @@ def weights(
         )
     if (Path(model) / MANIFEST).is_file():
         raise TensorNetError(f"{model!r} is compressed already; give the original model")
+    named, model = model, resolve_model(model, revision)
     require_text(model, trust_remote_code)
     tokenizer = load_any_tokenizer(model, trust_remote_code)
     headless = encoder or model_kind(model, trust_remote_code) == "encoder"
@@ -141,13 +143,10 @@ def weights(
                 "--isvt, --refine, --heal and --metric auto run in one piece; leave out --memory, --cluster and --fresh"
             )
         loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype], trust_remote_code)
-        folder = Path(resolve_model(model))
         # Stages need batches for three uses.
         batches = windows.split(max(1, min(4, samples // 3)))
         stages: dict[str, Any] = {"refine": refine, "heal_steps": heal}
-        stages |= (
-            {"rank_schedule": Schedule()} if isvt else how | {"source": folder if folder.is_dir() and dtype == "auto" else None}
-        )
+        stages |= {"rank_schedule": Schedule()} if isvt else how | {"source": Path(model) if dtype == "auto" else None}
         report = compress_in_stages(loaded, budget, list(batches), **which, **stages)
         save(loaded, out, tokenizer, report, overwrite=overwrite)
         plan = getattr(loaded, PLAN_ATTRIBUTE, None)
@@ -171,7 +170,7 @@ def weights(
         plan = load_plan(out)
     typer.echo(str(report))
     held = folder_nbytes(out)
-    leave_report(weights_result(report, plan, model, invocation()), out)
+    leave_report(weights_result(report, plan, named, invocation()), out)
     whole = folder_nbytes(out)
     typer.echo(f"saved to {out} ({whole:,} bytes on disk: the model {held:,}, its report {whole - held:,})")
     sizes = {"folder_nbytes": whole, "model_files_nbytes": held}

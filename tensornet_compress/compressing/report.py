@@ -64,6 +64,8 @@ class CompressionReport(Frozen):
     ``divergences``: output divergence on calibration tokens after each allocation (the least one was kept). ``stages``: what
     ``compress_in_stages`` measured after each of its stages.
 
+    ``source``: the hub id and the commit that the model came from, empty for a folder.
+
     ``nbytes`` are the stored bytes of all tensors of the model, ``targeted_nbytes`` those of the targeted modules.
     """
 
@@ -83,6 +85,7 @@ class CompressionReport(Frozen):
     divergences: tuple[float, ...] = ()
     stages: tuple[StageReport, ...] = ()
     notes: tuple[str, ...] = ()
+    source: str = ""
 
     @classmethod
     def of(

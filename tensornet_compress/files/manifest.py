@@ -48,11 +48,12 @@ class Manifest(Frozen):
     ``architecture``: class name in transformers, None for other models. ``shared``: tensor names that are one with another
     tensor in the file. ``nbytes``: bytes of all stored tensors. Packed fibre orders lie with the tensors; the plan in the
     manifest holds them as empty permutations. ``hashes`` of tensors, of ``files`` and of the manifest itself (``checksum``)
-    are missing in folders of older releases.
+    are missing in folders of older releases. ``source``: hub id and commit that the original came from, if it did.
     """
 
     format_version: Literal[1] = 1
     checksum: str = ""
+    source: str = ""
     tool: str
     architecture: str | None
     nbytes: int = Field(ge=0)

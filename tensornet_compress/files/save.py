@@ -32,10 +32,12 @@ from tensornet_compress.version import __version__
 
 
 class LayersReport(Protocol):
-    """What ``save`` reads of a report of ``compress``: bytes before, and each layer's family, sizes and error."""
+    """What ``save`` reads of a report of ``compress``: bytes before, each layer's family, sizes and error, and the name of
+    the original on the hub."""
 
     original_nbytes: int
     layers: Any
+    source: str
 
 
 def save(
@@ -93,6 +95,7 @@ def save(
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             manifest = Manifest(
+                source="" if report is None else report.source,
                 tool=f"tensornet_compress {__version__}",
                 architecture=type(model).__name__ if is_transformers else None,
                 nbytes=nbytes,
@@ -104,7 +107,8 @@ def save(
                 files={path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
             )
             write_tensors(folder / TENSORS, tensors, {"format": "pt"}, hashed=False)
-            (folder / MANIFEST).write_text(sealed(manifest.to_json()), encoding="utf-8")
+            text = manifest.model_dump_json(exclude=None if manifest.source else {"source"})
+            (folder / MANIFEST).write_text(sealed(text), encoding="utf-8")
     return Path(out_dir)
 
 

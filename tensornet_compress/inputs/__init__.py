@@ -3,6 +3,7 @@
 from tensornet_compress.inputs.models import (
     EMBEDDED_MODELS,
     Kind,
+    hub_source,
     kind_of,
     load_causal_lm,
     load_encoder,
@@ -31,6 +32,7 @@ __all__ = [
     "domain_windows",
     "heldout_articles",
     "heldout_windows",
+    "hub_source",
     "kind_of",
     "last_words",
     "load_causal_lm",

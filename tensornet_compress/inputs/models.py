@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tensornet_compress.files.whole import locked, whole_folder
 from tensornet_compress.memory import release
 from tensornet_compress.nn.finite import require_finite
 
+_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model", "*.py")
 _FEW_TENSORS = 100
 """So many layers a configuration may name whatever the file holds, as some keep the layers of a module in one tensor."""
 Kind = Literal["causal", "encoder"]
@@ -58,12 +60,45 @@ def package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def resolve_model(name: str | Path) -> str:
-    """What ``from_pretrained`` takes, from the name of a bundled model, a local folder or a hub id.
+def resolve_model(name: str | Path, revision: str | None = None) -> str:
+    """The folder of a model, from the name of a bundled model, a local folder or a hub id, which is fetched.
+
+    Args:
+        name: as said.
+        revision: of a hub id, a branch, tag or commit; the main branch by default.
 
     Raises:
-        TensorNetError: a path that looks local but does not exist.
+        TensorNetError: a path that looks local but does not exist, a hub id that cannot be fetched, or a revision of what is no
+            hub id.
     """
+    text = _local(name)
+    if text is None:
+        return _fetched(str(name), revision)
+    if revision is not None:
+        raise TensorNetError(f"{str(name)!r} is no hub id, so it has no revision {revision!r}; leave that out")
+    return text
+
+
+def hub_source(folder: str | Path) -> str:
+    """``owner/name@commit`` of a folder that ``resolve_model`` fetched from the hub, empty for others."""
+    found = re.search(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})$", Path(folder).as_posix())
+    return "" if found is None else f"{found[1]}/{found[2]}@{found[3]}"
+
+
+def _fetched(name: str, revision: str | None) -> str:
+    """The folder of a commit of a model on the hub, in the hub's own cache; pickled weights only where there are no others."""
+    from huggingface_hub import snapshot_download
+
+    told = f"{name!r} cannot be fetched from the hub; give a local folder, or a hub id (owner/name) that can be reached"
+    with _refused(told):
+        folder = snapshot_download(name, revision=revision, allow_patterns=[*_BESIDE_WEIGHTS, "*.safetensors"])
+        if not any(Path(folder).glob("*.safetensors")):
+            folder = snapshot_download(name, revision=revision, allow_patterns=[*_BESIDE_WEIGHTS, "pytorch_model*.bin"])
+    return str(folder)
+
+
+def _local(name: str | Path) -> str | None:
+    """The folder of a model on this machine; None for a hub id."""
     text = str(name)
     if text == "smollm2-135m":
         return str(_smollm2_folder())
@@ -77,7 +112,7 @@ def resolve_model(name: str | Path) -> str:
         raise TensorNetError(
             f"no model folder at {text!r}; give a local folder, a hub id (owner/name) or one of {sorted(EMBEDDED_MODELS)}"
         )
-    return text
+    return None
 
 
 def model_kind(name: str | Path, trust_remote_code: bool = False) -> Kind:

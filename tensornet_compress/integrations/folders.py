@@ -22,7 +22,7 @@ from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.save import check_place
 from tensornet_compress.files.steps import drop_finished, resumed
 from tensornet_compress.files.whole import check_folder
-from tensornet_compress.inputs import load_encoder, load_model, resolve_model
+from tensornet_compress.inputs import hub_source, load_encoder, load_model, resolve_model
 from tensornet_compress.memory import peak_of_all, resident_bytes
 from tensornet_compress.nn import Target, find_targets, layer_weight
 from tensornet_compress.version import __version__
@@ -48,6 +48,7 @@ def compress_folder(
     overwrite: bool = False,
     fresh: bool = False,
     trust_remote_code: bool = False,
+    revision: str | None = None,
     **options: Any,
 ) -> CompressionReport:
     """Compress the transformers model in the folder ``source`` into the folder ``target``.
@@ -69,6 +70,7 @@ def compress_folder(
         overwrite: replace what an earlier run wrote to ``target``.
         fresh: start over, whatever an earlier run has done.
         trust_remote_code: run code that lies beside the weights.
+        revision: of a hub id, a branch, tag or commit; what it was at the time is written to the report and the manifest.
 
     Raises:
         BudgetError, TargetError: as ``compress``.
@@ -91,11 +93,11 @@ def compress_folder(
         if (Path(target) / MANIFEST).is_file():
             drop_finished(target, Path(target) / MANIFEST)
         raise
-    folder = Path(resolve_model(source))
+    folder = Path(resolve_model(source, revision))
     settings = {
         "version": f"{__version__}, torch {torch.__version__}",
         "threads": torch.get_num_threads(),
-        "model": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in _files(folder)} or str(source),
+        "model": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in _files(folder)},
         "calibration": calibration_fingerprint(batches),
         "budget": str(budget),
         "dtype": str(dtype),
@@ -104,20 +106,20 @@ def compress_folder(
     }
     with resumed(target, settings, fresh) as steps:
         loader = load_encoder if encoder else load_model
-        model = loader(source, dtype, trust_remote_code)
+        model = loader(folder, dtype, trust_remote_code)
         chosen = find_targets(model, options.get("targets"), options.get("ignore", ()), tables=True)[0]
         sizes = Sizes.of(model, chosen, budget)
         check_folder(target, room_needed(model, batches, chosen, sizes))
         if memory is not None:
             workers = workers_within(memory, model, batches, sizes, workers)
-        in_files = folder.is_dir() and dtype is None
-        options = {"by_block": True, "source": folder if in_files else None} | options
+        options = {"by_block": True, "source": folder if dtype is None else None} | options
         with on_cluster(cluster):
             report = compress(model, budget, batches, workers=workers, steps=steps, **options)
         taken = peak_of_all()
         if memory is not None and taken is not None and taken > memory:
             note = f"{taken >> 20:,} MiB of memory were taken, more than the {memory >> 20:,} MiB that were allowed"
             report = report.model_copy(update={"notes": (*report.notes, note)})
+        report = report.model_copy(update={"source": hub_source(folder)})
         save(model, target, tokenizer, report, overwrite=overwrite)
     return report
 
@@ -162,8 +164,6 @@ def workers_within(memory: int, model: nn.Module, batches: Iterable[Batch], size
 
 def _files(folder: Path) -> list[Path]:
     """All that the model's folder holds: any of it may be weights, or say how they are read."""
-    if not folder.is_dir():
-        return []
     weight_files(folder)
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 

@@ -9,6 +9,7 @@ import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.errors import BudgetError, TensorNetError
+from tensornet_compress.files.manifest import read_manifest
 from tensornet_compress.files.steps import Steps
 from tensornet_compress.files.whole import locked
 from tests.architectures import inputs, sharp
@@ -148,6 +149,32 @@ def test_a_work_folder_that_somebody_else_laid_is_not_emptied(source):
     with pytest.raises(TensorNetError, match="is no folder that this tool made"):
         small(source)
     assert [path.name for path in victim.iterdir()] == ["precious"]
+
+
+def test_a_model_of_the_hub_is_fetched_at_one_commit_which_is_written_down(source, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = source.parent / "models--owner--name" / "snapshots" / commit
+    snapshot.parent.mkdir(parents=True)
+    source.rename(snapshot)
+    asked = []
+
+    def fetch(name, revision, allow_patterns):
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    report = tnc.compress_folder("owner/name", source.parent / "small", BUDGET, DATA, workers=1, revision="v1")
+    assert asked == [("owner/name", "v1")]
+    assert report.source == read_manifest(source.parent / "small").source == f"owner/name@{commit}"
+    with pytest.raises(TensorNetError, match="is no hub id, so it has no revision 'v1'"):
+        tnc.compress_folder(snapshot, source.parent / "other", BUDGET, DATA, workers=1, revision="v1")
+
+    def fail(name, revision, allow_patterns):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(TensorNetError, match="cannot be fetched from the hub; give a local folder"):
+        tnc.compress_folder("owner/name", source.parent / "other", BUDGET, DATA, workers=1)
 
 
 def test_any_model_of_transformers_comes_from_a_folder(tmp_path):

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+import torch
 import typer
 from rich.table import Table
 from torch import Tensor
 
+from tensornet_compress.calibrate.batches import calibration_fingerprint
 from tensornet_compress.cli.common import (
     AnyModel,
     Calibration,
@@ -34,7 +36,9 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.evaluate import evaluate_cache
 from tensornet_compress.files import MANIFEST
 from tensornet_compress.files.hashes import file_digest
-from tensornet_compress.files.index import weight_files
+from tensornet_compress.files.index import files_state, weight_files
+from tensornet_compress.files.steps import resumed
+from tensornet_compress.version import __version__
 
 if TYPE_CHECKING:
     from tensornet_compress.kv.planning import CacheCost
@@ -74,6 +78,9 @@ def kv(
     ] = "fisher",
     mode: Annotated[str, typer.Option(help="live or storage: the cache to report on.")] = "storage",
     overwrite: Annotated[bool, typer.Option(help="Replace a profile that is there.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; by default a calibration that ended early goes on where it was.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
     json: JsonFile = None,
 ) -> None:
@@ -97,10 +104,18 @@ def kv(
     loaded = load_any(model, trust=trust_remote_code)
     windows, tests = _windows(tokenizer, calibration, length, samples)
     progress = RichProgress()
-    with progress.stage("calibrate", len(windows)) as advance:
-        counting = counted(windows, advance)
-        profile = calibrate(loaded, counting, metric=known_metric, sensitivity_windows=sensitivity_windows)
-    profile.save(out, fingerprint(model))
+    settings = {
+        "version": f"{__version__}, torch {torch.__version__}",
+        "model": files_state(Path(model)) if Path(model).is_dir() else model,
+        "calibration": calibration_fingerprint(list(windows)),
+        "sensitivity_windows": sensitivity_windows,
+        "metric": metric,
+    }
+    with resumed(out, settings, fresh) as steps:
+        with progress.stage("calibrate", len(windows)) as advance:
+            counting = counted(windows, advance)
+            profile = calibrate(loaded, counting, metric=known_metric, sensitivity_windows=sensitivity_windows, steps=steps)
+        profile.save(out, fingerprint(model))
     channels = max(tree.mean.numel() for tree in profile.trees.values())
     if profile.spec.calibration_tokens < channels:
         typer.echo(

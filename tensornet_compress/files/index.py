@@ -34,6 +34,13 @@ def weight_files(folder: str | Path) -> dict[str, Path]:
     return {tensor: folder / name for tensor, name in shards.items()}
 
 
+def files_state(folder: Path) -> dict[str, list[int]]:
+    """Size and time of every file that a model's folder holds: any of them may be weights, or say how they are read."""
+    weight_files(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
 def _shards(index: Path, ending: str) -> dict[str, str]:
     """Tensor name -> name of its file in the index's own folder."""
     where, data = repr(str(index)), read_json(index)

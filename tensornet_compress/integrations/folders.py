@@ -18,7 +18,7 @@ from tensornet_compress.compressing.report import CompressionReport
 from tensornet_compress.compressing.sizes import Sizes
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, save
-from tensornet_compress.files.index import weight_files
+from tensornet_compress.files.index import files_state
 from tensornet_compress.files.save import check_place
 from tensornet_compress.files.steps import drop_finished, resumed
 from tensornet_compress.files.whole import check_folder
@@ -97,7 +97,7 @@ def compress_folder(
     settings = {
         "version": f"{__version__}, torch {torch.__version__}",
         "threads": torch.get_num_threads(),
-        "model": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in _files(folder)},
+        "model": files_state(folder),
         "calibration": calibration_fingerprint(batches),
         "budget": str(budget),
         "dtype": str(dtype),
@@ -160,12 +160,6 @@ def workers_within(memory: int, model: nn.Module, batches: Iterable[Batch], size
         )
     count = (memory - here) // (_WORKER + job)
     return int(max(1, min(count, most or torch.get_num_threads())))
-
-
-def _files(folder: Path) -> list[Path]:
-    """All that the model's folder holds: any of it may be weights, or say how they are read."""
-    weight_files(folder)
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _plain(value: Any) -> Any:

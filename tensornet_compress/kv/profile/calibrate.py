@@ -9,29 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.bisection import least_kept
-from tensornet_compress.calibrate import InputMoment
 from tensornet_compress.coding.cache_quantiser import Statistics
 from tensornet_compress.decompose.groups import consecutive_groups, search_groups
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.files.steps import Steps
 from tensornet_compress.kv.live.codec import LiveBasis, live_bases, live_curve
 from tensornet_compress.kv.profile.capture import Captured, Runner, Window, windows
-from tensornet_compress.kv.profile.moments import RIDGE, QueryMoments, SideMoments, side_rows
 from tensornet_compress.kv.profile.profile import SIDES, Profile, ProfileSpec, SideSpec
+from tensornet_compress.kv.profile.sums import STATISTICS_EVERY, Sums, check_finite
 from tensornet_compress.kv.profile.tree import SideTree, build_tree
 from tensornet_compress.kv.rope import Rotary
-from tensornet_compress.metric.blocks import ridged, symmetric_roots, whiten
+from tensornet_compress.metric.blocks import symmetric_roots, whiten
 from tensornet_compress.threads import limited_threads
 
-_STATISTICS_EVERY = 5
+Metric = Literal["fisher", "queries", "euclidean"]
 _STATISTICS_RATES = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-_MAX_JOINED_CHANNELS = 16384
 
 
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    metric: Literal["fisher", "queries", "euclidean"] = "fisher",
+    metric: Metric = "fisher",
     sensitivity_windows: int = 32,
     draws: int = 2,
     group_size: int | None = None,
@@ -40,6 +39,7 @@ def calibrate(
     sinks: int = 4,
     window: int = 64,
     seed: int = 0,
+    steps: Steps | None = None,
 ) -> Profile:
     """Learn how to code a model's cache.
 
@@ -65,6 +65,7 @@ def calibrate(
         joined: leading components of each group that the root joins (0: no root).
         search: look for groups by mutual information; else units in their own order.
         sinks, window: what the cache will keep exact, and calibration therefore leaves out.
+        steps: where sums are kept, so that a calibration that was killed goes on.
 
     It runs on one thread, so that the profile does not depend on how many there are.
 
@@ -73,48 +74,64 @@ def calibrate(
     """
     # On several threads sums are rounded in another order, and saved caches open only with the very profile of their codes.
     with limited_threads(1), torch.inference_mode(False):
-        return _calibrated(model, batches, metric, sensitivity_windows, draws, group_size, joined, search, sinks, window, seed)
+        steps = Steps.nowhere() if steps is None else steps
+        felt = 0 if metric != "fisher" else sensitivity_windows
+        sums, style, rotary = _summed(model, batches, metric, felt, draws, sinks, window, seed, steps)
+        return _profile(sums, style, rotary, metric, group_size, joined, search)
 
 
-def _calibrated(
+def _summed(
     model: nn.Module,
     batches: Iterable[Any],
-    metric: Literal["fisher", "queries", "euclidean"],
+    metric: Metric,
     sensitivity_windows: int,
     draws: int,
-    group_size: int | None,
-    joined: int,
-    search: bool,
     sinks: int,
     window: int,
     seed: int,
-) -> Profile:
+    steps: Steps,
+) -> tuple[Sums, Literal["half", "interleaved"] | None, Rotary | None]:
+    """All that sequences tell, and how the model rotates keys."""
     generator = torch.Generator().manual_seed(seed)
-    felt, streamed = 0 if metric == "fisher" else sensitivity_windows, _Streamed(sinks)
+    sums, done = Sums.found(steps, sinks, generator)
     with Runner(model) as runner:
-        for batch in windows(batches, runner.paired):
-            if felt >= sensitivity_windows:
-                for captured in runner.capture(batch, metric == "queries"):
-                    streamed.add(captured)
+        for number, batch in enumerate(windows(batches, runner.paired)):
+            if number < done:
                 continue
-            for row in batch.rows():
-                streamed.add(*_felt(runner, row, sinks, window, draws, generator))
-                felt += 1
+            if sums.felt >= sensitivity_windows:
+                for captured in runner.capture(batch, metric == "queries"):
+                    sums.add(captured)
+            else:
+                for row in batch.rows():
+                    sums.add(*_felt(runner, row, sinks, window, draws, generator))
+                    sums.felt += 1
+            sums.keep(steps, number + 1, generator)
         style, rotary = runner.style, runner.rotary()
-    if not streamed.seen:
+    if not sums.seen:
         raise TensorNetError("calibration was given no batches; pass an iterable of int64 ids (batch, length)")
-    if not streamed.kept:
+    if not sums.kept:
         raise TensorNetError(
-            f"calibration was given {streamed.seen} sequences and needs at least {_STATISTICS_EVERY}: "
-            "some measure what others teach"
+            f"calibration was given {sums.seen} sequences and needs at least {STATISTICS_EVERY}: some measure what others teach"
         )
+    return sums, style, rotary
+
+
+def _profile(
+    streamed: Sums,
+    style: Literal["half", "interleaved"] | None,
+    rotary: Rotary | None,
+    metric: Metric,
+    group_size: int | None,
+    joined: int,
+    search: bool,
+) -> Profile:
     blocks = streamed.metric(metric, rotary)
     trees: dict[str, SideTree] = {}
     live: dict[str, list[LiveBasis]] = {}
     grouping_bits: dict[str, dict[str, float]] = {}
     for side in SIDES:
         mean, covariance = streamed.moments[side].mean(), streamed.moments[side].covariance()
-        _check_finite(f"{side} moments", covariance)
+        check_finite(f"{side} moments", covariance)
         roots = symmetric_roots(blocks[side])[0].float()
         size = group_size or max(1, -(-len(roots) // 6))
         groups, grouping_bits[side] = consecutive_groups(len(roots), size), {}
@@ -124,7 +141,7 @@ def _calibrated(
         trees[side] = build_tree(covariance, mean, roots, groups, joined)
         live[side] = live_bases(covariance, mean, blocks[side], streamed.heads, rotary if side == "key" else None)
     scale, frequency, offset = _statistics(trees, streamed.kept)
-    curve = live_curve(live, streamed.kept, sinks, streamed.heads, rotary)
+    curve = live_curve(live, streamed.kept, streamed.sinks, streamed.heads, rotary)
     spec = ProfileSpec(
         layers=list(streamed.layers),
         heads=streamed.heads,
@@ -136,72 +153,6 @@ def _calibrated(
         grouping_bits=grouping_bits,
     )
     return Profile(spec, trees, scale, frequency, offset, live, curve)
-
-
-class _Streamed:
-    """What calibration sums up over sequences; ``kept``: rows of those that statistics come from."""
-
-    def __init__(self, sinks: int):
-        self.sinks, self.seen, self.longest = sinks, 0, 0
-        self.kept: list[dict[str, Tensor]] = []
-
-    def _begin(self, first: Captured) -> None:
-        self.layers, self.heads = first.layers, [len(k) for k in first.keys]
-        self.widths = {side: _width(side, states) for side, states in zip(SIDES, (first.keys, first.values))}
-        units = sum(self.heads)
-        self.moments = {side: SideMoments(units * width) for side, width in self.widths.items()}
-        self.sensitivity = {side: InputMoment() for side in SIDES}
-        self.queries = QueryMoments(units, self.widths["key"])
-
-    def add(self, captured: Captured, gradients: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
-        """One sequence, and the gradients (units, tokens, width) of both sides for every label draw."""
-        if not self.seen:
-            self._begin(captured)
-        self.longest = max(self.longest, captured.keys[0].shape[1])
-        if captured.queries:
-            self.queries.add(captured.queries, captured.scaling, self.heads)
-        if captured.felt:
-            keys, values = (torch.cat([layer[side] for layer in captured.felt])[:, self.sinks :] for side in (0, 1))
-            gradients = [(keys, values)]
-        rows = side_rows(captured, self.sinks)
-        # Scales and symbol statistics come from sequences the bases have not seen, or they would look too small.
-        if self.seen % _STATISTICS_EVERY == _STATISTICS_EVERY - 1:
-            self.kept.append({side: own.half() for side, own in rows.items()})
-        else:
-            for side in SIDES:
-                self.moments[side].add(rows[side])
-        for pair in gradients:
-            for side, gradient in zip(SIDES, pair):
-                self.sensitivity[side].add(gradient)
-        self.seen += 1
-
-    def metric(self, kind: str, rotary: Rotary | None) -> dict[str, Tensor]:
-        """The metric of every unit, fp64 (units, width, width); divided by the mean curvature of both sides."""
-        units = sum(self.heads)
-        if kind == "euclidean":
-            return {side: torch.eye(width, dtype=torch.float64).repeat(units, 1, 1) for side, width in self.widths.items()}
-        if kind == "queries" and not self.queries.count:
-            blocks = self._relative(units)
-        elif kind == "queries":
-            spread = self.moments["value"].covariance().diagonal().double().view(units, -1).sum(1)
-            pair = self.queries.metric(spread, self.widths["value"], self.heads, rotary, self.longest)
-            blocks = dict(zip(SIDES, pair))
-        else:
-            blocks = {side: ridged(self.sensitivity[side].mean, RIDGE) for side in SIDES}
-        for side in SIDES:
-            _check_finite(f"{side} sensitivity", blocks[side])
-        common = sum(float(b.diagonal(dim1=-2, dim2=-1).mean()) for b in blocks.values()) / len(blocks)
-        return {side: block / common for side, block in blocks.items()}
-
-    def _relative(self, units: int) -> dict[str, Tensor]:
-        """What outputs feel, of every layer in parts of what they feel of all that its states vary."""
-        blocks = {side: ridged(self.sensitivity[side].mean, RIDGE) for side in SIDES}
-        moved = torch.zeros(units, dtype=torch.float64)
-        for side, width in self.widths.items():
-            own = self.moments[side].covariance().double().view(units, width, units, width)
-            moved += (own.diagonal(dim1=0, dim2=2).permute(2, 0, 1) * blocks[side]).sum((1, 2))
-        layers = torch.cat([part.sum().expand(len(part)) for part in moved.split(self.heads)]).clamp_min(1e-30)
-        return {side: block / layers[:, None, None] for side, block in blocks.items()}
 
 
 def _felt(
@@ -222,25 +173,6 @@ def _felt(
     counted = slice(sinks, prefix.shape[1] - edge)
     pairs = runner.sensitivity(cache, positions, continuations, draws, generator, row.encoder)
     return captured, ((torch.cat(keys)[:, counted], torch.cat(values)[:, counted]) for keys, values in pairs)
-
-
-def _width(side: str, states: list[Tensor]) -> int:
-    widths = {s.shape[-1] for s in states}
-    if len(widths) > 1:
-        raise TensorNetError(
-            f"{side} heads have widths {sorted(widths)}; joint coding needs one width across full-attention layers"
-        )
-    units, width = sum(len(s) for s in states), widths.pop()
-    if units * width > _MAX_JOINED_CHANNELS:
-        raise TensorNetError(
-            f"{units} {side} units of {width} channels make {units * width}; joint moments take at most {_MAX_JOINED_CHANNELS}"
-        )
-    return width
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise TensorNetError(f"calibration gave NaN or infinity in {name}; check the model's dtype and the batches")
 
 
 def _noise(weighted: Tensor) -> float:

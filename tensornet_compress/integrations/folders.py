@@ -24,7 +24,7 @@ from tensornet_compress.files.steps import drop_finished, resumed
 from tensornet_compress.files.whole import check_folder
 from tensornet_compress.inputs import hub_source, load_encoder, load_model, resolve_model
 from tensornet_compress.memory import peak_of_all, resident_bytes
-from tensornet_compress.nn import Target, find_targets, layer_weight
+from tensornet_compress.nn import Target, find_targets, layer_weight, undecoded
 from tensornet_compress.version import __version__
 
 # Bytes beside the model: of a worker that has read its libraries, for each number of the layer that a job works on, and for
@@ -113,7 +113,7 @@ def compress_folder(
         if memory is not None:
             workers = workers_within(memory, model, batches, sizes, workers)
         options = {"by_block": True, "source": folder if dtype is None else None} | options
-        with on_cluster(cluster):
+        with on_cluster(cluster), undecoded():
             report = compress(model, budget, batches, workers=workers, steps=steps, **options)
         taken = peak_of_all()
         if memory is not None and taken is not None and taken > memory:

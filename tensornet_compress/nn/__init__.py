@@ -6,7 +6,7 @@ from typing import Any
 from tensornet_compress.nn.conv import TNConv, TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
-from tensornet_compress.nn.module import NetworkModule, decoded, identity, layer_weight, module_kind, turned
+from tensornet_compress.nn.module import NetworkModule, decoded, identity, layer_weight, module_kind, turned, undecoded
 from tensornet_compress.nn.replace import KeptModules, build_replacement, install, materialize, replace_module
 from tensornet_compress.nn.targets import Skipped, Target, find_targets
 
@@ -29,6 +29,7 @@ __all__ = [
     "module_kind",
     "replace_module",
     "turned",
+    "undecoded",
 ]
 
 # Public names whose code lies in the room `experimental`, above this one.

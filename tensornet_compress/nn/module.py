@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Self
 
 import torch
@@ -31,6 +32,7 @@ KINDS: tuple[tuple[type[nn.Module], str], ...] = (
 CONVOLUTIONS = ("conv2d", "conv", "conv_transpose")
 HOLDERS = "Linear, Conv1D, Embedding and convolutions"
 """What can hold a network, in words."""
+_decodes: ContextVar[bool] = ContextVar("decodes", default=True)
 # Numbers of vectors that programs are planned for.
 BATCH_BUCKETS = (1, 16, 128, 1024)
 
@@ -177,7 +179,7 @@ class NetworkModule(nn.Module):
             else:
                 self.register_buffer(name, tensor)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-        if stored is not None:
+        if stored is not None and _decodes.get():
             self._make_resident()
 
     @classmethod
@@ -343,6 +345,16 @@ class NetworkModule(nn.Module):
 
     def extra_repr(self) -> str:
         return self.spec.describe()
+
+
+@contextmanager
+def undecoded() -> Iterator[None]:
+    """Entropy-coded parts of modules made inside are decoded when they are first used: for models that are only saved."""
+    before = _decodes.set(False)
+    try:
+        yield
+    finally:
+        _decodes.reset(before)
 
 
 @contextmanager

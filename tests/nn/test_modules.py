@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tensornet_compress as tnc
+from tensornet_compress.coding import CodedFormat
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.nn import TNLinear, undecoded
 from tensornet_compress.tensor import NetworkSpec
 from tests.generators import FLOAT_FORMATS, FORMATS, FP32, SEEDS, layouts, named_topologies, random_cores, random_tensor, specs
 
@@ -270,3 +272,15 @@ def test_bytes_follow_the_dtype_that_the_module_holds(fmt):
     layer = tnc.TNLinear.from_network(network)
     assert layer.nbytes == network.nbytes
     assert layer.to(torch.bfloat16).nbytes == 2 * network.spec.terms[0].numbers
+
+
+def test_codes_of_modules_that_are_only_saved_are_decoded_when_they_are_first_used():
+    layer = torch.nn.Linear(32, 48)
+    network = tnc.realise(layer.weight.detach(), NetworkSpec.dense((48, 32), CodedFormat(step=0.01)))
+    wanted = TNLinear.from_linear(layer, network)
+    with undecoded():
+        waiting = TNLinear.from_linear(layer, network)
+    assert waiting.resident_nbytes < wanted.resident_nbytes
+    x = torch.randn(3, 32)
+    assert torch.equal(waiting(x), wanted(x))
+    assert waiting.resident_nbytes == wanted.resident_nbytes

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tensornet_compress.compressing.cluster import cluster
 from tensornet_compress.inputs import load_causal_lm, resolve_model
 from tensornet_compress.inputs.models import cache_folder
 from tensornet_compress.memory import peak_of_all
-from tensornet_compress.report import Measure
+from tensornet_compress.report import Measure, Row
 
 BITS, WINDOWS, LENGTH, KILLS = 3.5, 8, 256, 20
 GROUP = Path("/sys/fs/cgroup/memory/tensornet-scale")
@@ -52,6 +52,8 @@ MEASURES = {
     "nbytes": Measure(title="compressed", unit="bytes", better="lower"),
     "peak_nbytes": SPEED["peak_nbytes"],
     "same": Measure(title="same bytes", better="higher"),
+    "moved_nbytes": Measure(title="read and written", unit="bytes", better="lower", role="other"),
+    "dollars": Measure(title="dollars", better="lower", role="other"),
     "slower": Measure(title="time over the undisturbed run", better="lower"),
 }
 
@@ -191,5 +193,35 @@ def jobs() -> Iterator[Job]:
     yield streamed(large, 3 << 30, 2)
 
 
+# What is planned on paper: weights, weights that a token meets, blocks, width.
+PLANNED = {"8 B": (8e9, 8e9, 32, 4096), "70 B": (70e9, 70e9, 80, 8192), "1 T, mixture": (1e12, 32e9, 61, 7168)}
+PLANNED_TOKENS = 128 * 2048
+# Of a machine: GPUs, cores, dollars an hour. That a GPU does so many products a second is assumed, not measured.
+MACHINES = {"one GPU": (1, 16, 3.0), "8 GPUs": (8, 128, 24.0), "64 machines of 2 cores": (0, 128, 64 * 0.10)}
+GPU_PRODUCTS = 1e14
+
+
+def planned(rows: Sequence[Row]) -> Iterator[Row]:
+    """Seconds, bytes and dollars for models that were not run, from the rates of the largest that was: sweeps by weights that
+    tokens meet, on one device; survey and make by weights, on all cores."""
+    name = list(MODELS)[-1]
+    known = next((row for row in rows if row.subject == name and row.method.endswith("one worker")), None)
+    if known is None or known.skipped:
+        return
+    weights = known.values["model_nbytes"] / 2
+    per_product = known.values["calibrate"] / (weights * WINDOWS * LENGTH)
+    per_weight = (known.values["survey"] + known.values["make"]) / weights
+    for subject, (number, met, blocks, width) in PLANNED.items():
+        # Read by the check of numbers, both sweeps, survey and make; states and gradients are written and read once each.
+        moved = 5 * 2 * number + 8 * blocks * width * PLANNED_TOKENS + 2 * number * BITS / 8
+        for method, (gpus, cores, price) in MACHINES.items():
+            products = met * PLANNED_TOKENS
+            calibrate = products / GPU_PRODUCTS if gpus else products * per_product
+            made = number * per_weight / cores
+            values = {"calibrate": calibrate, "make": made, "time": calibrate + made, "moved_nbytes": moved}
+            values["dollars"] = (calibrate + made) / 3600 * price
+            yield Row(task="speed", subject=subject, method=method, ours=True, values=values)
+
+
 if __name__ == "__main__":
-    experiment(jobs(), MEASURES, {"tokens": WINDOWS * LENGTH, "bits_per_weight": BITS})
+    experiment(jobs(), MEASURES, {"tokens": WINDOWS * LENGTH, "bits_per_weight": BITS}, planned)

@@ -280,13 +280,18 @@ def check_alone(path: Path) -> None:
 def read_model(folder: Path) -> tuple[dict[str, Any], Tensors, dict[str, Array]]:
     """Manifest, stored tensors, and the decoded weight of every layer of the plan."""
     text = (folder / "tensornet.json").read_text(encoding="utf-8")
-    manifest, raw = json.loads(text), (folder / "model.safetensors").read_bytes()
+    manifest, places = json.loads(text), dict.fromkeys(json.loads(text)["hashes"], "model.safetensors")
+    if (folder / "model.safetensors.index.json").exists():
+        places = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
     assert manifest["format_version"] == 1
     check_seal(text)
-    assert manifest["hashes"] == {name: hash_of(name, raw) for name in manifest["hashes"]}
+    raw = {place: (folder / place).read_bytes() for place in set(places.values())}
+    assert manifest["hashes"] == {name: hash_of(name, raw[places[name]]) for name in manifest["hashes"]}
     for name, digest in manifest["files"].items():
         assert digest == xxh3_128((folder / name).read_bytes()).hexdigest()
-    _, tensors = read_safetensors(folder / "model.safetensors")
+    tensors = {}
+    for place in raw:
+        tensors |= read_safetensors(folder / place)[1]
     weights = {
         name: sum(term_dense(tensors, name, t, term) for t, term in enumerate(layer["spec"]["terms"]))
         for name, layer in manifest["plan"]["layers"].items()

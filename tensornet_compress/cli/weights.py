@@ -89,6 +89,7 @@ def weights(
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists; files of your own in it stay.")] = False,
     trust_remote_code: TrustRemoteCode = False,
+    shard_size: Annotated[str, typer.Option(help="Bytes of tensors in one file of OUT, e.g. 2GB.")] = "5GB",
     revision: Annotated[str | None, typer.Option(help="Of a hub id: a branch, tag or commit.")] = None,
     json: JsonFile = None,
 ) -> None:
@@ -108,6 +109,9 @@ def weights(
     from tensornet_compress.report.from_weights import weights_result
 
     budget = given_budget(bits_per_weight, ratio, size)
+    shard_nbytes = parse_size(shard_size, "--shard-size") or 0
+    if shard_nbytes < 1:
+        raise TensorNetError(f"--shard-size must be positive, was given {shard_size}")
     check_json(json, model)
     if Path(model).exists() and out.resolve().is_relative_to(Path(model).resolve()):
         raise TensorNetError(f"{str(out)!r} is the model {model!r} itself or lies in it; choose another folder")
@@ -148,7 +152,7 @@ def weights(
         stages: dict[str, Any] = {"refine": refine, "heal_steps": heal}
         stages |= {"rank_schedule": Schedule()} if isvt else how | {"source": Path(model) if dtype == "auto" else None}
         report = compress_in_stages(loaded, budget, list(batches), **which, **stages)
-        save(loaded, out, tokenizer, report, overwrite=overwrite)
+        save(loaded, out, tokenizer, report, overwrite=overwrite, max_shard_nbytes=shard_nbytes)
         plan = getattr(loaded, PLAN_ATTRIBUTE, None)
     else:
         report = compress_folder(
@@ -164,6 +168,7 @@ def weights(
             overwrite=overwrite,
             fresh=fresh,
             trust_remote_code=trust_remote_code,
+            max_shard_nbytes=shard_nbytes,
             **which,
             **how,
         )

@@ -9,7 +9,8 @@ from typing import Any
 from tensornet_compress.coding import EntropyCoded
 from tensornet_compress.errors import CheckpointError
 from tensornet_compress.files import TENSORS, read_manifest
-from tensornet_compress.files.reading import open_tensors, tensor_nbytes
+from tensornet_compress.files.reading import tensor_nbytes
+from tensornet_compress.files.shards import open_folder, tensor_files
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.tensor import NetworkSpec, expected_tensors
 from tensornet_compress.tensor.network import part_name
@@ -75,7 +76,8 @@ def folder_ledger(folder: str | Path) -> Ledger:
     """Read the ledger of a saved folder from its files (tensor bytes from the safetensors header, not from the manifest)."""
     folder = Path(folder)
     manifest = read_manifest(folder)
-    stored = tensor_nbytes(folder / TENSORS)
+    places = tensor_files(folder)
+    stored = {name: nbytes for place in places or [folder / TENSORS] for name, nbytes in tensor_nbytes(place).items()}
     total = sum(stored.values())
     rows = []
     layers = manifest.plan.layers
@@ -85,7 +87,7 @@ def folder_ledger(folder: str | Path) -> Ledger:
     }
     if missing := [part for names in names_of.values() for part in names if part not in stored | manifest.shared]:
         raise CheckpointError(f"{str(folder / TENSORS)!r} lacks {missing[0]!r}, which the manifest names")
-    with open_tensors(folder / TENSORS) as file:
+    with open_folder(folder) as file:
         decoded = {name: _decoded_nbytes(name, layer.spec, file) for name, layer in layers.items()}
     for name, layer in layers.items():
         names = [part for part in names_of[name] if part in stored]
@@ -103,10 +105,8 @@ def folder_ledger(folder: str | Path) -> Ledger:
                 share=nbytes / max(total, 1),
             )
         )
-    header = (folder / TENSORS).stat().st_size - total
-    files = {
-        str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file() and p.name != TENSORS
-    }
+    header = sum(place.stat().st_size for place in places) - total
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file() and p not in places}
     return Ledger(layers=tuple(rows), other_tensors=stored, header=header, files=files)
 
 

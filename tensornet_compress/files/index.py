@@ -8,7 +8,7 @@ from tensornet_compress.errors import CheckpointError
 from tensornet_compress.files.reading import open_tensors, read_json
 
 _SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _OLD, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
@@ -22,11 +22,11 @@ def weight_files(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if (folder / _SINGLE).exists():
         return dict.fromkeys(_names(folder / _SINGLE), folder / _SINGLE)
-    if not (folder / _INDEX).exists():
+    if not (folder / INDEX).exists():
         if (folder / _OLD_INDEX).exists() and not (folder / _OLD).exists():
             _shards(folder / _OLD_INDEX, ".bin")
         return {}
-    where, shards = repr(str(folder / _INDEX)), _shards(folder / _INDEX, ".safetensors")
+    where, shards = repr(str(folder / INDEX)), _shards(folder / INDEX, ".safetensors")
     held = {name: _names(folder / name) for name in set(shards.values())}
     for tensor, name in shards.items():
         if tensor not in held[name]:

@@ -15,7 +15,8 @@ from tensornet_compress.errors import CheckpointError, MissingExtraError, Tensor
 from tensornet_compress.files.hashes import check_digests, refuse_nan
 from tensornet_compress.files.limits import check_config, check_size
 from tensornet_compress.files.manifest import TENSORS, Manifest, check_files, read_manifest, with_permutations
-from tensornet_compress.files.reading import open_tensors, steady
+from tensornet_compress.files.reading import steady
+from tensornet_compress.files.shards import INDEX, open_folder
 from tensornet_compress.nn import NetworkModule, TNConv, TNConv2d, TNEmbedding, TNLinear, layer_weight, module_kind
 from tensornet_compress.nn.conv import conv_geometry
 from tensornet_compress.nn.module import CONVOLUTIONS, embedding_scale
@@ -55,12 +56,12 @@ def load(out_dir: str | Path, model: nn.Module | None = None, device: torch.devi
 
 def _load(folder: Path, model: nn.Module | None, device: torch.device | str, verify: bool) -> nn.Module:
     manifest, plan, header = contents(folder, verify)
-    with open_tensors(folder / TENSORS) as file:
+    with open_folder(folder) as file:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header}
     if verify:
         check_files(folder, manifest)
         if manifest.hashes:
-            check_digests(tensors, manifest.hashes, repr(str(folder / TENSORS)))
+            check_digests(tensors, manifest.hashes, repr(str(folder / (TENSORS if (folder / TENSORS).exists() else INDEX))))
     skeleton = model if model is not None else _skeleton(folder, manifest, len(header))
     split_for(skeleton, sorted(replaced_names(plan)))
     check_contents(skeleton, plan, manifest, header)
@@ -100,8 +101,8 @@ def contents(folder: Path, verify: bool = True) -> tuple[Manifest, Plan, Header]
         CheckpointError: as ``load``.
     """
     manifest = read_manifest(folder, verify)
-    with open_tensors(folder / TENSORS) as file:
-        header = {name: _description(file, name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+    with open_folder(folder) as file:
+        header = {name: _description(file, name) for name in file.keys()}  # noqa: SIM118 - no dict
         return manifest, _unpack_orders(manifest.plan, file, header), header
 
 

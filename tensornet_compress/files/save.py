@@ -19,13 +19,13 @@ from tensornet_compress.files.manifest import (
     MANIFEST,
     NEEDS_US,
     QUANT_METHOD,
-    TENSORS,
     LayerEntry,
     Manifest,
     read_manifest,
     without_permutations,
 )
-from tensornet_compress.files.whole import check_folder, locked, whole_folder, write_tensors
+from tensornet_compress.files.shards import INDEX, LARGEST, write_shards, written_before
+from tensornet_compress.files.whole import check_folder, locked, whole_folder
 from tensornet_compress.nn import NetworkModule, identity
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan
 from tensornet_compress.version import __version__
@@ -47,12 +47,14 @@ def save(
     report: LayersReport | None = None,
     overwrite: bool = False,
     keep: bool = False,
+    max_shard_nbytes: int = LARGEST,
 ) -> Path:
     """Write a compressed model: ``model.safetensors``, ``tensornet.json``, and for transformers models their configuration.
 
     The folder appears whole or not at all. ``report`` adds per-layer errors for ``inspect``. ``overwrite`` replaces what an
     earlier save wrote; all other files in ``out_dir``, a cache's profile too, stay. ``keep`` writes into any folder that may be
-    there already and leaves its other files, as ``save_pretrained`` does; each file then appears whole.
+    there already and leaves its other files, as ``save_pretrained`` does; each file then appears whole. Tensors of more than
+    ``max_shard_nbytes`` go to several files, which ``model.safetensors.index.json`` names.
 
     >>> import torch, tensornet_compress as tnc
     >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
@@ -68,10 +70,12 @@ def save(
         target = Path(out_dir)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as near:
-            made = save(model, Path(near) / "saved", tokenizer, report)
+            made = save(model, Path(near) / "saved", tokenizer, report, max_shard_nbytes=max_shard_nbytes)
             target.mkdir(exist_ok=True)
-            for file in made.iterdir():
+            for file in (moved := list(made.iterdir())):
                 os.replace(file, target / file.name)
+            for name in written_before(target) - {file.name for file in moved}:
+                (target / name).unlink(missing_ok=True)
         return target
     plan = getattr(model, PLAN_ATTRIBUTE, None)
     if not isinstance(plan, Plan):
@@ -87,6 +91,7 @@ def save(
     with locked(out_dir):
         replaced = check_place(out_dir, overwrite, nbytes)
         with whole_folder(out_dir, replaced) as folder:
+            write_shards(folder, tensors, max_shard_nbytes)
             if is_transformers:
                 _write_config(model, plan, folder / "config.json")
                 generation = getattr(model, "generation_config", None)
@@ -104,9 +109,8 @@ def save(
                 plan=without_permutations(plan),
                 layers={} if report is None else {layer.name: _layer_entry(layer) for layer in report.layers},
                 hashes=digests(tensors),
-                files={path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
+                files={path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.suffix != ".safetensors"},
             )
-            write_tensors(folder / TENSORS, tensors, {"format": "pt"}, hashed=False)
             text = manifest.model_dump_json(exclude=None if manifest.source else {"source"})
             (folder / MANIFEST).write_text(sealed(text), encoding="utf-8")
     return Path(out_dir)
@@ -129,6 +133,8 @@ def _write_config(model: nn.Module, plan: Plan, file: Path) -> None:
     config: Any = deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], dtype
     config.quantization_config = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, "dtype": dtype}
+    if (file.parent / INDEX).exists():
+        config.quantization_config["weights"] = INDEX
     config.save_pretrained(file.parent)
     # Of this entry transformers keeps what it reads but writes nothing.
     content = json.loads(file.read_text(encoding="utf-8")) | {"transformers_weights": NEEDS_US}
@@ -171,7 +177,7 @@ def check_place(out_dir: str | Path, overwrite: bool, nbytes: int = 0) -> set[st
         known = set(read_manifest(target).files)
     except CheckpointError:  # A damaged folder may be replaced too; of what else is in it nothing is known.
         known = set()
-    return known | {MANIFEST, TENSORS, "report.json", "report.html"}
+    return known | {MANIFEST, *written_before(target), "report.json", "report.html"}
 
 
 def _check_plan(model: nn.Module, plan: Plan) -> None:

@@ -20,6 +20,7 @@ from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, save
 from tensornet_compress.files.index import files_state
 from tensornet_compress.files.save import check_place
+from tensornet_compress.files.shards import LARGEST
 from tensornet_compress.files.steps import drop_finished, resumed
 from tensornet_compress.files.whole import check_folder
 from tensornet_compress.inputs import hub_source, load_encoder, load_model, resolve_model
@@ -49,6 +50,7 @@ def compress_folder(
     fresh: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    max_shard_nbytes: int = LARGEST,
     **options: Any,
 ) -> CompressionReport:
     """Compress the transformers model in the folder ``source`` into the folder ``target``.
@@ -70,6 +72,7 @@ def compress_folder(
         overwrite: replace what an earlier run wrote to ``target``.
         fresh: start over, whatever an earlier run has done.
         trust_remote_code: run code that lies beside the weights.
+        max_shard_nbytes: bytes of tensors in one file of the target; more are written to several, with an index.
         revision: of a hub id, a branch, tag or commit; what it was at the time is written to the report and the manifest.
 
     Raises:
@@ -120,7 +123,7 @@ def compress_folder(
             note = f"{taken >> 20:,} MiB of memory were taken, more than the {memory >> 20:,} MiB that were allowed"
             report = report.model_copy(update={"notes": (*report.notes, note)})
         report = report.model_copy(update={"source": hub_source(folder)})
-        save(model, target, tokenizer, report, overwrite=overwrite)
+        save(model, target, tokenizer, report, overwrite=overwrite, max_shard_nbytes=max_shard_nbytes)
     return report
 
 

@@ -35,16 +35,25 @@ def add_to_tables() -> None:
 
 
 class TensorNetConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a saved folder: the version of its format, and the dtype that the model computes in.
+    """``quantization_config`` of a saved folder: the version of its format, the dtype that the model computes in, and the index
+    of its files of weights where there are several.
 
     The plan lies beside the tensors, in ``tensornet.json``.
     """
 
-    def __init__(self, format_version: int = FORMAT_VERSION, dtype: str = "float32", quant_method: str = QUANT_METHOD):
+    def __init__(
+        self,
+        format_version: int = FORMAT_VERSION,
+        dtype: str = "float32",
+        quant_method: str = QUANT_METHOD,
+        weights: str | None = None,
+    ):
         if format_version != FORMAT_VERSION:
             raise CheckpointError(f"the folder has format version {format_version!r}, this release reads {FORMAT_VERSION}")
         self.quant_method: Any = quant_method
         self.format_version, self.dtype = format_version, dtype
+        if weights is not None:
+            self.weights = weights
 
 
 class TensorNetQuantizer(HfQuantizer):
@@ -62,7 +71,7 @@ class TensorNetQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Called before transformers looks for the file of weights: puts its name in the place of the refusal."""
-        config.transformers_weights = TENSORS
+        config.transformers_weights = getattr(self.quantization_config, "weights", TENSORS)
         return config
 
     # What 5.16 calls at the same place.

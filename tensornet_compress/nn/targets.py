@@ -152,7 +152,10 @@ def _unusable(model: nn.Module, name: str, module: nn.Module) -> str | None:
     if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
         return "nn.MultiheadAttention reads its weight without calling it"
     if weight.is_meta:
-        return "its weight is on the meta device; load it first"
+        return (
+            "its weight is not in memory (offloaded, or on the meta device); load the model without device_map, or compress "
+            "its folder with tnc.compress_folder"
+        )
     if weight.layout is not torch.strided:
         return f"its weight is {weight.layout}; make it dense first"
     if not weight.is_floating_point():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
 import tensornet_compress as tnc
@@ -289,3 +290,9 @@ def test_weights_are_seen_outputs_first():
     block = gpt2.transformer.h[0]
     assert layer_weight(block.mlp.c_fc).shape == (128, 32)
     assert torch.equal(layer_weight(block.mlp.c_fc), block.mlp.c_fc.weight.T)
+
+
+def test_weights_offloaded_by_accelerate_are_left_alone_with_the_way_out():
+    model = cpu_offload(nn.Sequential(nn.Linear(32, 32)), execution_device=torch.device("cpu"))
+    with pytest.raises(TargetError, match=r"is not in memory .* compress its folder with tnc\.compress_folder"):
+        tnc.compress(model, tnc.Budget(bits_per_weight=8.5), allocator="energy")

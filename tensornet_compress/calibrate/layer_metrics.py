@@ -158,7 +158,14 @@ def _reached(
         else:
             yield from sweeps.metrics()
             return
-    yield from fisher_metrics(model, batches, chosen, **options).items()
+    try:
+        found = fisher_metrics(model, batches, chosen, **options)
+    except RuntimeError as error:
+        raise TensorNetError(
+            f"a forward and backward pass of {type(model).__name__} failed ({error}); metric='input' with allocator='energy' "
+            "needs no gradients"
+        ) from error
+    yield from found.items()
 
 
 def _collected_metrics(

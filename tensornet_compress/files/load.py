@@ -257,17 +257,19 @@ def replacements(
         try:
             check_stored(layer.spec, stored)
             bias = tensors.get(shared.get(f"{name}.bias", f"{name}.bias"))
-            made[name] = owner = _network_module(layer, stored, bias, model.get_submodule(name))
+            original = model.get_submodule(name)
+            made[name] = owner = _network_module(layer, stored, bias, original).stand_for(original)
         except (TensorNetError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
         for other in layer.tied:
-            original: Any = model.get_submodule(other)
+            original = model.get_submodule(other)
             if isinstance(original, nn.Embedding):
                 scale = _scale(original, layer)
-                made[other] = TNEmbedding(layer.spec, owner.stored(), original.padding_idx, scale).share_network(owner)
+                tied: NetworkModule = TNEmbedding(layer.spec, owner.stored(), original.padding_idx, scale)
             else:
                 bias, conv1d = tensors.get(shared.get(f"{other}.bias", f"{other}.bias")), module_kind(original) == "conv1d"
-                made[other] = TNLinear(layer.spec, owner.stored(), bias, conv1d).share_network(owner)
+                tied = TNLinear(layer.spec, owner.stored(), bias, conv1d)
+            made[other] = tied.stand_for(original).share_network(owner)
     return made
 
 

@@ -20,7 +20,7 @@ from tensornet_compress.frozen import Frozen
 from tensornet_compress.integrations import compressed_tensors, gguf_file
 from tensornet_compress.integrations.compressed_tensors import Scheme, bits_of
 from tensornet_compress.integrations.grids import Grid, grid_of
-from tensornet_compress.nn import materialize
+from tensornet_compress.nn import computed_weights, materialize
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 from tensornet_compress.tensor.spec import DTYPES
 
@@ -136,6 +136,10 @@ class _Source:
         self.networks: dict[str, TensorNetwork] = {name: self.model.get_submodule(name).network() for name in plan.layers}
         self.nbytes = _nbytes(unique_tensors(self.model)[0])
         materialize(self.model)
+        if found := computed_weights(self.model):
+            raise CheckpointError(
+                f"{found[0]!r} computed its weight from other parameters (weight_norm), which an export does not hold"
+            )
         self.tensors, shared = unique_tensors(self.model)
         tied = getattr(self.model, "all_tied_weights_keys", {})  # what readers tie by themselves
         self.tensors |= {key: self.tensors[first] for key, first in shared.items() if not {key, first} & {*tied}}

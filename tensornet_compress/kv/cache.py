@@ -91,10 +91,16 @@ class CompressedCache(Cache):
         self.recorder = PositionRecorder(module) if module is not None else None
         # The stock cache knows which class each layer of this model needs, shared and linear layers included.
         super().__init__(layers=list(DynamicCache(config=text_config(model)).layers))
-        self.indices = [index for index, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
+        # What a layer caches of an image or of an encoder is no sequence of tokens.
+        crossing = set(getattr(text_config(model), "cross_attention_layers", None) or ())
+        plain = [index for index, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
+        self.indices = [index for index in plain if index not in crossing]
         if not self.indices:
+            mixed = sorted({type(layer).__name__ for layer in self.layers if "FullAttention" in type(layer).__name__})
             raise TensorNetError(
-                "the model has no full-attention layer that caches keys and values; there is nothing to compress"
+                f"layers of {', '.join(mixed)} keep other states beside keys and values; they are not compressed"
+                if mixed
+                else "the model has no full-attention layer that caches keys and values; there is nothing to compress"
             )
         if profile is not None and profile.spec.layers != self.indices:
             raise TensorNetError(
@@ -144,9 +150,13 @@ class CompressedCache(Cache):
 
     def first_real(self) -> list[int]:
         """Index of the first unpadded token of each row, among the tokens whose positions are known."""
-        # Padding repeats a position, real tokens count up from zero.
-        zeros = [torch.nonzero(row == 0).flatten().tolist() for row in (() if self.positions is None else self.positions)]
-        return [places[-1] if places else 0 for places in zeros]
+        found = []
+        for row in () if self.positions is None else self.positions:
+            # Padding repeats one position, real tokens count up from zero; positions that start anew later are other texts.
+            padding = int((row == row[:1]).long().cumprod(0).sum()) if len(row) else 0
+            starts = torch.nonzero(row[: padding + 1] == 0).flatten().tolist()
+            found.append(starts[-1] if starts else 0)
+        return found
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last ``-tokens_to_remove`` tokens, also when that reaches into sealed ones."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -14,6 +16,9 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.kv.cache import CompressedCache
 from tensornet_compress.kv.rope import text_config
 from tensornet_compress.kv.storage.cache import StorageCache
+
+_LATE = 16
+"""Tokens that a cache may lack at the end of a generation: the last one, and drafts."""
 
 
 class _Pair(EncoderDecoderCache):
@@ -55,13 +60,29 @@ def compressed(
 
     @functools.wraps(plain)
     def generate(*args: Any, **kwargs: Any) -> Any:
+        cache: CompressedCache | None = None
         if kwargs.get("past_key_values") is None and _uses_cache(model, args, kwargs):
+            if kwargs.get("cache_implementation") is not None:
+                raise TensorNetError(
+                    f"generate(cache_implementation={kwargs['cache_implementation']!r}) asks for a cache of another kind; "
+                    "leave that out inside kv.compressed"
+                )
+            if "past_key_values" not in inspect.signature(model.forward).parameters:
+                raise TensorNetError(f"{type(model).__name__} takes no past_key_values, so it keeps no cache to compress")
             cache = CompressedCache(model, bits=bits, mode=mode, **options)
             made.append(cache)
             kwargs["past_key_values"] = cache
             if cache.paired:
                 kwargs["past_key_values"] = _Pair(cache, DynamicCache(config=text_config(model)))
-        return plain(*args, **kwargs)
+        found = plain(*args, **kwargs)
+        length = getattr(found, "sequences", found).shape[-1]
+        if cache is not None and not cache.paired and cache.get_seq_length() + _LATE < length:
+            warnings.warn(
+                f"{type(model).__name__} left the cache that it was given at {cache.get_seq_length()} of {length} tokens and "
+                "went on with one of its own, which is not compressed",
+                stacklevel=2,
+            )
+        return found
 
     object.__setattr__(model, "generate", generate)
     try:

@@ -158,6 +158,12 @@ def rotary_style(model: nn.Module) -> Style | None:
     return _styles[model]
 
 
+def _holds_tokens(layer: Any, ids: Tensor) -> bool:
+    """Whether a layer of a cache holds keys of these tokens, and not of an image or nothing yet."""
+    keys = layer.keys if isinstance(layer, DynamicLayer) else None
+    return keys is not None and keys.shape[-2] == ids.shape[1]
+
+
 @torch.no_grad()
 def _measure_style(model: nn.Module) -> Style | None:
     module, config = rotary_module(model), text_config(model)
@@ -171,10 +177,16 @@ def _measure_style(model: nn.Module) -> Style | None:
                 ids = torch.ones((1, _PROBE_LENGTH), dtype=torch.int64, device=device)
                 positions = torch.arange(start, start + _PROBE_LENGTH, device=device)[None]
                 cache = DynamicCache(config=config)
-                model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+                try:
+                    model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+                except Exception as error:  # whatever a model's own code raises when it is given a cache of the usual kind
+                    raise TensorNetError(
+                        f"{type(model).__name__} does not work with a cache that is passed to it ({error}); keep its own"
+                    ) from error
                 if not torch.equal(recorder.seen.get("positions", ids), positions):
                     return None
-                moved.append(next((i, layer.keys) for i, layer in enumerate(cache.layers) if isinstance(layer, DynamicLayer)))
+                layers: list[Any] = list(cache.layers)
+                moved.append(next((i, layer.keys) for i, layer in enumerate(layers) if _holds_tokens(layer, ids)))
         (index, keys), (_, later) = moved
         kind = (getattr(config, "layer_types", None) or {index: "full_attention"})[index]
         # YaRN and longrope scale cos and sin; a uniform scale does not change which pairing aligns the keys.

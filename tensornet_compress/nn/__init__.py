@@ -7,7 +7,7 @@ from tensornet_compress.nn.conv import TNConv, TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
 from tensornet_compress.nn.module import NetworkModule, decoded, identity, layer_weight, module_kind, turned, undecoded
-from tensornet_compress.nn.replace import KeptModules, build_replacement, install, materialize, replace_module
+from tensornet_compress.nn.replace import KeptModules, build_replacement, computed_weights, install, materialize, replace_module
 from tensornet_compress.nn.targets import Skipped, Target, find_targets
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "TNLinear",
     "Target",
     "build_replacement",
+    "computed_weights",
     "decoded",
     "find_targets",
     "identity",

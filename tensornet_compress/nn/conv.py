@@ -58,8 +58,9 @@ class TNConv(NetworkModule):
         """Replace a convolution by a network of its kernel; bias and geometry are kept exactly."""
         return cls._in_place_of(conv, network, geometry=conv_geometry(conv))
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002 - as torch calls it
         """(batch, in, ...) -> (batch, out, ...'); ``output_size`` as in ``nn.ConvTranspose2d``."""
+        x = input
         held, dims = self._parameters["bias"], len(self.kernel_size)
         bias = None if held is None else held.to(x.dtype)
         if self.transposed:

@@ -51,17 +51,17 @@ class TNEmbedding(NetworkModule):
         assert scale is not None
         return cls._in_place_of(embedding, network, padding_idx=embedding.padding_idx, scale=scale)
 
-    def forward(self, indices: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as torch calls it
         """Integer indices (...) -> (..., width) in the replaced module's dtype.
 
         Raises:
             IndexError: an index outside the table, as ``nn.Embedding`` does; checked on the CPU only.
         """
-        flat = indices.reshape(-1)
+        flat = input.reshape(-1)
         self._check_range(flat)
         rows = [self._rows(number, lookup, flat) for number, lookup in enumerate(self._lookups)]
         total = rows[0] if len(rows) == 1 else torch.stack(rows).sum(0)
-        total = total.reshape(*indices.shape, self.embedding_dim)
+        total = total.reshape(*input.shape, self.embedding_dim)
         return total if self.scale == 1 else total * self.scale
 
     def _rows(self, number: int, lookup: _Lookup, flat: Tensor) -> Tensor:

@@ -62,8 +62,9 @@ class TNLinear(NetworkModule):
         """Replace an ``nn.Linear`` or ``Conv1D`` by a network for its (out, in) weight; bias and device are kept."""
         return cls._in_place_of(linear, network, conv1d=module_kind(linear) == "conv1d")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as torch calls it
         """(..., in) -> (..., out)."""
+        x = input
         if x.is_nested:
             return torch.nested.as_nested_tensor([self(part) for part in x.unbind()])
         if self._plain and self._held is None:

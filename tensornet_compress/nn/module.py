@@ -33,8 +33,18 @@ CONVOLUTIONS = ("conv2d", "conv", "conv_transpose")
 HOLDERS = "Linear, Conv1D, Embedding and convolutions"
 """What can hold a network, in words."""
 _decodes: ContextVar[bool] = ContextVar("decodes", default=True)
+COMPUTED = "_weight_was_computed"
+"""Set on what takes the place of a layer that computed its weight from others: its state has other names."""
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+)  # fmt: skip
 # Numbers of vectors that programs are planned for.
 BATCH_BUCKETS = (1, 16, 128, 1024)
+
+
+_USUAL = set(nn.Module().__dict__) | {"in_features", "out_features", "output_padding", "nf", "nx"}
+"""Attributes that a layer of torch or transformers has anyway."""
 
 
 def module_kind(module: nn.Module) -> str | None:
@@ -199,9 +209,15 @@ class NetworkModule(nn.Module):
         return layer.train(module.training).to(weight.device)
 
     def stand_for(self, module: nn.Module) -> Self:
-        """Tell of itself what an original of a class of its own does, and become of that class again when made dense."""
-        if not type(module).__module__.startswith(("torch.nn.modules.", "transformers.pytorch_utils")):
+        """Tell of itself what an original does that has a class or attributes of its own, and become of that class again when
+        made dense; hooks stay."""
+        own = not type(module).__module__.startswith(("torch.nn.modules.", "transformers.pytorch_utils"))
+        usual = _USUAL | set(getattr(module, "__constants__", ()))
+        if own or any(name not in usual and name[0] != "_" for name in module.__dict__):
             self.__dict__["_original"] = shell(module)
+        # The very dicts: who holds a handle can still take his hook off.
+        self.__dict__.update({name: module.__dict__[name] for name in _HOOKS})
+        self.__dict__[COMPUTED] = module.__dict__.get(COMPUTED, False)
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -220,6 +236,9 @@ class NetworkModule(nn.Module):
         layer.weight = nn.Parameter(self.weight.detach().contiguous())
         if (bias := self._parameters["bias"]) is not None:
             layer.bias = nn.Parameter(bias.detach().clone())
+        layer.__dict__.update({name: self.__dict__[name] for name in _HOOKS})
+        if self.__dict__.get(COMPUTED):
+            layer.__dict__[COMPUTED] = True
         return layer.train(self.training)
 
     def _parameters_device(self) -> torch.device:

@@ -12,7 +12,7 @@ from tensornet_compress.errors import CheckpointError, TargetError
 from tensornet_compress.nn.conv import TNConv, TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
-from tensornet_compress.nn.module import HOLDERS, NetworkModule, identity, module_kind
+from tensornet_compress.nn.module import COMPUTED, HOLDERS, NetworkModule, identity, module_kind
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan, drop_plan, keep_plan
 from tensornet_compress.nn.split import SplitModule
 from tensornet_compress.tensor import TensorNetwork
@@ -66,9 +66,23 @@ def _save_pretrained(*_arguments: Any, **_keywords: Any) -> None:
     )
 
 
-def _refuse_to_save_parts(model: nn.Module) -> None:
-    """Models of transformers inside the one that was compressed do not save themselves while they hold networks."""
+def _merge(*_arguments: Any, **_keywords: Any) -> None:
+    raise TargetError(
+        "the layer below this adapter is a network, and its computed weight cannot be written to; call tnc.materialize(model) "
+        "before merging, or merge before tnc.compress"
+    )
+
+
+def _refuse_what_needs_weights(model: nn.Module) -> None:
+    """Models of transformers inside the one that was compressed do not save themselves while they hold networks, and adapters
+    of PEFT are not merged into a network, whose computed weight they would write to."""
     for module in model.modules():
+        base = module._modules.get("base_layer")
+        if base is not None and callable(getattr(type(module), "merge", None)) and type(module).__module__.startswith("peft."):
+            if isinstance(base, NetworkModule):
+                module.__dict__["merge"] = _merge
+            else:
+                module.__dict__.pop("merge", None)
         if module is not model and callable(getattr(type(module), "save_pretrained", None)):
             holds = any(isinstance(part, NetworkModule | SplitModule) for part in module.modules())
             if holds:
@@ -87,7 +101,7 @@ def install(model: nn.Module, networks: Mapping[str, TensorNetwork], plan: Plan)
         if isinstance(module := model.get_submodule(name), NetworkModule):
             module._parameters["bias"] = bias
     keep_plan(model, plan)
-    _refuse_to_save_parts(model)
+    _refuse_what_needs_weights(model)
 
 
 class KeptModules:
@@ -112,14 +126,15 @@ class KeptModules:
             keep_plan(self._model, self._plan)
         for module, children in self._children:
             module._modules.update(children)
-        _refuse_to_save_parts(self._model)
+        _refuse_what_needs_weights(self._model)
         with torch.no_grad():
             for parameter, values in self._vectors:
                 parameter.copy_(values)
 
 
 def materialize(model: nn.Module) -> nn.Module:
-    """Every network module replaced by its dense original class, in place; tied modules stay tied. Returns the model.
+    """Every network module replaced by its dense original class, in place; tied modules stay tied, and modules that were split
+    are joined again. Returns the model.
 
     >>> import torch, tensornet_compress as tnc
     >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32))
@@ -139,6 +154,29 @@ def materialize(model: nn.Module) -> nn.Module:
             first = sharing.setdefault((*identity(next(iter(module.stored().values()))), module_kind(dense) == "conv1d"), dense)
             dense.weight = first.weight
         set_submodule(model, name, dense_of[module])
+    joined: dict[nn.Module, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, SplitModule):
+            joined[module] = joined[module] if module in joined else module.joined()
+            set_submodule(model, name, joined[module])
     drop_plan(model)
-    _refuse_to_save_parts(model)
+    _refuse_what_needs_weights(model)
+    if computed_weights(model) and callable(getattr(model, "save_pretrained", None)):
+        model.__dict__["save_pretrained"] = _save_computed
     return model
+
+
+def computed_weights(model: nn.Module) -> list[str]:
+    """Dense layers whose weight the original computed from other parameters (weight_norm), which they no longer have."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if module.__dict__.get(COMPUTED) and not isinstance(module, NetworkModule)
+    ]
+
+
+def _save_computed(*_arguments: Any, **_keywords: Any) -> None:
+    raise CheckpointError(
+        "layers of this model computed their weight from other parameters (weight_norm), which they no longer have: "
+        "from_pretrained would draw them anew; save it before tnc.materialize, or save its state_dict"
+    )

@@ -35,6 +35,17 @@ class SplitModule(nn.Module):
         self._original.train(mode)
         return super().train(mode)
 
+    def joined(self) -> nn.Module:
+        """The module that was split, with what its layers hold now; they must be dense."""
+        made = shell(self._original)
+        for name, value in self.whole().items():
+            made._parameters[name] = nn.Parameter(value)
+        return made.train(self.training)
+
+    def whole(self) -> dict[str, Tensor]:
+        """The parameters of the module that was split."""
+        raise NotImplementedError
+
     @staticmethod
     def probe(original: Any) -> list[tuple[Any, ...]]:
         """Inputs to compare with the original on."""
@@ -98,6 +109,25 @@ class SplitExperts(SplitModule):
             total.index_add_(0, tokens, (outer * weights[tokens, places, None]).to(total.dtype))
         return total
 
+    def joined(self) -> nn.Module:
+        """As in the base class; other children stay."""
+        made = super().joined()
+        for name, module in self._modules.items():
+            if not name.isdecimal():
+                made.add_module(name, module)
+        return made
+
+    def whole(self) -> dict[str, Tensor]:
+        """As in the base class."""
+        parts: list[Any] = [part for name, part in self._modules.items() if name.isdecimal()]
+        found = {}
+        for name in parts[0]:
+            weights = [part[name].weight.detach() for part in parts]
+            found[name] = torch.stack([weight.T if self._original.is_transposed else weight for weight in weights])
+            if parts[0][name].bias is not None:
+                found[f"{name}_bias"] = torch.stack([part[name].bias.detach() for part in parts])
+        return found
+
     @staticmethod
     def probe(original: Any) -> list[tuple[Any, ...]]:
         """Inputs to compare with the original on."""
@@ -137,6 +167,17 @@ class SplitSorted(SplitModule):
             outer.append(part.down_proj(up * self.act_fn(gate)))
         return torch.cat(outer)
 
+    def joined(self) -> nn.Module:
+        """As in the base class."""
+        made = super().joined()
+        made.add_module("act_fn", self.act_fn)
+        return made
+
+    def whole(self) -> dict[str, Tensor]:
+        """As in the base class."""
+        parts: list[Any] = [part for name, part in self._modules.items() if name.isdecimal()]
+        return {name: torch.stack([part[name].weight.detach().T for part in parts]) for name in ("gate_up_proj", "down_proj")}
+
     @staticmethod
     def probe(original: Any) -> list[tuple[Any, ...]]:
         """Inputs to compare with the original on."""
@@ -166,6 +207,11 @@ class SplitParallel(SplitModule):
         """Rows (sum of ``expert_size``, in) -> (sum of ``expert_size``, out)."""
         parts = inputs.split(list(expert_size))
         return torch.cat([layer(part) for layer, part in zip(self.children(), parts, strict=True)])
+
+    def whole(self) -> dict[str, Tensor]:
+        """As in the base class."""
+        layers: list[Any] = list(self.children())
+        return {"weight": torch.stack([layer.weight.detach() for layer in layers])}
 
     @staticmethod
     def probe(original: Any) -> list[tuple[Any, ...]]:

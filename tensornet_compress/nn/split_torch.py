@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tensornet_compress.nn.split import SplitModule, linear, noise
 
@@ -26,6 +27,7 @@ class SplitAttention(SplitModule):
         self.out_proj = linear(original.out_proj.weight, original.out_proj.bias)
         # The encoder layers of torch take a short cut through the weights of an attention of which this is true.
         self._original._qkv_same_embed_dim = False
+        self.__dict__["_same"] = original._qkv_same_embed_dim
 
     def forward(
         self,
@@ -58,6 +60,21 @@ class SplitAttention(SplitModule):
             out = out.transpose(0, 1)
         told = (paid.mean(1) if average_attn_weights else paid) if need_weights else None
         return (out[0], None if told is None else told[0]) if single else (out, told)
+
+    def joined(self) -> nn.Module:
+        """As in the base class."""
+        made: Any = super().joined()
+        made._qkv_same_embed_dim = self._same
+        made.out_proj = NonDynamicallyQuantizableLinear(made.embed_dim, made.embed_dim, device="meta")
+        made.out_proj.weight, made.out_proj.bias = self.out_proj.weight, self.out_proj.bias
+        return made.train(self.training)
+
+    def whole(self) -> dict[str, Tensor]:
+        """As in the base class."""
+        weights = {f"{name}_weight": getattr(self, name).weight.detach() for name in ("q_proj", "k_proj", "v_proj")}
+        found = {"in_proj_weight": torch.cat(list(weights.values()))} if self._same else weights
+        bias = self.in_proj_bias
+        return found if bias is None else found | {"in_proj_bias": bias.detach()}
 
     @property
     def in_proj_weight(self) -> Tensor | None:
@@ -128,6 +145,21 @@ class SplitRecurrent(SplitModule):
             return original.forward(given, hx)
         finally:
             original.__dict__["_flat_weights"] = []
+
+    def joined(self) -> nn.Module:
+        """As in the base class."""
+        made: Any = super().joined()
+        made.__dict__["_flat_weights_names"] = list(self._names)
+        made._init_flat_weights()
+        return made
+
+    def whole(self) -> dict[str, Tensor]:
+        """As in the base class."""
+        found = {}
+        for name in self._names:
+            layer = getattr(self, name.partition("_")[2])
+            found[name] = (layer.weight if name.startswith("weight_") else layer.bias).detach()
+        return found
 
     def _steps(self, given: Tensor, hx: Any) -> Any:
         original, single = self._original, given.ndim == 2
@@ -205,6 +237,11 @@ class SplitBilinear(SplitModule):
         weight = self.product.weight.unflatten(1, (self._original.in1_features, -1))
         return F.bilinear(one, other, weight, self.product.bias)
 
+    def whole(self) -> dict[str, Tensor]:
+        """As in the base class."""
+        held = {"weight": self.product.weight.detach().unflatten(1, (self._original.in1_features, -1)).contiguous()}
+        return held if self.product.bias is None else held | {"bias": self.product.bias.detach()}
+
     @staticmethod
     def probe(original: Any) -> list[tuple[Any, ...]]:
         """Inputs to compare with the original on."""
@@ -245,6 +282,10 @@ class SplitBag(SplitModule):
             share = share * per_sample_weights.reshape(-1)
         total = rows.new_zeros(count, rows.shape[1]).index_add(0, bags, rows * share[:, None])
         return total / held[:, None] if original.mode == "mean" else total
+
+    def whole(self) -> dict[str, Tensor]:
+        """As in the base class."""
+        return {"weight": self.table.weight.detach()}
 
     @staticmethod
     def probe(original: Any) -> list[tuple[Any, ...]]:

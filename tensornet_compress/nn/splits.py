@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from tensornet_compress.nn.module import KINDS, NetworkModule, shell
+from tensornet_compress.nn.module import COMPUTED, KINDS, NetworkModule, shell
 from tensornet_compress.nn.split import SplitExperts, SplitModule, SplitParallel, SplitSorted
 from tensornet_compress.nn.split_torch import SplitAttention, SplitBag, SplitBilinear, SplitRecurrent
 
@@ -48,6 +48,7 @@ def _plain(module: nn.Module) -> nn.Module | None:
     if "weight" not in computed:
         return None
     made = shell(module)
+    made.__dict__[COMPUTED] = True
     if parametrize.is_parametrized(module):
         made.__class__ = type(module).__bases__[0]
     for name in computed:

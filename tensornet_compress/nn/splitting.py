@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tensornet_compress.nn.module import NetworkModule, module_kind
 from tensornet_compress.nn.split import SplitModule
 from tensornet_compress.nn.splits import split_of
-from tensornet_compress.nn.targets import matches
+from tensornet_compress.nn.targets import matches, require_changeable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +28,7 @@ def on_layers(compress: Callable[P, R]) -> Callable[P, R]:
     @wraps(compress)
     def wrapped(*arguments: P.args, **options: P.kwargs) -> R:
         model: Any = arguments[0] if arguments else options["model"]
+        require_changeable(model)
         targets, ignore = options.get("targets"), options.get("ignore", ())
         tables = options.get("method", "auto") in ("auto", "coded")
         originals = split_modules(model, targets, ignore, tables)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from tensornet_compress.errors import TargetError
 from tensornet_compress.nn.finite import all_finite
@@ -141,6 +142,23 @@ class _Choice:
         return None
 
 
+def require_changeable(model: nn.Module) -> None:
+    """Refuse a model whose layers cannot be replaced.
+
+    Raises:
+        TargetError: it is one; the message says what to do.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TargetError("a scripted or traced module cannot be changed; compress the model that it was made from")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise TargetError(f"{name!r} has no shape yet (a lazy module); call the model once first")
+        if parameter.is_inference():
+            raise TargetError(
+                f"{name!r} was made under torch.inference_mode, and takes no gradients; make the model outside of it"
+            )
+
+
 def _unusable(model: nn.Module, name: str, module: nn.Module) -> str | None:
     """Why a module of a compressible kind cannot be compressed."""
     weight = layer_weight(module)
@@ -156,6 +174,10 @@ def _unusable(model: nn.Module, name: str, module: nn.Module) -> str | None:
             "its weight is not in memory (offloaded, or on the meta device); load the model without device_map, or compress "
             "its folder with tnc.compress_folder"
         )
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance (a patch, or a hook of accelerate); take that off first"
+    if type(module).__module__.startswith("torch.nn.modules.") and module._buffers:
+        return f"it holds buffers of its own ({', '.join(module._buffers)})"
     if weight.layout is not torch.strided:
         return f"its weight is {weight.layout}; make it dense first"
     if not weight.is_floating_point():

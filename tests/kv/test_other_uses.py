@@ -12,6 +12,8 @@ from transformers import (
     OpenAIGPTLMHeadModel,
     Phi3Config,
     Phi3ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 import tensornet_compress.kv as kv
@@ -104,3 +106,31 @@ def test_layers_that_look_at_an_image_stay_exact(image, crossing, mode):
     assert caches[0].report().sealed_tokens > 100
     for one, other in zip(found, wanted):
         assert float((one - other).norm() / other.norm()) < 0.05
+
+
+@pytest.mark.parametrize("mode", ["live", "storage"])
+@pytest.mark.parametrize("image", [False, True])
+def test_positions_of_three_axes(image, mode):
+    rotary = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    text = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"num_key_value_heads": 2, "rope_parameters": rotary}
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 4, "hidden_size": 64, "mlp_ratio": 2, "patch_size": 8}
+    marks = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 88, "vision_end_token_id": 89}
+    torch.manual_seed(0)
+    config = Qwen2VLConfig(text_config=text, vision_config=vision | {"spatial_merge_size": 2}, **marks)
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    tokens = torch.randint(1, 80, (1, 260))
+    given = {"input_ids": tokens}
+    if image:
+        tokens[:, 3:9] = torch.tensor([88, 90, 90, 90, 90, 89])
+        given |= {"pixel_values": torch.randn(16, 384), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        given |= {"mm_token_type_ids": (tokens == 90).long()}
+    options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    wanted = model.generate(**given, **options).logits
+    batches = [{"input_ids": torch.randint(1, 80, (1, 160))} for _ in range(5)]
+    for profile in (None, kv.calibrate(model, batches, metric="euclidean", group_size=2)):
+        with kv.compressed(model, bits=8.0, mode=mode, profile=profile) as caches:
+            found = model.generate(**given, **options).logits
+        assert caches[0].report().sealed_tokens > 100
+        for one, other in zip(found, wanted):
+            assert float((one - other).norm() / other.norm()) < 0.05

@@ -67,9 +67,9 @@ def compressed(
                     f"generate(cache_implementation={kwargs['cache_implementation']!r}) asks for a cache of another kind; "
                     "leave that out inside kv.compressed"
                 )
+            cache = CompressedCache(model, bits=bits, mode=mode, **options)
             if "past_key_values" not in inspect.signature(model.forward).parameters:
                 raise TensorNetError(f"{type(model).__name__} takes no past_key_values, so it keeps no cache to compress")
-            cache = CompressedCache(model, bits=bits, mode=mode, **options)
             made.append(cache)
             kwargs["past_key_values"] = cache
             if cache.paired:

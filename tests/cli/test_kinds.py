@@ -82,7 +82,8 @@ def test_unexpected_errors_are_one_line_unless_asked_for(monkeypatch, tmp_path):
         raise ZeroDivisionError("a fault\nof ours")
 
     monkeypatch.setattr("tensornet_compress.inputs.require_text", broken)
-    arguments = ["weights", "some/model", str(tmp_path / "out"), "--bits-per-weight", "4"]
+    (tmp_path / "model").mkdir()
+    arguments = ["weights", str(tmp_path / "model"), str(tmp_path / "out"), "--bits-per-weight", "4"]
     result = CliRunner().invoke(app, arguments)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "error: unexpected ZeroDivisionError: a fault of ours; see where with `tensornet-compress --debug" in result.stderr

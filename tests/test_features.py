@@ -8,7 +8,7 @@ from tests.architectures import FAMILIES
 from tests.features import FEATURES, PAGE, SLOW, cells_of, letters_of, row, shown
 
 _PAGE = PAGE.read_text(encoding="utf-8")
-_SLOW_ON = list(FAMILIES)[::7]
+_SLOW_ON = list(FAMILIES)[::11]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

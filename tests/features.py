@@ -310,7 +310,7 @@ def page(rows: dict[str, dict[str, str]]) -> str:
         "",
         f"Every feature on tiny random models of {len(rows)} families of transformers, with weights of attention so large that",
         f"errors show. {len(told) - refused} of {len(told)} cells are equal, in {refused} the package says why not. Written by",
-        "`python -m tests.features`; the suite runs the same cells, streaming and compiling on every eleventh family.",
+        "`python -m tests.features`; the suite runs every other cell, streaming and compiling on every eleventh family.",
         "",
         _KEYS,
         "",

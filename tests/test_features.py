@@ -12,8 +12,11 @@ _SLOW_ON = list(FAMILIES)[::11]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_feature_of_a_family_is_equal_or_refused_as_the_page_says(name):
-    cells = row(name, without=() if name in _SLOW_ON else SLOW)
+def test_features_of_a_family_are_equal_or_refused_as_the_page_says(name):
+    """Every other cell of the page, as on a chessboard: each family and each feature, in half the time."""
+    place = list(FAMILIES).index(name)
+    left = {feature for number, feature in enumerate(FEATURES) if (place + number) % 2}
+    cells = row(name, without=left - set(SLOW) if name in _SLOW_ON else left | set(SLOW))
     assert not {feature: cell for feature, cell in cells.items() if cell.startswith("WRONG")}
     written = cells_of(_PAGE, name)
     assert shown(cells, letters_of(_PAGE)) == {feature: written[feature] for feature in cells}, (

@@ -1,7 +1,7 @@
 """What of the package is tried on every family of ``tests.architectures``.
 
-``python -m tests.features`` runs all features on all families and writes the table of docs/architectures.md; the suite runs the
-same cells and compares them with the page.
+``python -m tests.features`` runs all features on all families and writes the table of docs/architectures.md; the suite runs
+every other of these cells and compares it with the page.
 """
 
 from __future__ import annotations

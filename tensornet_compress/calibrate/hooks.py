@@ -23,7 +23,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     module that takes another's place inside gets its mode. Encoders of torch keep padded batches as they are, so that what
     layers are given is one tensor. States that modules keep from a call (RecurrentGemma) do not keep its graph afterwards, with
     which a model cannot be copied."""
-    kept = [(part, dict(vars(part))) for part in model.modules()]
+    held = [(module, dict(vars(module))) for module in model.modules()]
     nesting = [part for part in model.modules() if isinstance(part, nn.TransformerEncoder) and part.use_nested_tensor]
     training = {name: module for name, module in model.named_modules(remove_duplicate=False) if module.training}
     try:
@@ -32,10 +32,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             part.use_nested_tensor = False
         yield
     finally:
-        for part, before in kept:
-            graphs = [name for name, value in vars(part).items() if isinstance(value, Tensor) and value.grad_fn is not None]
+        for module, before in held:
+            graphs = [name for name, value in vars(module).items() if isinstance(value, Tensor) and value.grad_fn is not None]
             for name in graphs:
-                vars(part)[name] = before.get(name)
+                vars(module)[name] = before.get(name)
         for part in nesting:
             part.use_nested_tensor = True
         present = dict(model.named_modules(remove_duplicate=False)) if training else {}

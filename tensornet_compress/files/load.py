@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -12,12 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
-from tensornet_compress.files.hashes import check_digests, refuse_nan
+from tensornet_compress.files.hashes import checking_digests, refuse_nan
 from tensornet_compress.files.limits import check_config, check_size
 from tensornet_compress.files.manifest import TENSORS, Manifest, check_files, read_manifest, with_permutations
 from tensornet_compress.files.reading import steady
 from tensornet_compress.files.shards import INDEX, open_folder
-from tensornet_compress.nn import NetworkModule, TNConv, TNConv2d, TNEmbedding, TNLinear, layer_weight, module_kind
+from tensornet_compress.nn import (
+    NetworkModule,
+    TNConv,
+    TNConv2d,
+    TNEmbedding,
+    TNLinear,
+    decode_all,
+    layer_weight,
+    module_kind,
+    undecoded,
+)
 from tensornet_compress.nn.conv import conv_geometry
 from tensornet_compress.nn.module import CONVOLUTIONS, embedding_scale
 from tensornet_compress.nn.plan import LayerPlan, Plan, keep_plan
@@ -60,11 +71,13 @@ def _load(folder: Path, model: nn.Module | None, device: torch.device | str, ver
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header}
     if verify:
         check_files(folder, manifest)
-        if manifest.hashes:
-            check_digests(tensors, manifest.hashes, repr(str(folder / (TENSORS if (folder / TENSORS).exists() else INDEX))))
-    skeleton = model if model is not None else _skeleton(folder, manifest, len(header))
-    split_for(skeleton, sorted(replaced_names(plan)))
-    check_contents(skeleton, plan, manifest, header)
+    hashes = manifest.hashes if verify else {}
+    where = repr(str(folder / (TENSORS if (folder / TENSORS).exists() else INDEX)))
+    with checking_digests(tensors, hashes, where) if hashes else nullcontext(lambda: None) as wait:
+        skeleton = model if model is not None else _skeleton(folder, manifest, len(header))
+        split_for(skeleton, sorted(replaced_names(plan)))
+        check_contents(skeleton, plan, manifest, header)
+        wait()
     _check_numbers(tensors, folder)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     for name, module in replacements(skeleton, plan, manifest.shared, tensors).items():
@@ -253,14 +266,18 @@ def replacements(
     """
     made: dict[str, NetworkModule] = {}
     for name, layer in plan.layers.items():
-        stored = {part: tensors[f"{name}.{part}"] for part in expected_parts(layer.spec)}
+        stored = {part: tensors[shared.get(f"{name}.{part}", f"{name}.{part}")] for part in expected_parts(layer.spec)}
         try:
             check_stored(layer.spec, stored)
             bias = tensors.get(shared.get(f"{name}.bias", f"{name}.bias"))
             original = model.get_submodule(name)
-            made[name] = owner = _network_module(layer, stored, bias, original).stand_for(original)
+            with undecoded():
+                made[name] = _network_module(layer, stored, bias, original).stand_for(original)
         except (TensorNetError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
+    decode_all(made)
+    for name, layer in plan.layers.items():
+        owner = made[name]
         for other in layer.tied:
             original = model.get_submodule(other)
             if isinstance(original, nn.Embedding):

@@ -19,7 +19,7 @@ from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, TENSORS
 from tensornet_compress.files.load import Header, check_contents, contents, replaced_names, replacements
 from tensornet_compress.files.manifest import FORMAT_VERSION, QUANT_METHOD, Manifest
-from tensornet_compress.nn import NetworkModule, TNLinear, materialize
+from tensornet_compress.nn import NetworkModule, TNLinear, decode_all, materialize
 from tensornet_compress.nn.plan import Plan, keep_plan
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.nn.split import SplitModule
@@ -126,7 +126,9 @@ class TensorNetQuantizer(HfQuantizer):
             if any(tensor.is_meta for tensor in module.stored().values()):
                 raise TensorNetError(f"{name!r} is offloaded, which networks cannot be; choose another device_map")
             check_stored(module.spec, module.stored())
-            module._make_resident()
+        made: dict[str, Any] = {name: model.get_submodule(name) for name in self._plan.layers}
+        decode_all(made)
+        for module in made.values():
             _read_numbers(module)
         for other, first in self._tied.items():
             _tie(model, other, first)

@@ -6,7 +6,16 @@ from typing import Any
 from tensornet_compress.nn.conv import TNConv, TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
 from tensornet_compress.nn.linear import TNLinear
-from tensornet_compress.nn.module import NetworkModule, decoded, identity, layer_weight, module_kind, turned, undecoded
+from tensornet_compress.nn.module import (
+    NetworkModule,
+    decode_all,
+    decoded,
+    identity,
+    layer_weight,
+    module_kind,
+    turned,
+    undecoded,
+)
 from tensornet_compress.nn.replace import KeptModules, build_replacement, computed_weights, install, materialize, replace_module
 from tensornet_compress.nn.targets import Skipped, Target, find_targets
 
@@ -21,6 +30,7 @@ __all__ = [
     "Target",
     "build_replacement",
     "computed_weights",
+    "decode_all",
     "decoded",
     "find_targets",
     "identity",

@@ -3,7 +3,8 @@ buffers under flat names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Self
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tensornet_compress.coding import CodedFormat, EntropyCoded, IntFormat
 from tensornet_compress.coding.codes import Codes
-from tensornet_compress.errors import TensorNetError
+from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, contract_term, expected_parts
 from tensornet_compress.tensor.network import part_name
 
@@ -364,6 +365,24 @@ class NetworkModule(nn.Module):
 
     def extra_repr(self) -> str:
         return self.spec.describe()
+
+
+def decode_all(modules: Mapping[str, NetworkModule]) -> None:
+    """Decode the entropy-coded parts of modules that were made ``undecoded``, as many at a time as PyTorch has threads.
+
+    Raises:
+        CheckpointError: stored parts are damaged; the first such module is named.
+    """
+
+    def decode(name: str) -> None:
+        try:
+            modules[name]._make_resident()
+        except (TensorNetError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the tensors of {name!r} are damaged: {error}") from error
+
+    if _decodes.get():
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(decode, modules))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.processes import cost_apart
 from tensornet_compress.bench.speed import SpeedBench
 from tensornet_compress.bench.speed_case import TRACKS, Heat, Raced, SpeedSettings, Track, race
-from tensornet_compress.bench.tracks import decoding, kernels
+from tensornet_compress.bench.tracks import decoding, kernels, loading
 from tests import models
 
 MIB = 1 << 20
@@ -60,6 +60,13 @@ def test_a_coded_model_generates_beside_the_dense_one(settings: SpeedSettings) -
     assert raced.values["ours"]["held_nbytes"] < raced.values["dense"]["held_nbytes"]
     coded = kernels.coded_model(models.tiny_llama(tied=True))
     assert not any(isinstance(module, torch.nn.Linear | torch.nn.Embedding) for module in coded.modules())
+
+
+@pytest.mark.parametrize("how", loading.FORMATS)
+def test_saved_models_are_opened_with_and_without_checks(how: str) -> None:
+    raced = loading._load(SpeedSettings(rounds=1), (32, 2), how, threads=1)
+    assert raced.values.keys() == set(loading.NAMES)
+    assert 0 < raced.settings["file_nbytes"] < 1 << 20
 
 
 def test_memory_counts_what_a_cache_holds(settings: SpeedSettings, tmp_path: Path) -> None:

@@ -1,3 +1,3 @@
 """Kinds of races: each file adds one or more."""
 
-from tensornet_compress.bench.tracks import compressing, decoding, forward, kernels  # noqa: F401
+from tensornet_compress.bench.tracks import compressing, decoding, forward, kernels, loading  # noqa: F401

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,22 +36,18 @@ def digest(tensor: Tensor) -> str:
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """``digest`` of every tensor, several at a time where that pays."""
-    with _digesting(tensors) as found:
-        return {name: wait() for name, wait in found.items()}
-
-
-@contextmanager
-def _digesting(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Callable[[], str]]]:
-    """Begins to hash tensors; gives what waits for each digest."""
+    """``digest`` of every tensor, on several threads where that pays."""
     if sum(tensor.nbytes for tensor in tensors.values()) < _FEW_BYTES:
-        yield {name: partial(digest, tensor) for name, tensor in tensors.items()}
-        return
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        try:
-            yield {name: pool.submit(digest, tensor).result for name, tensor in tensors.items()}
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return {name: digest(tensor) for name, tensor in tensors.items()}
+    threads = min(4, os.cpu_count() or 1)
+    by_size = sorted(tensors, key=lambda name: -tensors[name].nbytes)
+    with ThreadPoolExecutor(threads) as pool:
+        # A share for each: handing out tensors one by one takes as long as hashing them.
+        shares = pool.map(
+            lambda names: [(name, digest(tensors[name])) for name in names], [by_size[i::threads] for i in range(threads)]
+        )
+        found = dict(pair for share in shares for pair in share)
+    return {name: found[name] for name in tensors}
 
 
 def header_digest(texts: Mapping[str, str]) -> str:
@@ -86,30 +80,15 @@ def _text_digest(text: str) -> str:
 
 def check_digests(tensors: Mapping[str, Tensor], hashes: Mapping[str, str], where: str) -> None:
     """Raises CheckpointError unless the tensors are those that were hashed, and no others."""
-    with checking_digests(tensors, hashes, where) as wait:
-        wait()
-
-
-@contextmanager
-def checking_digests(tensors: Mapping[str, Tensor], hashes: Mapping[str, str], where: str) -> Iterator[Callable[[], None]]:
-    """``check_digests`` beside other work: what the context gives waits for the hashes and compares them.
-
-    Raises:
-        CheckpointError: as ``check_digests``; that tensors are missing is told at once.
-    """
     if missing := sorted(hashes.keys() ^ tensors.keys()):
         raise CheckpointError(f"{where} does not hold the tensors that its hashes name: {missing[:4]}; get a whole copy of it")
-    with _digesting(tensors) as found:
-
-        def compare() -> None:
-            if wrong := [name for name in tensors if found[name]() != hashes[name]]:
-                raise CheckpointError(
-                    f"{where} is damaged: the bytes of {wrong[0]!r}"
-                    + (f" and {len(wrong) - 1} more tensors" if len(wrong) > 1 else "")
-                    + " are not those that were written; get a whole copy of it"
-                )
-
-        yield compare
+    found = digests(tensors)
+    if wrong := [name for name in tensors if found[name] != hashes[name]]:
+        raise CheckpointError(
+            f"{where} is damaged: the bytes of {wrong[0]!r}"
+            + (f" and {len(wrong) - 1} more tensors" if len(wrong) > 1 else "")
+            + " are not those that were written; get a whole copy of it"
+        )
 
 
 def refuse_nan(name: str, tensor: Tensor) -> None:

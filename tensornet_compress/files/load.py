@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tensornet_compress.errors import CheckpointError, MissingExtraError, TensorNetError
-from tensornet_compress.files.hashes import checking_digests, refuse_nan
+from tensornet_compress.files.hashes import check_digests, refuse_nan
 from tensornet_compress.files.limits import check_config, check_size
 from tensornet_compress.files.manifest import TENSORS, Manifest, check_files, read_manifest, with_permutations
 from tensornet_compress.files.reading import steady
@@ -71,13 +70,11 @@ def _load(folder: Path, model: nn.Module | None, device: torch.device | str, ver
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in header}
     if verify:
         check_files(folder, manifest)
-    hashes = manifest.hashes if verify else {}
-    where = repr(str(folder / (TENSORS if (folder / TENSORS).exists() else INDEX)))
-    with checking_digests(tensors, hashes, where) if hashes else nullcontext(lambda: None) as wait:
-        skeleton = model if model is not None else _skeleton(folder, manifest, len(header))
-        split_for(skeleton, sorted(replaced_names(plan)))
-        check_contents(skeleton, plan, manifest, header)
-        wait()
+        if manifest.hashes:
+            check_digests(tensors, manifest.hashes, repr(str(folder / (TENSORS if (folder / TENSORS).exists() else INDEX))))
+    skeleton = model if model is not None else _skeleton(folder, manifest, len(header))
+    split_for(skeleton, sorted(replaced_names(plan)))
+    check_contents(skeleton, plan, manifest, header)
     _check_numbers(tensors, folder)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     for name, module in replacements(skeleton, plan, manifest.shared, tensors).items():

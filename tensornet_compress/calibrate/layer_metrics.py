@@ -136,7 +136,10 @@ def _fisher(
         named.pop(name)
         yield name, metric
     if batches and not levels:
-        raise TensorNetError(f"no targeted layer reaches the loss of {type(model).__name__}")
+        raise TensorNetError(
+            f"no targeted layer reaches the loss of {type(model).__name__}: no gradient comes back to any of them, as where all "
+            "weights are zero; look at the model's weights, or choose other targets"
+        )
     if batches:
         middling = KroneckerMetric(rate=0.5 * sorted(levels)[len(levels) // 2])
         yield from dict.fromkeys(named, middling).items()

@@ -34,7 +34,7 @@ Bits = Annotated[str | None, typer.Option(help="Sizes, separated by commas: bits
 Methods = Annotated[str | None, typer.Option(help="Methods, separated by commas; all by default.")]
 Benches = Mapping[str, Any]
 MODEL, TEXT = "smollm2-135m", "wikipedia"
-TRACK_NAMES = "forward, products, generating, decoding, coding, memory, compressing, searching; all by default."
+TRACK_NAMES = "forward, products, generating, decoding, coding, memory, compressing, searching, loading; all by default."
 
 
 @dataclass(frozen=True)

@@ -76,3 +76,11 @@ def test_metrics_that_do_not_exist_or_have_no_closed_form_are_refused():
     for metric, message in (("hessian", "hessian"), ("elementwise", "closed-form")):
         with pytest.raises(TensorNetError, match=message):
             tnc.compress(tiny_llama(layers=1), tnc.Budget(bits_per_weight=8.0), batches(1), metric=metric, workers=1)
+
+
+def test_a_model_of_zeros_is_refused_with_a_hint() -> None:
+    model = tiny_llama()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    with pytest.raises(TensorNetError, match="as where all weights are zero"):
+        tnc.compress(model, tnc.Budget(bits_per_weight=4.5), [torch.randint(64, (1, 16)) for _ in range(2)], workers=1)

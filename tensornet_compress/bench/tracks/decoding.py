@@ -133,7 +133,7 @@ def _decode(settings: SpeedSettings, names: tuple[str, ...], context: int) -> Ra
         except Unavailable as reason:
             missing[name] = str(reason)
     seconds: dict[str, list[float]] = {name: [] for name in values}
-    rounds = max(1, settings.rounds // 4)
+    rounds = max(1, settings.rounds // 8)
     for number in range(rounds):
         for name in list(values) if number % 2 else list(values)[::-1]:
             seconds[name] += _steps(caches, name)

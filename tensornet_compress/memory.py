@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from bisect import bisect_right
+from io import FileIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 _PROC = Path("/proc")
-_MAPS = _PROC / "self/smaps"
+_PAGES = _PROC / "self/pagemap"
 
 
 def resident_bytes() -> int | None:
@@ -40,26 +41,37 @@ def release(held: nn.Module | Tensor) -> int:
 
     Returns the bytes that were let go.
     """
-    spans = []
-    for tensor in held.parameters() if isinstance(held, nn.Module) else [held]:
-        if tensor.device.type == "cpu" and tensor.layout is torch.strided and tensor.is_contiguous():
-            start = tensor.data_ptr()
-            spans.append((start, start + tensor.numel() * tensor.element_size()))
-    if not spans or not _MAPS.exists():
+    try:
+        pages = _PAGES.open("rb", buffering=0)
+    except OSError:
         return 0
-    files = _unchanged_files()
-    starts = [start for start, _ in files]
-    advise = ctypes.CDLL(None).madvise
-    released = 0
-    for start, end in spans:
-        number = bisect_right(starts, start) - 1
-        if number < 0 or end > files[number][1]:
-            continue
-        # Whole pages only: what lies beside may be in use.
-        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first and advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED) == 0:
-            released += last - first
+    advise, released = ctypes.CDLL(None).madvise, 0
+    with pages:
+        for tensor in held.parameters() if isinstance(held, nn.Module) else [held]:
+            if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not tensor.is_contiguous():
+                continue
+            start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+            # Whole pages only: what lies beside may be in use.
+            first, last = -(-start // mmap.PAGESIZE), end // mmap.PAGESIZE
+            if last <= first or not _unchanged(pages, first, last):
+                continue
+            size = (last - first) * mmap.PAGESIZE
+            if advise(ctypes.c_void_p(first * mmap.PAGESIZE), ctypes.c_size_t(size), mmap.MADV_DONTNEED) == 0:
+                released += size
     return released
+
+
+def _unchanged(pages: FileIO, first: int, last: int) -> bool:
+    """Whether all pages that are in memory, some at least, are those of a file: one that was written to exists in memory alone.
+
+    The kernel keeps eight bytes for each page: its highest bits say that it is in memory, that it is swapped out, and that it
+    belongs to a file (https://docs.kernel.org/admin-guide/mm/pagemap.html).
+    """
+    pages.seek(8 * first)
+    entries = np.frombuffer(pages.read(8 * (last - first)), np.uint64)
+    present = entries >> np.uint64(62) > 0
+    filed = (entries >> np.uint64(61)) & np.uint64(1) > 0
+    return bool(len(entries) == last - first and present.any() and filed[present].all())
 
 
 def _told(process: str, name: str) -> int | None:
@@ -68,18 +80,3 @@ def _told(process: str, name: str) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
-
-
-def _unchanged_files() -> list[tuple[int, int]]:
-    """Where safetensors files are mapped of which no page was written to: a written page exists in memory alone."""
-    found: list[tuple[int, int]] = []
-    place: tuple[int, int] | None = None
-    with _MAPS.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            head, _, rest = line.partition(" ")
-            if not head.endswith(":"):
-                start, end = (int(part, 16) for part in head.split("-"))
-                place = (start, end) if rest.rstrip().endswith(".safetensors") else None
-            elif head == "Anonymous:" and place is not None and rest.split()[0] == "0":
-                found.append(place)
-    return found

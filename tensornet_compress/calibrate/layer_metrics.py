@@ -137,8 +137,8 @@ def _fisher(
         yield name, metric
     if batches and not levels:
         raise TensorNetError(
-            f"no targeted layer reaches the loss of {type(model).__name__}: no gradient comes back to any of them, as where all "
-            "weights are zero; look at the model's weights, or choose other targets"
+            f"no targeted layer reaches the loss of {type(model).__name__}: no gradient comes back to any of them, as where "
+            "all weights are zero; look at the model's weights, or choose other targets"
         )
     if batches:
         middling = KroneckerMetric(rate=0.5 * sorted(levels)[len(levels) // 2])

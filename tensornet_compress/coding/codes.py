@@ -66,10 +66,11 @@ class Codes(NamedTuple):
 
     def _by_factors(self, codes: Tensor, scale: Tensor) -> Tensor:
         assert self.column is not None
-        dense = (codes if self.signed else codes.sub_(1 << (self.bits - 1))) * self.column
+        # In place: the table of a large vocabulary would need three times its memory.
+        dense = (codes if self.signed else codes.sub_(1 << (self.bits - 1))).mul_(self.column)
         if self.place is not None and self.excess is not None and len(self.place):
             dense.view(-1).index_add_(0, self.place, (self.excess * self.column[self.place % self.width]).to(dense.dtype))
-        return dense * scale
+        return dense * scale if torch.is_grad_enabled() and scale.requires_grad else dense.mul_(scale)
 
     def rows(self, wanted: Tensor) -> Codes:
         """The matrix of rows ``wanted`` (int64, (k,))."""

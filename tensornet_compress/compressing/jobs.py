@@ -199,6 +199,8 @@ def make_job(task: tuple[Job, Sequence[NetworkSpec]]) -> list[Made]:
     bench, made = _Bench(job), []
     for (layer, weight, matrix, metric), spec in zip(bench.layers(), specs):
         network = fit_network(weight, spec, metric, job.sweeps, bench.canceller if is_coded(spec) else None)
-        error = metric.norm2(matrix - network.to_dense(torch.float32).reshape(matrix.shape))
+        dense = network.to_dense(torch.float32).reshape(matrix.shape)
+        # What coded integers decode to belongs to nobody else.
+        error = metric.norm2(torch.sub(matrix, dense, out=dense) if is_coded(spec) else matrix - dense)
         made.append(Made(layer.name, network, error))
     return made

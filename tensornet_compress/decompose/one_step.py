@@ -121,6 +121,9 @@ class Canceller:
         coupled = len(self.coupling) > 0
         # Without coupling no column waits for another: none is copied before its turn.
         work = matrix[:, self.order].float().contiguous() if coupled else torch.zeros(0, 0)
+        if coupled:
+            release(matrix)
+        strip = max(1, _STRIP // n)
         for start in range(0, n, _BLOCK):
             stop = min(n, start + _BLOCK)
             now = self.order[start:stop]
@@ -139,7 +142,9 @@ class Canceller:
             )
             codes[:, now.numpy()] = found
             if stop < n and coupled:
-                work[:, stop:] -= block @ self.coupling[start:stop, stop:]
+                after = self.coupling[start:stop, stop:]
+                for part, lost in zip(work.split(strip), block.split(strip)):
+                    part[:, stop:] -= lost @ after
         back = torch.argsort(self.order).numpy()
         return CodedMatrix(codes, row_step, column_step[back], row_scale, column_scale[back], states)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -137,13 +138,18 @@ def run(
     progress: Progress,
     say: Callable[[str], None] = lambda line: None,
     overwrite: bool = False,
+    only: str = "",
 ) -> Result:
-    """All jobs of all benchmarks, in order, into one result.
+    """All jobs of all benchmarks, in order, into one result; ``only`` those whose ``subject: method`` the expression matches.
 
     Raises:
         TensorNetError: bad input, or a result file that does not fit; a method that fails is a skipped row.
     """
     began = perf_counter()
+    try:
+        wanted = re.compile(only)
+    except re.error as error:
+        raise TensorNetError(f"{only!r} is no regular expression ({error})") from error
     settings: dict[str, JsonValue] = {name: bench.describe() for name, bench in benches.items()}
     measures: dict[str, Measure] = {}
     for bench in benches.values():
@@ -154,7 +160,7 @@ def run(
     result = start(f"bench {' '.join(benches)}", command, settings | {"threads": threads}, measures, path, resume, overwrite)
     harness = Harness(result, path, progress, say)
     for name, bench in benches.items():
-        harness.run(name, list(bench.jobs()), bench.prepare)
+        harness.run(name, [job for job in bench.jobs() if wanted.search(f"{job.subject}: {job.method}")], bench.prepare)
         bench.release()
     return harness.finish(perf_counter() - began)
 

@@ -49,6 +49,7 @@ class Output:
     plugin: Annotated[
         list[Path] | None, typer.Option(help="Python file that registers methods, texts or metrics (repeatable).")
     ] = None
+    only: Annotated[str, typer.Option(help="Make only rows whose 'subject: method' this regular expression matches.")] = ""
     threads: Annotated[int | None, typer.Option(help="Threads of torch; its own choice by default.", min=1)] = None
     no_install: Annotated[bool, typer.Option("--no-install", help="Never install peers into the side folder; skip them.")] = (
         False
@@ -207,7 +208,7 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
     benches = make()
     progress = RichProgress()
     with nullcontext() if output.json is None else locked(output.json):
-        result = run(benches, invocation(), output.json, output.resume, progress, progress.say, output.overwrite)
+        result = run(benches, invocation(), output.json, output.resume, progress, progress.say, output.overwrite, output.only)
     console().print(*result_tables(result))
     if old is not None:
         comparison = compare(old, result)

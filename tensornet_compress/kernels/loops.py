@@ -20,6 +20,9 @@ from tensornet_compress.threads import compiled_threads, worthwhile_threads
 
 _FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _LEAST_PER_THREAD = 1 << 17
+"""Numbers to decode that are worth another thread."""
+_LEAST_PRODUCTS = 1 << 19
+"""Products that are: about 50 microseconds of work, several times what it takes to wake a thread."""
 SIGNATURE = types.void(types.int64, types.int64, types.int64)
 _TILE = 32
 """Rows of codes that all inputs are multiplied with before the next."""
@@ -37,7 +40,7 @@ class Loops(NamedTuple):
     def multiply(self, x: Tensor, y: Tensor) -> None:
         """y (k, m) = x (k, width) W', both fp32 and contiguous."""
         args = (_products(*self.kind).address, x.data_ptr(), len(x), y.data_ptr(), self.kind[0], self.initial, self.matrix)
-        threads = worthwhile_threads(self.weights, _LEAST_PER_THREAD)
+        threads = worthwhile_threads(self.weights * len(x), _LEAST_PRODUCTS)
         if threads == 1:
             _multiply(*args)
             return

@@ -91,9 +91,10 @@ def test_search_of_ones_own_array(tmp_path: Path) -> None:
 
 def test_forward_speed_is_a_ratio_in_one_run(tmp_path: Path) -> None:
     out = tmp_path / "r.json"
-    bench("speed", "--quick", "--tracks", "forward", "--json", out, "--no-install")
+    bench("speed", "--quick", "--tracks", "forward", "--only", "batch 1: (ours|dense)$", "--json", out, "--no-install")
     rows = {(row.subject, row.method): row for row in read_result(out).rows}
-    (subject, *_) = {subject for subject, _ in rows}
+    ((subject, _), (other, _)) = rows
+    assert subject == other
     ours = rows[subject, "ours"].values
     assert ours["ours_over_this"] == 1.0
     dense = rows[subject, "dense"].values
@@ -113,6 +114,7 @@ def test_forward_speed_is_a_ratio_in_one_run(tmp_path: Path) -> None:
         (["search", "--tensor", "missing.npy"], "no file at 'missing.npy'"),
         (["search", "--methods", "magic"], "unknown search method 'magic'"),
         (["speed", "--tracks", "magic"], "unknown track 'magic'; choose from"),
+        (["speed", "--only", "("], "'(' is no regular expression"),
         (["all", "--compare", "missing.json"], "cannot read 'missing.json'"),
         (["weights", "--plugin", "missing.py"], "no plug-in file at 'missing.py'"),
     ],

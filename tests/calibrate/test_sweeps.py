@@ -20,9 +20,10 @@ def both(model, data, folder):
     return fisher_metrics(model, data, chosen), {name: metric.load() for name, metric in swept.items()}
 
 
-def same(one, other):
+def same(one, other, exactly=True):
     sides = (one.rows, other.rows), (one.columns, other.columns)
-    return one.rate == other.rate and all((a is None and b is None) or torch.equal(a, b) for a, b in sides)
+    equal = torch.equal if exactly else torch.allclose
+    return one.rate == other.rate and all((a is None and b is None) or equal(a, b) for a, b in sides)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2", "Gemma 2", "BLOOM", "Mixtral", "Mamba", "Qwen3-Next", "BERT", "ViT"])
@@ -31,7 +32,8 @@ def test_sweeps_give_the_numbers_of_one_pass(name, tmp_path):
     whole, swept = both(sharp(name), [inputs(name)] * 2, tmp_path)
     assert swept.keys() == whole.keys()
     for layer, metric in whole.items():
-        assert same(swept[layer], metric)
+        # How recurrent layers sum, in their last bit, depends on where tensors lie in memory on some processors.
+        assert same(swept[layer], metric, exactly=name not in ("Mamba", "Qwen3-Next"))
 
 
 def test_padding_and_batches_of_padding_alone(tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor
 from tensornet_compress.coding.codes import Codes
 from tensornet_compress.kernels.loops import Loops, loops_for
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ROWS = 16
 """More inputs at once than this are multiplied with decoded tiles."""
 _TILE = 1 << 22
@@ -32,13 +33,34 @@ def coded_linear(x: Tensor, codes: Codes) -> Tensor:
 
     At most ``MOST_ROWS`` inputs are summed in fp32 whatever their dtype. Runs on ``torch.get_num_threads()`` threads.
     """
-    shape = x.shape
-    flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
     if type(x) is not Tensor or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
-        y: Tensor = _operator(flat, *codes)
-    else:
-        y = _product(flat, codes)
-    return y if len(shape) == 2 else y.view(*shape[:-1], y.shape[-1])
+        y: Tensor = _operator(x.reshape(-1, x.shape[-1]), *codes)
+        return y.view(*x.shape[:-1], y.shape[-1])
+    return _product(x, codes)
+
+
+def may_loop(x: Tensor) -> bool:
+    """Whether ``looped_linear`` takes such inputs."""
+    if type(x) is not Tensor or not x.is_cpu or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    return x.dtype in _DTYPES and bool(x.numel())
+
+
+def looped_linear(x: Tensor, loops: Loops) -> Tensor:
+    """``coded_linear`` by loops over codes that lie where ``loops`` says.
+
+    Raises:
+        RuntimeError: inputs of another width, as PyTorch's products do.
+    """
+    rows, width = loops.matrix[1:3]
+    if x.shape[-1] != width:
+        raise RuntimeError(f"inputs {tuple(x.shape)} cannot be multiplied with a weight ({rows}, {width})")
+    count = x.numel() // width
+    if count > MOST_ROWS:
+        return _by_tiles(x.reshape(count, width), loops).view(*x.shape[:-1], rows)
+    y = torch.empty(*x.shape[:-1], rows)
+    loops.multiply(x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous(), count, y)
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
 @torch.library.custom_op("tensornet_compress::coded_linear", mutates_args=())
@@ -69,19 +91,14 @@ _operator.register_autograd(_backward, setup_context=_keep)
 
 
 def _product(x: Tensor, codes: Codes) -> Tensor:
-    loops = loops_for(codes) if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16, torch.float16) else None
-    if loops is None or not len(x):
-        return decoded_linear(x, codes)
-    if len(x) > MOST_ROWS:
-        return _by_tiles(x, codes, loops)
-    y = torch.empty(len(x), len(codes.scale))
-    loops.multiply(x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous(), y)
-    return y if x.dtype is torch.float32 else y.to(x.dtype)
+    loops = loops_for(codes) if may_loop(x) else None
+    return decoded_linear(x, codes) if loops is None else looped_linear(x, loops)
 
 
-def _by_tiles(x: Tensor, codes: Codes, loops: Loops) -> Tensor:
-    m, tile = len(codes.scale), max(1, _TILE // codes.width)
-    y, dense = x.new_empty(len(x), m), torch.empty(min(tile, m), codes.width)
+def _by_tiles(x: Tensor, loops: Loops) -> Tensor:
+    m, width = loops.matrix[1:3]
+    tile = max(1, _TILE // width)
+    y, dense = x.new_empty(len(x), m), torch.empty(min(tile, m), width)
     for first in range(0, m, tile):
         last = min(first + tile, m)
         loops.decode(first, last, dense)

@@ -9,23 +9,35 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import torch
 from numba import carray, cfunc, njit, prange, types
 from torch import Tensor
 
 from tensornet_compress.coding.codes import Codes
-from tensornet_compress.kernels.vectors import LANES, SIGNED, block_products, call, float_at, lane_codes, pointer, step
+from tensornet_compress.kernels.vectors import (
+    LANES,
+    SIGNED,
+    block_products,
+    call,
+    float_at,
+    lane_codes,
+    pointer,
+    step,
+    unshifts,
+)
 from tensornet_compress.threads import compiled_threads, worthwhile_threads
 
 _FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _LEAST_PER_THREAD = 1 << 17
 """Numbers to decode that are worth another thread."""
-_LEAST_PRODUCTS = 1 << 19
-"""Products that are: about 50 microseconds of work, several times what it takes to wake a thread."""
+_LEAST_PRODUCTS = 1 << 18
+"""Products that are: about 20 microseconds of work, what it takes another thread to notice that it is wanted."""
 SIGNATURE = types.void(types.int64, types.int64, types.int64)
 _TILE = 32
 """Rows of codes that all inputs are multiplied with before the next."""
+_UNSHIFTS = np.array([(*unshifts(bits), *[0] * 16)[:16] for bits in range(9)], np.float32)
 _NO_ZERO, _PACKED_ZERO, _FLOAT_ZERO = 0, 1, 2
 
 
@@ -37,15 +49,17 @@ class Loops(NamedTuple):
     initial: float
     weights: int
 
-    def multiply(self, x: Tensor, y: Tensor) -> None:
-        """y (k, m) = x (k, width) W', both fp32 and contiguous."""
-        args = (_products(*self.kind).address, x.data_ptr(), len(x), y.data_ptr(), self.kind[0], self.initial, self.matrix)
-        threads = worthwhile_threads(self.weights * len(x), _LEAST_PRODUCTS)
+    def multiply(self, x: Tensor, count: int, y: Tensor) -> None:
+        """y (..., m) = x (..., width) W' for ``count`` inputs, both fp32 and contiguous."""
+        args = (_products(*self.kind).address, x.data_ptr(), count, y.data_ptr(), self.kind[0], self.initial, self.matrix)
+        threads = worthwhile_threads(self.weights * count, _LEAST_PRODUCTS)
         if threads == 1:
             _multiply(*args)
-            return
-        with compiled_threads(threads):
+        elif threads == numba.get_num_threads():
             _multiply_on_threads(threads, *args)
+        else:
+            with compiled_threads(threads):
+                _multiply_on_threads(threads, *args)
 
     def decode(self, first: int, last: int, out: Tensor) -> None:
         """Rows ``first`` to ``last`` into the first rows of out (k, width), fp32 and contiguous."""
@@ -70,7 +84,9 @@ def loops_for(codes: Codes) -> Loops | None:
     parts, kind = _parts(bits, codes.group) if groups > 1 else 0, _FLOATS.get(scale.dtype)
     if kind is None or parts is None or codes.width * codes.bits % 8 or codes.codes.device.type != "cpu":
         return None
-    plain = codes.codes.is_contiguous() and scale.is_contiguous() and (codes.place is None or codes.place.dtype == torch.int32)
+    plain = codes.codes.is_contiguous() and scale.is_contiguous()
+    if codes.place is not None:
+        plain = plain and codes.place.dtype == torch.int32 and scale.dtype == torch.float32
     if not plain or (zero is not None and zero.dtype not in (torch.uint8, scale.dtype)):
         return None
     zeros = _NO_ZERO if zero is None else _PACKED_ZERO if zero.dtype == torch.uint8 else _FLOAT_ZERO
@@ -117,8 +133,9 @@ def _prepared(x, count, width, column, bits, initial):  # type: ignore[no-untype
             into[per] = 0
             for j in range(per):
                 part = block[LANES * j : LANES * (j + 1)] if bits == SIGNED else block[j::per]
+                unshift = np.float32(1) if bits == SIGNED else _UNSHIFTS[bits, j]
                 for lane in range(LANES):
-                    into[j, lane] = part[lane]
+                    into[j, lane] = unshift * part[lane]
                     into[per, lane] += initial * part[lane]
     return scaled, ordered
 
@@ -216,27 +233,26 @@ def _products(bits: int, parts: int, zeros: int, kind: int) -> Any:
             offsets.ctypes.data,
             4 * LANES * blocks * (columns // LANES + 1),
         )
-        factors, shifts = np.empty(_TILE * groups, np.float32), np.empty(_TILE * groups, np.float32)
+        scales_of, shifts = np.empty(_TILE * groups, np.float32), np.empty(_TILE * groups, np.float32)
         packed_zeros = carray(pointer(zero), ((m * groups * code_bits + 7) // 8,), np.uint8)
         # The group of each piece of a block; pieces behind the end of a row belong to its last one.
         owner = np.minimum(np.arange(blocks * pieces) * (columns // pieces) // group, groups - 1)
-        e = np.searchsorted(places, first * width)
         for top in range(first, last, _TILE):
-            bottom, above = min(top + _TILE, last), e
+            bottom = min(top + _TILE, last)
             if parts:
                 start, ahead = top * groups, (bottom - top) * groups
                 for g in range(ahead):
-                    factors[g] = float_at(kind, scale + size * (start + g))
+                    scales_of[g] = float_at(kind, scale + size * (start + g))
                 if zeros == _FLOAT_ZERO:
                     for g in range(ahead):
                         shifts[g] = float_at(kind, zero + size * (start + g))
                 if zeros == _PACKED_ZERO:
                     for g in range(ahead):
-                        shifts[g] = -factors[g] * _packed_at(packed_zeros, code_bits, start + g)
+                        shifts[g] = -scales_of[g] * _packed_at(packed_zeros, code_bits, start + g)
             k = 0
             while k < count:
                 # A pass of inputs over a tile of rows: both stay in the nearest caches.
-                x, left, e = args[13] + k * stride, count - k, above
+                x, left = args[13] + k * stride, count - k
                 taken = 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
                 for r in range(top, bottom):
                     row, here = codes + r * row_bytes, (r - top) * groups
@@ -247,7 +263,7 @@ def _products(bits: int, parts: int, zeros: int, kind: int) -> Any:
                     row_scale, row_zero = np.float32(1), np.float32(0)
                     if parts:
                         for piece in range(blocks * pieces):
-                            scales[piece] = factors[here + owner[piece]]
+                            scales[piece] = scales_of[here + owner[piece]]
                         if zeros:
                             for piece in range(blocks * pieces):
                                 offsets[piece] = shifts[here + owner[piece]]
@@ -261,18 +277,21 @@ def _products(bits: int, parts: int, zeros: int, kind: int) -> Any:
                         block_products(bits, parts, offset, 2, row, x, stride, blocks, by, plus, to)
                     else:
                         block_products(bits, parts, offset, 1, row, x, stride, blocks, by, plus, to)
-                    end = e
-                    while end < beyond and places[end] < (r + 1) * width:
-                        end += 1
                     for j in range(k, k + taken):
-                        total = sums[j - k]
-                        for number in range(e, end):
-                            total += np.float32(more[number]) * scaled[j, places[number] - r * width]
-                        result[j, r] = total * row_scale
+                        result[j, r] = sums[j - k] * row_scale
                         if zeros and not parts:
                             result[j, r] += row_zero * scaled[j].sum()
-                    e = end
                 k += taken
+        # Codes that do not fit. By themselves: a few in every row would cost more in mispredicted jumps than in sums.
+        begin, end, rows_each = np.searchsorted(places, first * width), np.searchsorted(places, last * width), 1.0 / width
+        factors = carray(pointer(scale), (m,), np.float32)
+        for j in range(count):
+            inputs, sums_of = scaled[j], result[j]
+            for e in range(begin, end):
+                place = np.int32(places[e])
+                owner_row = np.int32((place + 0.5) * rows_each)
+                column = place - owner_row * np.int32(width)
+                sums_of[owner_row] += factors[owner_row] * np.float32(more[e]) * inputs[column]
 
     return products
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite.binding import get_host_cpu_features
 from numba import carray, cfunc
 from torch import Tensor
 
 from tensornet_compress.coding.planes import UNIT, WIDTHS, PlaneLayout, Planes
 from tensornet_compress.kernels.loops import SIGNATURE, run_items
-from tensornet_compress.kernels.vectors import LANES, add_fields_times_factors, fields_times_weights, pointer
+from tensornet_compress.kernels.vectors import LANES, add_fields_times_factors, copy_bytes, fields_times_weights, pointer
 
-_MOST_ROWS = 12
+_MOST_ROWS = 12 if get_host_cpu_features().get("avx512f") else 6
 """Rows whose sums stay in registers; more rows go through the codes several times."""
 _PAIR = 2
 """Units whose planes are gathered side by side before they are used: whole lines of the cache."""
@@ -90,36 +91,36 @@ def _scores(rows: int) -> Any:
         n4, n2, n1, units, done, start = args[3], args[4], args[5], args[6], args[9], args[12]
         total, tokens, pairs = n4 + n2 + n1, args[11], (units + _PAIR - 1) // _PAIR
         out = carray(pointer(args[8]), (last // pairs + 1, args[10], tokens), np.float32)
-        near, sums = np.empty(32 * _PAIR * total, np.uint8), np.empty((rows, 2, LANES), np.float32)
+        near, sums = np.empty(32 * _PAIR * total, np.uint8), np.empty((rows, LANES), np.float32)
         for item in range(first, last):
             b, unit = item // pairs, item % pairs * _PAIR
             here, place = min(_PAIR, units - unit), 0
             for kind in range(3):
                 size, count = 32 >> kind, args[3 + kind]
-                source = carray(pointer(args[kind]), ((b + 1) * count * units * size,), np.uint8)
                 for r in range(count):
-                    at = ((b * count + r) * units + unit) * size
-                    for i in range(here * size):
-                        near[place + i] = source[at + i]
+                    source, to = args[kind] + ((b * count + r) * units + unit) * size, near.ctypes.data + place
+                    for _ in range(here):
+                        if kind == 0:
+                            copy_bytes(to, source, 32)
+                        elif kind == 1:
+                            copy_bytes(to, source, 16)
+                        else:
+                            copy_bytes(to, source, 8)
+                        source, to = source + size, to + size
                     place += _PAIR * size
             begin2, begin1 = near.ctypes.data + 32 * _PAIR * n4, near.ctypes.data + 32 * _PAIR * n4 + 16 * _PAIR * n2
             factors = args[7] + 4 * rows * b * total
             for u in range(here):
                 plane4, plane2, plane1 = near.ctypes.data + 32 * u, begin2 + 16 * u, begin1 + 8 * u
                 factors2, factors1, to = factors + 4 * rows * n4, factors + 4 * rows * (n4 + n2), sums.ctypes.data
-                at = done + (unit + u) * UNIT
-                sums[:] = 0
-                add_fields_times_factors(4, rows, 0, n4, plane4, 32 * _PAIR, factors, to)
-                add_fields_times_factors(2, rows, 0, n2, plane2, 16 * _PAIR, factors2, to)
-                add_fields_times_factors(1, rows, 0, n1, plane1, 8 * _PAIR, factors1, to)
-                for k in range(rows):
-                    out[b, start + k, at : at + 16], out[b, start + k, at + 32 : at + 48] = sums[k, 0], sums[k, 1]
-                sums[:] = 0
-                add_fields_times_factors(4, rows, 1, n4, plane4, 32 * _PAIR, factors, to)
-                add_fields_times_factors(2, rows, 1, n2, plane2, 16 * _PAIR, factors2, to)
-                add_fields_times_factors(1, rows, 1, n1, plane1, 8 * _PAIR, factors1, to)
-                for k in range(rows):
-                    out[b, start + k, at + 16 : at + 32], out[b, start + k, at + 48 : at + 64] = sums[k, 0], sums[k, 1]
+                for quarter in range(4):
+                    sums[:] = 0
+                    add_fields_times_factors(4, rows, quarter, n4, plane4, 32 * _PAIR, factors, to)
+                    add_fields_times_factors(2, rows, quarter, n2, plane2, 16 * _PAIR, factors2, to)
+                    add_fields_times_factors(1, rows, quarter, n1, plane1, 8 * _PAIR, factors1, to)
+                    at = done + (unit + u) * UNIT + quarter * LANES
+                    for k in range(rows):
+                        out[b, start + k, at : at + LANES] = sums[k]
 
     return scores
 

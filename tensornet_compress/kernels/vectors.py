@@ -47,16 +47,15 @@ def _plus(builder: Any, address: Any, nbytes: int) -> Any:
 
 
 def _fields(builder: Any, address: Any, bits: int) -> Iterator[Any]:
-    """The codes of a block, 16 lanes of fp32 for each code of a lane."""
+    """The codes of a block over ``unshifts``, 16 lanes of fp32 for each code of a lane."""
     if bits == SIGNED:
         for k in range(4):
             raw = _load(builder, _plus(builder, address, LANES * k), ir.VectorType(_BYTE, LANES))
             yield builder.sitofp(builder.sext(raw, _WORDS), _FLOATS)
         return
-    words, base = None, 0
-    for k in range(lane_codes(bits)):
-        if words is None or (k + 1) * bits > 8 * base + 32:
-            base = k * bits // 8
+    words = None
+    for k, (base, shift) in enumerate(_word_places(bits)):
+        if words is None or base != _word_places(bits)[k - 1][0]:
             if bits in (2, 4, 8):
                 words = _load(builder, address, _WORDS)
             else:
@@ -64,11 +63,25 @@ def _fields(builder: Any, address: Any, bits: int) -> Iterator[Any]:
                 for lane in range(LANES):
                     word = _load(builder, _plus(builder, address, lane * bits + base), _WORD)
                     words = builder.insert_element(words, word, ir.Constant(_WORD, lane))
-        shift = k * bits - 8 * base
-        field = builder.lshr(words, _all(shift, _WORD)) if shift else words
-        if shift + bits < 32:
-            field = builder.and_(field, _all((1 << bits) - 1, _WORD))
+        top = shift + bits == 32
+        field = builder.lshr(words, _all(shift, _WORD)) if top else builder.and_(words, _all((1 << bits) - 1 << shift, _WORD))
         yield builder.sitofp(field, _FLOATS)
+
+
+def _word_places(bits: int) -> list[tuple[int, int]]:
+    """For each code of a lane the byte at which its word is read, and its place in the word."""
+    found, base = [], 0
+    for k in range(lane_codes(bits)):
+        if (k + 1) * bits > 8 * base + 32:
+            base = k * bits // 8
+        found.append((base, k * bits - 8 * base))
+    return found
+
+
+def unshifts(bits: int) -> list[float]:
+    """What inputs are multiplied with, for each code of a lane: codes are taken where they lie in their words, as shifting each
+    would cost a fourth of the time. Powers of two, so nothing is rounded."""
+    return [1.0 if shift + bits == 32 else 0.5**shift for _, shift in _word_places(bits)]
 
 
 def _fma(builder: Any) -> Callable[..., Any]:
@@ -142,57 +155,70 @@ def block_products(typingctx, bits, parts, offset, rows, codes, x, stride, block
 
 
 def _every_lane(builder: Any, value: Any) -> Any:
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_WORD, 0))
+    one = builder.insert_element(ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined), value, ir.Constant(_WORD, 0))
     return builder.shuffle_vector(one, one, ir.Constant(_WORDS, [0] * LANES))
 
 
-def _tokens(builder: Any, address: Any, width: int, quarters: tuple[int, ...]) -> list[Any]:
-    """Fields of 16 tokens each, as fp32: the given quarters of a unit of a bit plane (``coding/planes.py``)."""
-    found, loaded = [], {}
-    for quarter in quarters:
+def _token_bytes(builder: Any, address: Any, width: int) -> Any:
+    """For 16 tokens, which are a quarter of a unit of a bit plane (``coding/planes.py``), the bytes that hold their fields."""
+    raw = _load(builder, address, ir.VectorType(_BYTE, 8 if width == 1 else LANES))
+    if width == 1:
+        raw = builder.shuffle_vector(raw, raw, ir.Constant(_WORDS, [*range(8), *range(8)]))
+    return builder.zext(raw, _WORDS)
+
+
+def _tokens(builder: Any, address: Any, width: int) -> Iterator[Any]:
+    """The fields of a unit of a bit plane, as fp32, quarter by quarter."""
+    loaded: dict[int, Any] = {}
+    for quarter in range(4):
         # Of 4 bits a byte holds tokens j and j + 32, of 2 bits j, j + 16, ..., of 1 bit j, j + 8, ...
         offset = LANES * (quarter % 2) if width == 4 else 0
         if offset not in loaded:
-            raw = _load(builder, _plus(builder, address, offset), ir.VectorType(_BYTE, 8 if width == 1 else LANES))
-            if width == 1:
-                raw = builder.shuffle_vector(raw, raw, ir.Constant(_WORDS, [*range(8), *range(8)]))
-            loaded[offset] = builder.zext(raw, _WORDS)
+            loaded[offset] = _token_bytes(builder, _plus(builder, address, offset), width)
         low = 4 * (quarter // 2) if width == 4 else 2 * quarter
         shifts = [low + (width == 1 and lane >= 8) for lane in range(LANES)]
         field = builder.lshr(loaded[offset], ir.Constant(_WORDS, shifts)) if any(shifts) else loaded[offset]
-        mask = ir.Constant(_WORDS, [(1 << width) - 1] * LANES)
-        found.append(builder.sitofp(builder.and_(field, mask), _FLOATS))
-    return found
+        yield builder.sitofp(builder.and_(field, _all((1 << width) - 1, _WORD)), _FLOATS)
 
 
 @intrinsic(prefer_literal=True)
-def add_fields_times_factors(typingctx, width, rows, half, count, planes, stride, factors, sums):  # type: ignore[no-untyped-def]
-    """Half of a unit (tokens 0-15 and 32-47, or the others) of ``count`` planes of one width, with ``rows`` factors each.
+def add_fields_times_factors(typingctx, width, rows, quarter, count, planes, stride, factors, sums):  # type: ignore[no-untyped-def]
+    """A quarter of a unit of ``count`` planes of one width, with ``rows`` factors each; width and rows are constants.
 
     Args:
         planes: address of the unit in the first plane, others follow after ``stride`` bytes.
-        factors: fp32 (count, rows). sums: fp32 (rows, 2, 16), added to.
+        factors: fp32 (count, rows). sums: fp32 (rows, 16), added to.
     """
-    w, k, h = (kind.literal_value for kind in (width, rows, half))
+    w, k = (kind.literal_value for kind in (width, rows))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, planes, stride, factors, sums = args[3:]
-        fma, size = _fma(builder), 4 * LANES
-        places = [[_plus(builder, sums, size * (2 * row + part)) for part in range(2)] for row in range(k)]
-        held = [[cgutils.alloca_once_value(builder, _load(builder, at, _FLOATS, 4)) for at in pair] for pair in places]
+        quarter, count, planes, stride, factors, sums = args[2:]
+        fma, one = _fma(builder), ir.Constant(_LONG, 1)
+        if w == 4:
+            planes = builder.add(planes, builder.mul(builder.and_(quarter, one), ir.Constant(_LONG, LANES)))
+            low = builder.shl(builder.lshr(quarter, one), ir.Constant(_LONG, 2))
+        else:
+            low = builder.shl(quarter, one)
+        # Fields are taken where they lie in their bytes: sums of them are scaled in the end, by powers of two.
+        shifts = ir.Constant(_WORDS, [int(w == 1 and lane >= 8) for lane in range(LANES)])
+        shifts = builder.add(shifts, _every_lane(builder, builder.trunc(low, _WORD)))
+        mask = builder.shl(_all((1 << w) - 1, _WORD), shifts)
+        unshift = builder.bitcast(builder.shl(builder.sub(_all(127, _WORD), shifts), _all(23, _WORD)), _FLOATS)
+        held = [cgutils.alloca_once_value(builder, _all(0.0)) for _ in range(k)]
         with cgutils.for_range(builder, count, intp=_LONG) as loop:
-            fields = _tokens(builder, builder.add(planes, builder.mul(stride, loop.index)), w, (h, h + 2))
+            found = _token_bytes(builder, builder.add(planes, builder.mul(stride, loop.index)), w)
+            field = builder.sitofp(builder.and_(found, mask), _FLOATS)
             first = builder.add(factors, builder.mul(loop.index, ir.Constant(_LONG, 4 * k)))
-            for row in range(k):
+            for row, total in enumerate(held):
                 factor = _every_lane(builder, _load(builder, _plus(builder, first, 4 * row), _FLOAT, 4))
-                for field, total in zip(fields, held[row]):
-                    builder.store(fma(field, factor, builder.load(total)), total)
-        for pair, totals in zip(places, held):
-            for at, total in zip(pair, totals):
-                builder.store(builder.load(total), builder.inttoptr(at, _FLOATS.as_pointer()), align=4)
+                builder.store(fma(field, factor, builder.load(total)), total)
+        for row, total in enumerate(held):
+            at = _plus(builder, sums, 4 * LANES * row)
+            added = fma(builder.load(total), unshift, _load(builder, at, _FLOATS, 4))
+            builder.store(added, builder.inttoptr(at, _FLOATS.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(width, rows, half, *([types.int64] * 5)), codegen
+    return types.void(width, rows, *([types.int64] * 6)), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -209,7 +235,7 @@ def fields_times_weights(typingctx, width, rows, units, plane, weights, stride, 
         fma = _fma(builder)
         totals = [cgutils.alloca_once_value(builder, _all(0.0)) for _ in range(k)]
         with cgutils.for_range(builder, units, intp=_LONG) as loop:
-            fields = _tokens(builder, builder.add(plane, builder.mul(loop.index, ir.Constant(_LONG, 8 * w))), w, (0, 1, 2, 3))
+            fields = list(_tokens(builder, builder.add(plane, builder.mul(loop.index, ir.Constant(_LONG, 8 * w))), w))
             first = builder.add(weights, builder.mul(loop.index, ir.Constant(_LONG, 256)))
             for row in range(k):
                 at = builder.add(first, builder.mul(stride, ir.Constant(_LONG, row)))
@@ -249,6 +275,19 @@ def pointer(typingctx, address):  # type: ignore[no-untyped-def]
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_bytes(typingctx, to, source, nbytes):  # type: ignore[no-untyped-def]
+    """Copy a constant number of bytes between addresses; a loop over bytes takes several times as long."""
+    count = nbytes.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, source = (builder.inttoptr(address, _BYTE.as_pointer()) for address in args[:2])
+        cgutils.raw_memcpy(builder, to, source, ir.Constant(_LONG, count), 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, nbytes), codegen
 
 
 @intrinsic

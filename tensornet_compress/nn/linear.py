@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tensornet_compress.coding import FloatFormat, PivotFormat
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.kernels.coded_linear import coded_linear
 from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, loaded, module_kind, turned
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 
@@ -74,21 +73,24 @@ class TNLinear(NetworkModule):
                 return F.linear(F.linear(x, right), parameters["core0"], bias)
         if self._pivoted and self._held is None:
             return self._from_pivots(x)
-        parts = [self._through(x, number) if chain else self._contract(number, x) for number, chain in enumerate(self._chains)]
-        y = parts[0]
-        for part in parts[1:]:
-            y = y + part
+        y = self._of_term(x, 0)
+        for number in range(1, len(self._chains)):
+            y = y + self._of_term(x, number)
         return self._plus_bias(y)
+
+    def _of_term(self, x: Tensor, number: int) -> Tensor:
+        return self._through(x, number) if self._chains[number] else self._contract(number, x)
 
     def _through(self, x: Tensor, number: int) -> Tensor:
         """One matrix after the other; those in coded numbers are not decoded."""
         held = None if self._held is None else self.cores(x.dtype)[number]
         for core in reversed(range(len(self.spec.terms[number].formats))):
-            codes = self.codes(number, core) if held is None else None
-            if codes is not None:
-                x = coded_linear(x, codes)
+            if held is not None:
+                x = F.linear(x, held[core])
+            elif (product := self.times_codes(x, number, core)) is not None:
+                x = product
             else:
-                x = F.linear(x, self.decoded_core(number, core, x.dtype) if held is None else held[core])
+                x = F.linear(x, self.decoded_core(number, core, x.dtype))
         return x
 
     def _read_pivots(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tensornet_compress.coding import CodedFormat, EntropyCoded, IntFormat
 from tensornet_compress.coding.codes import Codes
 from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.kernels.coded_linear import coded_linear, looped_linear, may_loop
+from tensornet_compress.kernels.loops import Loops, loops_for
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, contract_term, expected_parts
 from tensornet_compress.tensor.network import part_name
 
@@ -160,6 +162,14 @@ def identity(tensor: Tensor) -> tuple[Any, ...]:
     return (address, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
+class _PlacedLoops(NamedTuple):
+    """Loops over the codes of a core, and where its parts lay when they were made."""
+
+    loops: Loops
+    names: list[str]
+    places: list[tuple[Any, ...]]
+
+
 class NetworkModule(nn.Module):
     """Holds a network: float parts are parameters (trainable), packed integers are buffers.
 
@@ -183,6 +193,7 @@ class NetworkModule(nn.Module):
         self._shapes = [[term.core_shape(core) for core in range(len(term.formats))] for term in spec.terms]
         self._programs: list[list[tuple[int, Program]]] = []
         self._held: dict[torch.dtype, list[list[Tensor]]] | None = None
+        self._loops: dict[tuple[int, int], _PlacedLoops] = {}
         for name, (shape, dtype) in expected_parts(spec).items():
             tensor = stored[name] if stored is not None else torch.empty(shape, dtype=dtype)
             if tensor.is_floating_point():
@@ -300,14 +311,40 @@ class NetworkModule(nn.Module):
         assert tensor is not None
         return tensor
 
-    def codes(self, term: int, core: int) -> Codes | None:
-        """A core as a matrix of coded numbers (first axis | all others), ``None`` where it is not one, or its scales learn."""
+    def times_codes(self, x: Tensor, term: int, core: int) -> Tensor | None:
+        """``x W'`` with a core (first axis | all others) in coded numbers, which is not decoded: (..., width) -> (..., m).
+        ``None`` where it is not in such numbers, or its scales learn."""
+        quick = not torch.is_grad_enabled() and may_loop(x)
+        kept = self._loops.get((term, core)) if quick else None
+        if kept is not None and kept.places == self._places(kept.names):
+            return looped_linear(x, kept.loops)
+        codes = self._codes(term, core)
+        if codes is None:
+            return None
+        loops = loops_for(codes) if quick else None
+        if loops is None:
+            return coded_linear(x, codes)
+        names = [part_name(term, core) + part for part in self.core_parts(term, core)]
+        self._loops[term, core] = _PlacedLoops(loops, names, self._places(names))
+        return looped_linear(x, loops)
+
+    def _places(self, names: list[str]) -> list[tuple[Any, ...]]:
+        """All that loops depend on: where parts lie and how. None of it outlives a move, a cast or another tensor in place."""
+        return [
+            (part.data_ptr(), part.numel(), part.dtype, part.is_contiguous(), part.is_cpu) for part in map(self._tensor, names)
+        ]
+
+    def _codes(self, term: int, core: int) -> Codes | None:
         fmt, shape = self.spec.terms[term].formats[core], self._shapes[term][core]
         if not isinstance(fmt, IntFormat | CodedFormat):
             return None
         codes = fmt.operands(self.core_parts(term, core), shape)
         learns = torch.is_grad_enabled() and codes.scale.requires_grad
         return codes if len(codes.scale) == shape[0] and not learns else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Addresses are nothing to copies.
+        return {**self.__dict__, "_loops": {}}
 
     def decoded_core(self, term: int, core: int, dtype: torch.dtype) -> Tensor:
         """A core, decoded; differentiable with respect to float parts."""

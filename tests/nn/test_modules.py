@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tensornet_compress as tnc
-from tensornet_compress.coding import CodedFormat
+from tensornet_compress.coding import CodedFormat, parse_format
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.nn import TNLinear, undecoded
 from tensornet_compress.tensor import NetworkSpec
@@ -284,3 +284,81 @@ def test_codes_of_modules_that_are_only_saved_are_decoded_when_they_are_first_us
     x = torch.randn(3, 32)
     assert torch.equal(waiting(x), wanted(x))
     assert waiting.resident_nbytes == wanted.resident_nbytes
+
+
+def coded_layer(fmt):
+    weight = random_tensor((12, 64), 0, torch.float32)
+    return TNLinear.from_network(
+        tnc.to_network(weight, tnc.Topology.one_core(2), ranks=1, fmt=parse_format(fmt) if isinstance(fmt, str) else fmt)
+    )
+
+
+def cast_forth_and_back(layer):
+    return layer.half().bfloat16().float()
+
+
+def other_codes(layer):
+    layer._buffers["core0_q"] = layer._buffers["core0_q"].flip(0)
+    return layer
+
+
+def other_codes_in_place(layer):
+    layer.core0_q.copy_(layer.core0_q.flip(0))
+    return layer
+
+
+def other_scales(layer):
+    layer.core0_scale.data = layer.core0_scale.data * 2
+    return layer
+
+
+def other_state(layer):
+    layer.load_state_dict({name: part.flip(0).clone() for name, part in layer.state_dict().items()}, assign=True)
+    return layer
+
+
+def shared(layer):
+    other = coded_layer("int4g32z")
+    other_codes_in_place(other)
+    return layer.share_network(other)
+
+
+CHANGES = (cast_forth_and_back, other_codes, other_codes_in_place, other_scales, other_state, shared, copy.deepcopy)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_products_follow_their_codes_wherever_these_go(change, rows):
+    x = random_tensor((rows, 64), 1, torch.float32)
+    with torch.no_grad():
+        layer = coded_layer("int4g32z")
+        layer(x)
+        changed = change(layer)
+        wanted = torch.nn.functional.linear(x, changed.weight)
+        assert torch.allclose(changed(x), wanted, atol=1e-3)
+        assert torch.allclose(changed(x), wanted, atol=1e-3)
+
+
+def test_products_follow_codes_that_are_decoded_anew():
+    x, weight = random_tensor((1, 64), 1, torch.float32), random_tensor((12, 64), 0, torch.float32)
+    layer, fmt = coded_layer(CodedFormat(step=0.5)), CodedFormat(step=0.5)
+    with torch.no_grad():
+        for turned in (weight, weight.flip(0), weight.flip(1), weight):
+            layer._buffers["core0_coded"] = fmt.encode(turned)["_coded"]
+            layer._make_resident()
+            assert torch.allclose(layer(x), torch.nn.functional.linear(x, layer.weight), atol=1e-4)
+
+
+def test_what_is_kept_for_products_is_not_copied_or_pickled():
+    layer = coded_layer("int4g32z")
+    with torch.no_grad():
+        layer(random_tensor((1, 64), 1, torch.float32))
+    assert layer._loops
+    assert not copy.deepcopy(layer)._loops
+    assert not layer.__getstate__()["_loops"]
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_inputs_of_another_width_are_refused(rows):
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"\(12, 64\)"):
+        coded_layer("int4g32z")(torch.zeros(rows, 32))

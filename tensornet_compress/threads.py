@@ -26,15 +26,21 @@ def limited_threads(count: int = 1) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def compiled_threads(count: int) -> Iterator[None]:
-    """Let loops that numba compiled run on ``count`` threads, see ``worthwhile_threads``."""
-    before = numba.get_num_threads()
-    try:
-        numba.set_num_threads(count)
-        yield
-    finally:
-        numba.set_num_threads(before)
+class compiled_threads:  # noqa: N801 - used like a function
+    """Let loops that numba compiled run on ``count`` threads, see ``worthwhile_threads``. A class of its own, as entering a
+    generator takes as long as a small product."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __enter__(self) -> None:
+        self.before = numba.get_num_threads()
+        if self.before != self.count:
+            numba.set_num_threads(self.count)
+
+    def __exit__(self, *_: object) -> None:
+        if self.before != self.count:
+            numba.set_num_threads(self.before)
 
 
 def worthwhile_threads(work: int, least: int) -> int:

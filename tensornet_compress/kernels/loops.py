@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 from numba import carray, cfunc, njit, prange, types
@@ -55,8 +54,6 @@ class Loops(NamedTuple):
         threads = worthwhile_threads(self.weights * count, _LEAST_PRODUCTS)
         if threads == 1:
             _multiply(*args)
-        elif threads == numba.get_num_threads():
-            _multiply_on_threads(threads, *args)
         else:
             with compiled_threads(threads):
                 _multiply_on_threads(threads, *args)
@@ -72,9 +69,9 @@ def run_items(function: int, first: int, last: int, work: int, arguments: tuple[
     threads = worthwhile_threads(work, _LEAST_PER_THREAD)
     if threads == 1:
         _run(function, first, last, arguments)
-        return
-    with compiled_threads(threads):
-        _run_on_threads(threads, function, first, last, arguments)
+    else:
+        with compiled_threads(threads):
+            _run_on_threads(threads, function, first, last, arguments)
 
 
 def loops_for(codes: Codes) -> Loops | None:

@@ -1,6 +1,6 @@
 """Products of floats with packed fields (small unsigned integers, ``coding/planes.py``), for attention over coded tokens.
 
-On processors fields are unpacked in registers and used at once, for up to ``_MOST_ROWS`` rows of floats; elsewhere a chunk is
+On processors fields are unpacked in registers and used at once, for up to ``MOST_ROWS`` rows of floats; elsewhere a chunk is
 unpacked and multiplied in PyTorch, which is also the reference.
 """
 
@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_features
-from numba import carray, cfunc
+from numba import carray, cfunc, njit
 from torch import Tensor
 
 from tensornet_compress.coding.planes import UNIT, WIDTHS, PlaneLayout, Planes
 from tensornet_compress.kernels.loops import SIGNATURE, run_items
 from tensornet_compress.kernels.vectors import LANES, add_fields_times_factors, copy_bytes, fields_times_weights, pointer
 
-_MOST_ROWS = 12 if get_host_cpu_features().get("avx512f") else 6
+MOST_ROWS = 12 if get_host_cpu_features().get("avx512f") else 6
 """Rows whose sums stay in registers; more rows go through the codes several times."""
-_PAIR = 2
+PAIR = 2
 """Units whose planes are gathered side by side before they are used: whole lines of the cache."""
 _BLOCK = 8
 """Units whose weights stay in the nearest cache while all planes are multiplied with them."""
@@ -30,15 +30,15 @@ _BLOCK = 8
 
 def times_planes(factors: Tensor, layout: PlaneLayout, planes: Planes) -> Tensor:
     """factors fp32 (batch, rows, k) @ fields of the codes (batch, k, tokens) -> fp32 (batch, rows, tokens), chunk by chunk."""
-    if not _looped(factors):
+    if not looped(factors):
         return torch.cat([factors @ layout.unpack(chunk).float() for chunk in planes.chunks], -1)
     out = factors.new_empty(*factors.shape[:2], sum(_tokens(chunk) for chunk in planes.chunks))
     for rows in _passes(factors.shape[1]):
         ordered, done = factors[:, rows].mT.contiguous(), 0
         for chunk in planes.chunks:
             whole = {width: part.contiguous() for width, part in chunk.items()}
-            args = (*_described(whole, layout), ordered.data_ptr(), out.data_ptr(), done, *out.shape[1:], rows.start)
-            items, work = len(out) * -(-whole[4].shape[2] // _PAIR), ordered.numel() * _tokens(chunk)
+            args = (*described(whole, layout), ordered.data_ptr(), out.data_ptr(), done, *out.shape[1:], rows.start)
+            items, work = len(out) * -(-whole[4].shape[2] // PAIR), ordered.numel() * _tokens(chunk)
             run_items(_scores(ordered.shape[2]).address, 0, items, work, args)
             done += _tokens(chunk)
     return out
@@ -47,7 +47,7 @@ def times_planes(factors: Tensor, layout: PlaneLayout, planes: Planes) -> Tensor
 def planes_times(layout: PlaneLayout, planes: Planes, weights: Tensor) -> Tensor:
     """weights fp32 (batch, rows, tokens) @ fields of the codes, transposed, (batch, tokens, k) -> fp32 (batch, rows, k)."""
     total, done = weights.new_zeros(*weights.shape[:2], layout.count), 0
-    if not _looped(total):
+    if not looped(total):
         for chunk in planes.chunks:
             total += weights[:, :, done : done + _tokens(chunk)] @ layout.unpack(chunk).float().mT
             done += _tokens(chunk)
@@ -57,13 +57,14 @@ def planes_times(layout: PlaneLayout, planes: Planes, weights: Tensor) -> Tensor
         whole = {width: part.contiguous() for width, part in chunk.items()}
         for rows in _passes(weights.shape[1]):
             count = rows.stop - rows.start
-            args = (*_described(whole, layout), weights.data_ptr(), total.data_ptr(), done, *weights.shape[1:], rows.start)
+            args = (*described(whole, layout), weights.data_ptr(), total.data_ptr(), done, *weights.shape[1:], rows.start)
             run_items(_sums(count).address, 0, len(total) * layout.count, count * layout.count * _tokens(chunk), args)
         done += _tokens(chunk)
     return total
 
 
-def _looped(floats: Tensor) -> bool:
+def looped(floats: Tensor) -> bool:
+    """Whether loops take such numbers."""
     return floats.device.type == "cpu" and floats.dtype == torch.float32 and floats.numel() > 0
 
 
@@ -73,12 +74,32 @@ def _tokens(chunk: dict[int, Tensor]) -> int:
 
 def _passes(rows: int) -> Iterator[slice]:
     """Rows in equal parts, no part of more than fit."""
-    parts = -(-rows // _MOST_ROWS)
+    parts = -(-rows // MOST_ROWS)
     return (slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts))
 
 
-def _described(chunk: dict[int, Tensor], layout: PlaneLayout) -> tuple[int, ...]:
+def described(chunk: dict[int, Tensor], layout: PlaneLayout) -> tuple[int, ...]:
+    """Addresses and numbers of planes, by width, and how many units these have: 7 numbers."""
     return *(chunk[width].data_ptr() for width in WIDTHS), *(layout.rows[width] for width in WIDTHS), chunk[4].shape[2]
+
+
+@njit(cache=True, nogil=True)
+def gather(args, b, unit, count, to):  # type: ignore[no-untyped-def]
+    """Units of all planes that ``described`` tells of, side by side at an address; room is left for ``PAIR`` of each."""
+    units = args[6]
+    for kind in range(3):
+        size = 32 >> kind
+        for r in range(args[3 + kind]):
+            source, into = args[kind] + ((b * args[3 + kind] + r) * units + unit) * size, to
+            for _ in range(count):
+                if kind == 0:
+                    copy_bytes(into, source, 32)
+                elif kind == 1:
+                    copy_bytes(into, source, 16)
+                else:
+                    copy_bytes(into, source, 8)
+                source, into = source + size, into + size
+            to += PAIR * size
 
 
 @cache
@@ -89,35 +110,23 @@ def _scores(rows: int) -> Any:
     def scores(first, last, address):  # type: ignore[no-untyped-def]
         args = carray(pointer(address), (13,), np.int64)
         n4, n2, n1, units, done, start = args[3], args[4], args[5], args[6], args[9], args[12]
-        total, tokens, pairs = n4 + n2 + n1, args[11], (units + _PAIR - 1) // _PAIR
+        total, tokens, pairs = n4 + n2 + n1, args[11], (units + PAIR - 1) // PAIR
         out = carray(pointer(args[8]), (last // pairs + 1, args[10], tokens), np.float32)
-        near, sums = np.empty(32 * _PAIR * total, np.uint8), np.empty((rows, LANES), np.float32)
+        near, sums = np.empty(32 * PAIR * total, np.uint8), np.empty((rows, LANES), np.float32)
         for item in range(first, last):
-            b, unit = item // pairs, item % pairs * _PAIR
-            here, place = min(_PAIR, units - unit), 0
-            for kind in range(3):
-                size, count = 32 >> kind, args[3 + kind]
-                for r in range(count):
-                    source, to = args[kind] + ((b * count + r) * units + unit) * size, near.ctypes.data + place
-                    for _ in range(here):
-                        if kind == 0:
-                            copy_bytes(to, source, 32)
-                        elif kind == 1:
-                            copy_bytes(to, source, 16)
-                        else:
-                            copy_bytes(to, source, 8)
-                        source, to = source + size, to + size
-                    place += _PAIR * size
-            begin2, begin1 = near.ctypes.data + 32 * _PAIR * n4, near.ctypes.data + 32 * _PAIR * n4 + 16 * _PAIR * n2
+            b, unit = item // pairs, item % pairs * PAIR
+            here = min(PAIR, units - unit)
+            gather(args, b, unit, here, near.ctypes.data)
+            begin2, begin1 = near.ctypes.data + 32 * PAIR * n4, near.ctypes.data + 32 * PAIR * n4 + 16 * PAIR * n2
             factors = args[7] + 4 * rows * b * total
             for u in range(here):
                 plane4, plane2, plane1 = near.ctypes.data + 32 * u, begin2 + 16 * u, begin1 + 8 * u
                 factors2, factors1, to = factors + 4 * rows * n4, factors + 4 * rows * (n4 + n2), sums.ctypes.data
                 for quarter in range(4):
                     sums[:] = 0
-                    add_fields_times_factors(4, rows, quarter, n4, plane4, 32 * _PAIR, factors, to)
-                    add_fields_times_factors(2, rows, quarter, n2, plane2, 16 * _PAIR, factors2, to)
-                    add_fields_times_factors(1, rows, quarter, n1, plane1, 8 * _PAIR, factors1, to)
+                    add_fields_times_factors(4, rows, quarter, n4, plane4, 32 * PAIR, factors, to)
+                    add_fields_times_factors(2, rows, quarter, n2, plane2, 16 * PAIR, factors2, to)
+                    add_fields_times_factors(1, rows, quarter, n1, plane1, 8 * PAIR, factors1, to)
                     at = done + (unit + u) * UNIT + quarter * LANES
                     for k in range(rows):
                         out[b, start + k, at : at + LANES] = sums[k]

@@ -94,9 +94,15 @@ def _sum(builder: Any, vector: Any) -> Any:
     width = LANES
     while width > 1:
         width //= 2
-        halves = [ir.Constant(ir.VectorType(_WORD, width), list(range(start, start + width))) for start in (0, width)]
-        vector = builder.fadd(*(builder.shuffle_vector(vector, vector, half) for half in halves))
+        vector = builder.fadd(*_halves(builder, vector, width))
     return builder.extract_element(vector, ir.Constant(_WORD, 0))
+
+
+def _halves(builder: Any, vector: Any, width: int) -> Iterator[Any]:
+    for start in (0, width):
+        yield builder.shuffle_vector(
+            vector, vector, ir.Constant(ir.VectorType(_WORD, width), list(range(start, start + width)))
+        )
 
 
 @intrinsic(prefer_literal=True)
@@ -249,6 +255,58 @@ def fields_times_weights(typingctx, width, rows, units, plane, weights, stride, 
         return context.get_dummy_value()
 
     return types.void(width, rows, *([types.int64] * 5)), codegen
+
+
+@intrinsic
+def largest(typingctx, at, vectors):  # type: ignore[no-untyped-def]
+    """The largest of fp32 numbers at an address, 16 times ``vectors`` (one or more) of them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at, vectors = args
+        top = cgutils.alloca_once_value(builder, _load(builder, at, _FLOATS, 4))
+        with cgutils.for_range(builder, vectors, intp=_LONG) as loop:
+            here, held = _load(builder, _vector_at(builder, at, loop.index), _FLOATS, 4), builder.load(top)
+            builder.store(builder.select(builder.fcmp_ordered(">", here, held), here, held), top)
+        folded, width = builder.load(top), LANES
+        while width > 1:
+            width //= 2
+            low, high = _halves(builder, folded, width)
+            folded = builder.select(builder.fcmp_ordered(">", low, high), low, high)
+        return builder.extract_element(folded, ir.Constant(_WORD, 0))
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+@intrinsic
+def exponentials(typingctx, at, vectors, less):  # type: ignore[no-untyped-def]
+    """Put ``exp(x - less)``, of at most 1, in place of fp32 numbers x, 16 times ``vectors`` of them; their sum."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at, vectors, less = args
+        total, less, fma = cgutils.alloca_once_value(builder, _all(0.0)), _every_lane(builder, less), _fma(builder)
+        with cgutils.for_range(builder, vectors, intp=_LONG) as loop:
+            place = _vector_at(builder, at, loop.index)
+            x = builder.fsub(_load(builder, place, _FLOATS, 4), less)
+            # Not a number stays one.
+            x = builder.select(builder.fcmp_ordered("<", x, _all(-87.0)), _all(-87.0), x)
+            # exp(x) = 2^n exp(r), n whole, r within half of log 2; adding 1.5 2^23 rounds.
+            whole = builder.fsub(fma(x, _all(1.4426950408889634), _all(12582912.0)), _all(12582912.0))
+            r = fma(whole, _all(2.12194440e-4), fma(whole, _all(-0.693359375), x))
+            power = _all(1 / 5040)
+            for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+                power = fma(power, r, _all(term))
+            exponent = builder.add(builder.fptosi(whole, _WORDS), _all(127, _WORD))
+            scale = builder.bitcast(builder.shl(exponent, _all(23, _WORD)), _FLOATS)
+            result = builder.fmul(power, scale)
+            builder.store(result, builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
+            builder.store(builder.fadd(builder.load(total), result), total)
+        return _sum(builder, builder.load(total))
+
+    return types.float32(types.int64, types.int64, types.float32), codegen
+
+
+def _vector_at(builder: Any, address: Any, number: Any) -> Any:
+    return builder.add(address, builder.mul(number, ir.Constant(_LONG, 4 * LANES)))
 
 
 @intrinsic(prefer_literal=True)

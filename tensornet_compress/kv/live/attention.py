@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map_only
 
 from tensornet_compress.coding.planes import UNIT, Planes
+from tensornet_compress.kernels.plane_attention import CodedTokens, attended, attends
 from tensornet_compress.kernels.plane_products import planes_times, times_planes
 from tensornet_compress.kv.live.codec import SideCode
 
@@ -86,6 +87,12 @@ class CodedStates(Tensor):
         made.side, made.tail, made.queries, made._whole = side, tail, queries, None
         return made
 
+    def tokens(self) -> CodedTokens:
+        """What loops take."""
+        code = self.side.code
+        code.to(self.tail.device)
+        return CodedTokens(code.layout, self.side.planes, code.rows, self.side.sinks.float(), self.tail.float())
+
     @torch.compiler.disable
     def whole(self) -> Tensor:
         """The plain tensor; rebuilt once."""
@@ -128,8 +135,19 @@ def _contracted(
         return None
     scale = query.shape[-1] ** -0.5 if more.get("scale") is None else more["scale"]
     with torch.autocast(query.device.type, enabled=False):
-        out = attend(query.float() * scale, key, value, attn_mask)
+        scaled = query.float() * scale
+        out = _attend_at_once(scaled, key, value) if attn_mask is None else None
+        if out is None:
+            out = attend(scaled, key, value, attn_mask)
     return out.to(query.dtype)
+
+
+def _attend_at_once(query: Tensor, keys: CodedStates, values: CodedStates) -> Tensor | None:
+    """``attend`` without a mask, by one loop over the codes; ``None`` where there is none for such codes."""
+    grouped = query.reshape(len(query), keys.tail.shape[1], -1, query.shape[-1])
+    if not attends(grouped, keys.side.planes, values.side.planes) or not torch.equal(keys.side.index, values.side.index):
+        return None
+    return attended(grouped, keys.side.index, keys.tokens(), values.tokens()).view(query.shape)
 
 
 def attend(query: Tensor, keys: CodedStates, values: CodedStates, mask: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from tensornet_compress.frozen import Shared
 from tensornet_compress.kv.rope import Rotary
 from tensornet_compress.metric.blocks import symmetric_roots, whiten
 
-_OPERANDS = ("_encoder", "_inverse_step", "_half", "_mean", "_operand", "_constant")
+_OPERANDS = ("_encoder", "_inverse_step", "_half", "_mean", "rows")
 _OWN_SAMPLE = 100_000
 _POSITIONS = torch.arange(0, 4096, 32)
 
@@ -131,7 +131,8 @@ class SideCode(Shared):
         self._half, self._mean = half, basis.mean
         operand = dense[self.layout.component] * (step[self.layout.component] * (1 << self.layout.place))[:, None]
         shift = torch.where(bits > 0, (0.5 - half) * step, 0.0)
-        self._operand, self._constant = operand.float(), (shift @ dense).float() + basis.mean
+        # What each field stands for, and behind that what every token shares, fp32 (fields + 1, heads width).
+        self.rows = torch.cat([operand.float(), ((shift @ dense).float() + basis.mean)[None]])
 
     def encode(self, states: Tensor) -> dict[int, Tensor]:
         """States (batch, heads, tokens, width) -> packed bytes by width."""
@@ -145,28 +146,32 @@ class SideCode(Shared):
 
     def to(self, device: torch.device) -> None:
         """Keep the operands where the states are."""
-        if self._operand.device != device:
+        if self.rows.device != device:
             self.layout = self.layout.to(device)
             for name in _OPERANDS:
                 setattr(self, name, getattr(self, name).to(device))
-            for name in ("head_operand", "head_constant"):
-                self.__dict__.pop(name, None)
+            self.__dict__.pop("head_rows", None)
 
     @cached_property
+    def head_rows(self) -> Tensor:
+        """fp32 (heads, fields + 1, width): what each field stands for, and behind that what every token shares."""
+        return self.rows.unflatten(1, (self.heads, -1)).transpose(0, 1)
+
+    @property
     def head_operand(self) -> Tensor:
-        """fp32 (heads, rows, width)."""
-        return self._operand.unflatten(1, (self.heads, -1)).transpose(0, 1)
+        """fp32 (heads, fields, width)."""
+        return self.head_rows[:, :-1]
 
-    @cached_property
+    @property
     def head_constant(self) -> Tensor:
         """fp32 (heads, width): what every token shares."""
-        return self._constant.view(self.heads, -1)
+        return self.head_rows[:, -1]
 
     def decode(self, packed: dict[int, Tensor]) -> Tensor:
         """Packed bytes -> states fp32 (batch, heads, tokens, width)."""
         self.to(packed[4].device)
         fields = self.layout.unpack(packed).float()
-        rows = fields.transpose(1, 2) @ self._operand + self._constant
+        rows = fields.transpose(1, 2) @ self.rows[:-1] + self.rows[-1]
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     @property

@@ -25,9 +25,9 @@ QUICK_SWEEPS, FULL_SWEEPS = 0, 1
 
 
 def compressed(method: Any, effort: Any, case: WeightCase, bits: float) -> Compressed:
-    """Survey once for each kind of forms, allocate for ``bits``, replace. One process, so that its processor time is known."""
+    """Survey once for each kind of forms, allocate for ``bits``, replace."""
     # By name: entropy-coded integers would take embeddings and heads too.
-    options: dict[str, Any] = {"targets": [target.name for target in case.targets], "method": method, "workers": 1}
+    options: dict[str, Any] = {"targets": [target.name for target in case.targets], "method": method, "workers": case.workers}
     key = ("survey", method)
     if key not in case.memo:
         sweeps = QUICK_SWEEPS if case.quick else FULL_SWEEPS

@@ -13,16 +13,17 @@ from time import perf_counter, process_time
 from typing import Any, TypeVar
 
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from tensornet_compress.bench.peer_packages import Unavailable
-from tensornet_compress.memory import peak_bytes, resident_bytes
+from tensornet_compress.memory import peak_of_all, resident_bytes
 
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """``seconds`` of the clock and of the processor; ``peak_nbytes``: most memory held less that before the work."""
+    """``seconds`` of the clock and of the processor; ``peak_nbytes``: most memory held, by workers too, less that before it."""
 
     seconds: float
     processor_seconds: float
@@ -49,7 +50,10 @@ def _measured(prepare: Callable[..., Callable[[], Made]], given: tuple[Any, ...]
         raise Unavailable(f"peak memory is reset by /proc/self/clear_refs: {error.strerror}") from error
     wall, processor = perf_counter(), process_time()
     made = work()
-    return made, Cost(perf_counter() - wall, process_time() - processor, _known(peak_bytes()) - before)
+    cost = Cost(perf_counter() - wall, process_time() - processor, _known(peak_of_all()) - before)
+    # Idle workers would keep this process for minutes.
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    return made, cost
 
 
 def resident() -> int:

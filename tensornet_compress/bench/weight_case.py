@@ -39,13 +39,15 @@ class Compressed:
 @dataclass
 class WeightCase:
     """A model to be compressed again and again. ``batches``: calibration ids or dicts; ``quick``: methods that have a slow
-    and a fast way take the fast one and say so in their settings."""
+    and a fast way take the fast one and say so in their settings; ``workers``: processes of our own methods, one where their
+    processor time is measured."""
 
     model: nn.Module
     batches: list[Any]
     patterns: list[str] | None = None
     quick: bool = True
     seed: int = 0
+    workers: int = 1
     memo: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property

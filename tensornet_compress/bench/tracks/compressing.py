@@ -14,12 +14,16 @@ from tensornet_compress.bench.processes import cost_apart
 from tensornet_compress.bench.search_case import SEARCH_METHODS, SearchCase
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, clock
 from tensornet_compress.bench.tensors import TENSORS, BenchTensor
-from tensornet_compress.bench.weight_case import WEIGHT_METHODS
+from tensornet_compress.bench.weight_case import WEIGHT_METHODS, WeightCase
 from tensornet_compress.bench.weights import WeightBench, WeightSettings
+from tensornet_compress.calibrate.batches import model_inputs, model_output
 
 QUICK_METHODS = (OURS, "svd", "svd-llm", "rtn", "gptq", "hqq")
 WINDOWS, LENGTH = 2, 128
-BARE = "bare-svd"
+WHOLE, WHOLE_BITS, WHOLE_WINDOWS, WHOLE_LENGTH = (OURS, "ours-coded", "gptq", "rtn"), 3.5, 8, 256
+"""A whole model needs more tokens than its layers have inputs: with fewer, two cores win that no one would choose."""
+FORWARD, BARE = "forward", "bare-svd"
+"""One forward pass over the calibration tokens, and an SVD of each weight."""
 SUBJECTS = ("wave", "heat")
 ERROR = 0.1
 
@@ -46,28 +50,29 @@ def once(
 
 def compressing(settings: SpeedSettings) -> Iterator[Heat]:
     """From a model with nothing known about it, calibration included: the layers of a middle block by every method (one layer
-    in a quick run), then, in a full run, the whole model beside a bare SVD of each weight, with peak memory."""
+    in a quick run), then, in a full run, all blocks on all threads, with peak memory, beside what one could not do without."""
     names = QUICK_METHODS if settings.quick else tuple(method.name for method in WEIGHT_METHODS)
     what = "the first layer of the middle block" if settings.quick else "the middle block"
     yield Heat(f"compressing {what} to {settings.bits:g} bits", names, lambda: _compress(settings, names))
     if not settings.quick:
-        yield Heat(f"compressing the whole model to {settings.bits:g} bits", (OURS, BARE), lambda: _whole(settings))
+        subject = f"compressing all blocks to {WHOLE_BITS:g} bits"
+        yield Heat(subject, (*WHOLE, FORWARD, BARE), lambda: _whole(settings))
 
 
-def _weights(settings: SpeedSettings) -> WeightSettings:
+def _weights(settings: SpeedSettings, bits: float, windows: int, length: int) -> WeightSettings:
     return WeightSettings(
         model=settings.model,
         text=settings.text,
-        bits=(settings.bits,),
-        calibration_windows=WINDOWS,
-        length=LENGTH,
+        bits=(bits,),
+        calibration_windows=windows,
+        length=length,
         quick=settings.quick,
         seed=settings.seed,
     )
 
 
 def _compress(settings: SpeedSettings, names: tuple[str, ...]) -> Raced:
-    case = WeightBench(_weights(settings)).case
+    case = WeightBench(_weights(settings, settings.bits, WINDOWS, LENGTH)).case
     if settings.quick:
         case.targets = case.targets[:1]
         case.patterns = [case.targets[0].name]
@@ -82,21 +87,34 @@ def _compress(settings: SpeedSettings, names: tuple[str, ...]) -> Raced:
 
 
 def _whole(settings: SpeedSettings) -> Raced:
-    values, threads = {}, torch.get_num_threads()
-    for name in (OURS, BARE):
-        _, cost = cost_apart(_prepared, _weights(settings), name, threads=threads)
+    values, missing, threads = {}, {}, torch.get_num_threads()
+    weights = _weights(settings, WHOLE_BITS, WHOLE_WINDOWS, WHOLE_LENGTH)
+    for name in (*WHOLE, FORWARD, BARE):
+        try:
+            _, cost = cost_apart(_prepared, weights, name, threads=threads)
+        except Exception as error:  # as in the harness
+            missing[name] = reason(error)
+            continue
         seconds = cost.processor_seconds if threads == 1 else cost.seconds
         values[name] = {"time": seconds, "peak_nbytes": float(cost.peak_nbytes)}
-    return Raced(values, settings={"calibration": [WINDOWS, LENGTH]})
+    return Raced(values, missing, {"calibration": [WHOLE_WINDOWS, WHOLE_LENGTH], "workers": threads})
 
 
 def _prepared(settings: WeightSettings, name: str) -> Callable[[], object]:
     """The work of a contender on all layers."""
     case = WeightBench(replace(settings, blocks=None)).case
+    case.workers = torch.get_num_threads()
     if name == BARE:
         matrices = [case.matrix(target) for target in case.targets]
         return lambda: [torch.linalg.svd(matrix, full_matrices=False).S.numel() for matrix in matrices]
+    if name == FORWARD:
+        return lambda: _passed(case)
     return lambda: len(WEIGHT_METHODS[name].run(case, settings.bits[0]).layers)
+
+
+@torch.no_grad()
+def _passed(case: WeightCase) -> int:
+    return len([model_output(case.model, model_inputs(batch, torch.device("cpu"))) for batch in case.batches])
 
 
 def searching(settings: SpeedSettings) -> Iterator[Heat]:

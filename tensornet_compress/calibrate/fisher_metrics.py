@@ -33,7 +33,7 @@ from tensornet_compress.calibrate.statistics import InputMoment, SharedMoments
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn import Target
-from tensornet_compress.nn.module import embedding_scale
+from tensornet_compress.nn.kinds import embedding_scale
 
 _NUMBERS = 1 << 22
 _LEAST_TOKEN = 0.3

@@ -29,7 +29,7 @@ from tensornet_compress.nn import (
     undecoded,
 )
 from tensornet_compress.nn.conv import conv_geometry
-from tensornet_compress.nn.module import CONVOLUTIONS, embedding_scale
+from tensornet_compress.nn.kinds import CONVOLUTIONS, embedding_scale
 from tensornet_compress.nn.plan import LayerPlan, Plan, keep_plan
 from tensornet_compress.nn.replace import set_submodule
 from tensornet_compress.nn.splitting import split_for

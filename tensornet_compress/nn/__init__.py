@@ -4,18 +4,11 @@ from importlib import import_module
 from typing import Any
 
 from tensornet_compress.nn.conv import TNConv, TNConv2d
+from tensornet_compress.nn.decoding import decode_all, decoded, undecoded
 from tensornet_compress.nn.embedding import TNEmbedding
+from tensornet_compress.nn.kinds import identity, layer_weight, module_kind, turned
 from tensornet_compress.nn.linear import TNLinear
-from tensornet_compress.nn.module import (
-    NetworkModule,
-    decode_all,
-    decoded,
-    identity,
-    layer_weight,
-    module_kind,
-    turned,
-    undecoded,
-)
+from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.nn.replace import KeptModules, build_replacement, computed_weights, install, materialize, replace_module
 from tensornet_compress.nn.targets import Skipped, Target, find_targets
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn.module import NetworkModule, loaded, turned
+from tensornet_compress.nn.kinds import loaded, turned
+from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork, TermSpec
 
 GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from tensornet_compress.coding import FloatFormat
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, embedding_scale
+from tensornet_compress.nn.kinds import embedding_scale
+from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule
 from tensornet_compress.tensor import (
     FibreOrder,
     NetworkSpec,

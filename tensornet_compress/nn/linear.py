@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tensornet_compress.coding import FloatFormat, PivotFormat
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule, loaded, module_kind, turned
+from tensornet_compress.nn.kinds import loaded, module_kind, turned
+from tensornet_compress.nn.module import BATCH_BUCKETS, NetworkModule
 from tensornet_compress.tensor import NetworkSpec, Program, TensorNetwork, TermSpec, plan_contraction
 
 

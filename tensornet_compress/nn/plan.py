@@ -12,7 +12,7 @@ from torch import nn
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.frozen import Frozen
 from tensornet_compress.nn.conv import conv_geometry
-from tensornet_compress.nn.module import CONVOLUTIONS
+from tensornet_compress.nn.kinds import CONVOLUTIONS
 from tensornet_compress.nn.targets import Target
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 

@@ -11,8 +11,9 @@ from torch import nn
 from tensornet_compress.errors import CheckpointError, TargetError
 from tensornet_compress.nn.conv import TNConv, TNConv2d
 from tensornet_compress.nn.embedding import TNEmbedding
+from tensornet_compress.nn.kinds import HOLDERS, identity, module_kind
 from tensornet_compress.nn.linear import TNLinear
-from tensornet_compress.nn.module import COMPUTED, HOLDERS, NetworkModule, identity, module_kind
+from tensornet_compress.nn.module import COMPUTED, NetworkModule
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE, Plan, drop_plan, keep_plan
 from tensornet_compress.nn.split import SplitModule
 from tensornet_compress.tensor import TensorNetwork

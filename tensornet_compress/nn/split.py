@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.nn.module import shell
+from tensornet_compress.nn.kinds import shell
 
 
 class SplitModule(nn.Module):

@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from tensornet_compress.nn.module import COMPUTED, KINDS, NetworkModule, shell
+from tensornet_compress.nn.kinds import KINDS, shell
+from tensornet_compress.nn.module import COMPUTED, NetworkModule
 from tensornet_compress.nn.split import SplitExperts, SplitModule, SplitParallel, SplitSorted
 from tensornet_compress.nn.split_torch import SplitAttention, SplitBag, SplitBilinear, SplitRecurrent
 

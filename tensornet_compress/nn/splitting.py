@@ -12,7 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tensornet_compress.nn.module import NetworkModule, module_kind
+from tensornet_compress.nn.kinds import module_kind
+from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.nn.split import SplitModule
 from tensornet_compress.nn.splits import split_of
 from tensornet_compress.nn.targets import matches, require_changeable

@@ -15,7 +15,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from tensornet_compress.errors import TargetError
 from tensornet_compress.nn.finite import all_finite
-from tensornet_compress.nn.module import FLOATS, HOLDERS, KINDS, NetworkModule, identity, layer_weight, module_kind
+from tensornet_compress.nn.kinds import FLOATS, HOLDERS, KINDS, identity, layer_weight, module_kind
+from tensornet_compress.nn.module import NetworkModule
 from tensornet_compress.nn.split import SplitModule
 from tensornet_compress.nn.splits import split_kind
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, on_threads, race, thread_counts
 from tensornet_compress.bench.texts import find_text
+from tensornet_compress.bench.tracks.decoding import Caches
 from tensornet_compress.coding import CodedFormat, parse_format
 from tensornet_compress.coding.bits import pack_bits
 from tensornet_compress.coding.codes import Codes
@@ -30,7 +31,9 @@ CODED = (OURS, "ours-bf16", "ours-int4", "ours-int4-bf16", "ours-int4g64z", "our
 PRODUCTS = (*CODED, "dense", "dense-bf16", "torch-int8-bf16", "torch-int4-bf16")
 STEP = 0.365
 """Of the weights' deviation: 3.5 bits a weight once entropy-coded."""
-MODELS = (OURS, "ours-bf16", "dense", "dense-bf16")
+WITH_CACHE = "ours-with-live-cache"
+"""The model of ``ours`` with a live cache of 3 bits."""
+MODELS = (OURS, "ours-bf16", WITH_CACHE, "dense", "dense-bf16")
 
 
 def products(settings: SpeedSettings) -> Iterator[Heat]:
@@ -118,9 +121,11 @@ def _generate(settings: SpeedSettings, context: int, threads: int) -> Raced:
     ids = find_text(settings.text).windows(found.tokenizer(), "heldout", context + 1, 1)
     models: dict[str, Any] = {"dense": found.load().eval(), "dense-bf16": found.load().eval().bfloat16()}
     models |= {OURS: coded_model(found.load().eval()), "ours-bf16": coded_model(found.load().eval()).bfloat16()}
+    models[WITH_CACHE] = models[OURS]
     seconds: dict[str, list[float]] = {name: [] for name in MODELS}
+    caches: dict[str, Any] = {name: DynamicCache(config=model.config) for name, model in models.items()}
+    caches[WITH_CACHE] = Caches(settings, context).make(OURS)
     with on_threads(threads), torch.no_grad():
-        caches = {name: DynamicCache(config=model.config) for name, model in models.items()}
         for name, model in models.items():
             model(ids[:, :context], past_key_values=caches[name], logits_to_keep=1)
         # One step of each in turn, so that what else the machine does falls on all alike.

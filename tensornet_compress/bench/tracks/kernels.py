@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, on_threads, race, thread_counts
 from tensornet_compress.bench.texts import find_text
-from tensornet_compress.bench.tracks.decoding import Caches
+from tensornet_compress.bench.tracks.decoding import BITS, Caches
 from tensornet_compress.coding import CodedFormat, parse_format
 from tensornet_compress.coding.bits import pack_bits
 from tensornet_compress.coding.codes import Codes
 from tensornet_compress.kernels.coded_linear import coded_linear
+from tensornet_compress.kv.live.cache import LiveCache
 from tensornet_compress.nn.replace import replace_module
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 from tensornet_compress.tensor.network import part_name
@@ -124,7 +125,7 @@ def _generate(settings: SpeedSettings, context: int, threads: int) -> Raced:
     models[WITH_CACHE] = models[OURS]
     seconds: dict[str, list[float]] = {name: [] for name in MODELS}
     caches: dict[str, Any] = {name: DynamicCache(config=model.config) for name, model in models.items()}
-    caches[WITH_CACHE] = Caches(settings, context).make(OURS)
+    caches[WITH_CACHE] = LiveCache(models[WITH_CACHE], BITS, Caches(settings, context).profile)
     with on_threads(threads), torch.no_grad():
         for name, model in models.items():
             model(ids[:, :context], past_key_values=caches[name], logits_to_keep=1)

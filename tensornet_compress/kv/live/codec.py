@@ -7,7 +7,6 @@ would cost tens of times the attention itself. The price is a flatter spectrum, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -150,22 +149,16 @@ class SideCode(Shared):
             self.layout = self.layout.to(device)
             for name in _OPERANDS:
                 setattr(self, name, getattr(self, name).to(device))
-            self.__dict__.pop("head_rows", None)
-
-    @cached_property
-    def head_rows(self) -> Tensor:
-        """fp32 (heads, fields + 1, width): what each field stands for, and behind that what every token shares."""
-        return self.rows.unflatten(1, (self.heads, -1)).transpose(0, 1)
 
     @property
     def head_operand(self) -> Tensor:
         """fp32 (heads, fields, width)."""
-        return self.head_rows[:, :-1]
+        return self.rows[:-1].unflatten(1, (self.heads, -1)).transpose(0, 1)
 
     @property
     def head_constant(self) -> Tensor:
         """fp32 (heads, width): what every token shares."""
-        return self.head_rows[:, -1]
+        return self.rows[-1].view(self.heads, -1)
 
     def decode(self, packed: dict[int, Tensor]) -> Tensor:
         """Packed bytes -> states fp32 (batch, heads, tokens, width)."""

@@ -38,7 +38,7 @@ BITS, WINDOWS, LENGTH, KILLS = 3.5, 8, 256, 20
 GROUP = Path("/sys/fs/cgroup/memory/tensornet-scale")
 MODELS: dict[str, dict[str, int]] = {
     # (layers, width, inner width, heads, heads of keys, vocabulary)
-    "random Llama, 0.01 B": dict(zip(("layers", "width", "inner", "heads", "keys", "words"), (6, 256, 704, 4, 2, 8000))),
+    "random Llama, 0.05 B": dict(zip(("layers", "width", "inner", "heads", "keys", "words"), (8, 640, 1728, 10, 2, 12000))),
     "random Llama, 0.10 B": dict(zip(("layers", "width", "inner", "heads", "keys", "words"), (10, 768, 2048, 12, 4, 16000))),
     "random Llama, 0.37 B": dict(zip(("layers", "width", "inner", "heads", "keys", "words"), (20, 1152, 3072, 18, 6, 32000))),
     "random Llama, 1.10 B": dict(zip(("layers", "width", "inner", "heads", "keys", "words"), (22, 2048, 5632, 32, 4, 32000))),

@@ -61,6 +61,13 @@ def release(held: nn.Module | Tensor) -> int:
     return released
 
 
+def trim() -> None:
+    """Give back what the C library keeps of memory that was freed, where it knows how (glibc does)."""
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)
+
+
 def _unchanged(pages: FileIO, first: int, last: int) -> bool:
     """Whether all pages that are in memory, some at least, are those of a file: one that was written to exists in memory alone.
 

@@ -10,6 +10,8 @@ from tensornet_compress.errors import TensorNetError
 
 _WORDS = {1: torch.int64, 2: torch.int32, 4: torch.int16}
 """By bits: the word that has a byte for each integer in one byte."""
+_STRIP = 1 << 20
+"""Integers that are packed together."""
 
 
 def packed_nbytes(count: int, bits: int) -> int:
@@ -29,14 +31,15 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
         raise TensorNetError(f"values from {int(flat.min())} to {int(flat.max())} do not fit {bits} bits")
     if bits == 8:
         return flat.to(torch.uint8)
-    count = flat.numel()
-    words = flat.new_zeros(-(-count // 8) * 8, dtype=torch.int64)
-    words[:count] = flat
+    packed = flat.new_empty(packed_nbytes(flat.numel(), bits), dtype=torch.uint8)
     shifts = torch.arange(8, device=flat.device) * bits
-    stream = (words.view(-1, 8) << shifts).sum(1, keepdim=True)
-    return (
-        ((stream >> (8 * torch.arange(bits, device=flat.device))) & 255).to(torch.uint8).view(-1)[: packed_nbytes(count, bits)]
-    )
+    bytes_of_word = 8 * torch.arange(bits, device=flat.device)
+    # A strip at a time: eight bytes for each integer of a large table are more than there may be.
+    for part, found in zip(flat.split(_STRIP), packed.split(_STRIP // 8 * bits)):
+        words = F.pad(part, (0, -len(part) % 8)).long().view(-1, 8)
+        stream = (words << shifts).sum(1, keepdim=True)
+        found.copy_(((stream >> bytes_of_word) & 255).view(-1)[: len(found)])
+    return packed
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:

@@ -103,19 +103,28 @@ class CodedFormat(Frozen):
         bits, so that a model cast to half precision keeps them; ``.view(torch.float32)`` gives them back.
         """
         coded = self.coded(parts, shape)
-        few = np.count_nonzero((coded.codes < -8) | (coded.codes > 7)) <= _MOST_BEYOND * coded.codes.size
-        nibbles = few and coded.codes.shape[1] % 2 == 0
-        near = coded.codes.clip(-8, 7) if nibbles else coded.codes.clip(-_INT8, _INT8)
+        # Codes of a large table take much memory: what is made of them is as small as it can be from the start.
+        near = _within(coded.codes, -8, 7)
         place = np.flatnonzero(coded.codes != near)
-        codes = torch.from_numpy(near.astype(np.int8))
+        nibbles = len(place) <= _MOST_BEYOND * coded.codes.size and coded.codes.shape[1] % 2 == 0
+        if not nibbles:
+            near = _within(coded.codes, -_INT8, _INT8)
+            place = np.flatnonzero(coded.codes != near)
+        codes = torch.from_numpy(near)
         resident = {
-            "_near": pack_bits(codes.int() + 8, _NIBBLE) if nibbles else codes,
+            "_near": pack_bits(codes + 8, _NIBBLE) if nibbles else codes,
             "_row": _bits_of(step_sizes(coded.row_step)),
             "_column": _bits_of(step_sizes(coded.column_step)),
             "_place": torch.from_numpy(place.astype(np.int32 if coded.codes.size < 1 << 31 else np.int64)),
-            "_excess": torch.from_numpy((coded.codes - near).ravel()[place].astype(np.int32)),
+            "_excess": torch.from_numpy(coded.codes.ravel()[place] - near.ravel()[place]),
         }
         return {name: part.to(parts["_coded"].device) for name, part in resident.items()}
+
+
+def _within(codes: NDArray[np.int32], least: int, most: int) -> NDArray[np.int8]:
+    near = np.empty(codes.shape, np.int8)
+    np.clip(codes, least, most, out=near, casting="unsafe")
+    return near
 
 
 def _bits_of(steps: NDArray[np.float64]) -> Tensor:

@@ -18,6 +18,7 @@ from tensornet_compress.coding.trellis import STATES
 from tensornet_compress.decompose import fit_network
 from tensornet_compress.decompose.matrix import squared_singular_values
 from tensornet_compress.decompose.one_step import Canceller, is_coded, row_weights
+from tensornet_compress.memory import release
 from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
 from tensornet_compress.nn import turned
 from tensornet_compress.options import Family, LayerStatistics, Option, layer_options
@@ -201,6 +202,7 @@ def make_job(task: tuple[Job, Sequence[NetworkSpec]]) -> list[Made]:
         network = fit_network(weight, spec, metric, job.sweeps, bench.canceller if is_coded(spec) else None)
         dense = network.to_dense(torch.float32).reshape(matrix.shape)
         # What coded integers decode to belongs to nobody else.
-        error = metric.norm2(torch.sub(matrix, dense, out=dense) if is_coded(spec) else matrix - dense)
-        made.append(Made(layer.name, network, error))
+        lost = torch.sub(matrix, dense, out=dense) if is_coded(spec) else matrix - dense
+        release(matrix)
+        made.append(Made(layer.name, network, metric.norm2(lost)))
     return made

@@ -12,6 +12,7 @@ from tensornet_compress.compressing.jobs import Job, Made, Surveyed
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.files.single import load_network, save_network
 from tensornet_compress.files.steps import Steps
+from tensornet_compress.memory import trim
 from tensornet_compress.options import Option
 from tensornet_compress.tensor import NetworkSpec
 
@@ -38,6 +39,8 @@ def kept_jobs(
         keep(missing[place], result)
         advance()
 
+    # What calibration has freed is wanted by jobs.
+    trim()
     run_jobs(work, [tasks[number] for number in missing], workers, receive)
     return [known[number] for number in range(len(tasks))]  # type: ignore[misc]
 

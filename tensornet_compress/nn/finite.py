@@ -8,7 +8,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.memory import release
 
 # Smaller tensors are not worth the look at the table of mapped files.
-_LARGE = 1 << 22
+_LARGE = 1 << 20
 
 
 def require_finite(model: nn.Module, told: str = "the model") -> None:

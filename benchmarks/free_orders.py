@@ -53,7 +53,7 @@ def row(fmt: str, kind: str) -> dict[str, Any]:
             for name, matrix in matrices.items():
                 module: Any = model.get_submodule(name)
                 lost += float((module.dense_weight(torch.float32) - matrix).double().square().sum())
-            quality = bench().quality()
+            quality = bench().quality().values
         finally:
             bench().case.put_back()
     return {

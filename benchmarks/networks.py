@@ -77,7 +77,7 @@ def replaced(model: str, target: Target, family: str, metric: str) -> dict[str, 
     change, held = weight - network.to_dense(torch.float32), KroneckerMetric(columns=moments[target.name])
     replace_module(judge.case.model, target.name, network)
     try:
-        quality = judge.quality()
+        quality = judge.quality().values
     finally:
         judge.case.put_back()
     return {

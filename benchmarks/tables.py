@@ -15,8 +15,9 @@ its number of decimals, and ``1-VALUE`` is one minus the value. A table stands b
 ``rows``: what names a line (``subject``, ``method``, ``budget``, ``note`` or ``settings.NAME``; several by commas).
 ``columns``: ``values`` (the default: one for each measure in ``values``), or ``budget`` or ``method``, whose cells hold the
 ``values``. ``subjects``, ``methods``: regular expressions that whole names must match; ``order``: methods in this order, no
-others. ``size``: a measure that is put in brackets where it is 2 % away from the budget; ``best``: a last line, ours over the
-best peer; ``also=METHOD:VALUE,VALUE`` adds columns of one method to a table by methods. Rows of several seeds are averaged.
+others. ``errors=yes``: standard errors behind means over documents or seeds. ``size``: a measure that is put in brackets where
+it is 2 % away from the budget; ``best``: a last line, ours over the best peer; ``also=METHOD:VALUE,VALUE`` adds columns of one
+method to a table by methods. Rows of several seeds are averaged.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 from tensornet_compress.report import Result, Row, read_result
 
@@ -47,11 +48,13 @@ def load(name: str) -> Result:
 
 @dataclass(frozen=True)
 class Line:
-    """Rows that differ in their seed alone. ``values``: their means; ``None`` where a method could not run."""
+    """Rows that differ in their seed alone. ``values``: their means, ``None`` where a method could not run; ``errors``: their
+    standard errors, over seeds where there are several, or else over documents."""
 
     row: Row
     subject: str
     values: dict[str, float] | None
+    errors: dict[str, float]
 
     def key(self, name: str) -> str:
         """What a table's line is named by."""
@@ -73,6 +76,11 @@ class Line:
         found = self.values[name.removeprefix("1-")]
         return 1 - found if name.startswith("1-") else found
 
+    def error(self, name: str) -> str:
+        """The standard error of a value, as it stands behind it."""
+        found = self.errors.get(name.removeprefix("1-"), 0.0)
+        return f" ± {found:.1g}" if found else ""
+
 
 @cache
 def lines(name: str) -> list[Line]:
@@ -84,7 +92,11 @@ def lines(name: str) -> list[Line]:
     for (subject, _, _), rows in groups.items():
         ran = [row for row in rows if row.skipped is None]
         shared = [key for key in ran[0].values if all(key in row.values for row in ran)] if ran else []
-        made.append(Line(rows[0], subject, {key: mean(row.values[key] for row in ran) for key in shared} if ran else None))
+        means = {key: mean(row.values[key] for row in ran) for key in shared} if ran else None
+        errors = rows[0].errors
+        if len(ran) > 1:
+            errors = {key: stdev(row.values[key] for row in ran) / len(ran) ** 0.5 for key in shared}
+        made.append(Line(rows[0], subject, means, errors))
     return made
 
 
@@ -112,7 +124,8 @@ def table(what: str) -> str:
     if all(line.row.ours for line in chosen):  # nothing to tell apart
         chosen = [replace(line, row=line.row.model_copy(update={"ours": False})) for line in chosen]
     if options.get("columns", "values") == "values":
-        body = [[*map(line.key, keys), *(_cell(line, [value]) for value in values)] for line in chosen]
+        errors = "errors" in options
+        body = [[*map(line.key, keys), *(_cell(line, [value], errors=errors) for value in values)] for line in chosen]
         return grid([*keys_as_heads(keys), *(_title(name, value) for value in values)], body)
     return _across(name, chosen, keys, values, options)
 
@@ -133,7 +146,8 @@ def _across(name: str, chosen: list[Line], keys: list[str], values: list[str], o
     body: dict[tuple[str, ...], dict[str, Line]] = {}
     for line in chosen:
         body.setdefault(tuple(map(line.key, keys)), {})[line.key(axis)] = line
-    told = [[*key, *(_cell(cells.get(column), values, size) for column in columns)] for key, cells in body.items()]
+    errors = "errors" in options
+    told = [[*key, *(_cell(cells.get(column), values, size, errors) for column in columns)] for key, cells in body.items()]
     head = [*keys_as_heads(keys), *columns]
     if "best" in options:
         told.append(
@@ -153,13 +167,13 @@ def keys_as_heads(keys: Sequence[str]) -> list[str]:
     return [key.removeprefix("settings.") for key in keys]
 
 
-def _cell(line: Line | None, values: Sequence[str], size: str | None = None) -> str:
+def _cell(line: Line | None, values: Sequence[str], size: str | None = None, errors: bool = False) -> str:
     if line is None:
         return ""
     if line.values is None:
         return "cannot"
-    told = [line.value(value) for value in values]
-    text = " / ".join("" if value is None else shown(value) for value in told)
+    told = [(line.value(value), line.error(value) if errors else "") for value in values]
+    text = " / ".join("" if value is None else shown(value) + error for value, error in told)
     stored, budget = line.value(size) if size else None, line.row.budget
     return text + (f" ({stored:.2f})" if stored is not None and budget and abs(stored / budget - 1) >= 0.02 else "")
 

@@ -10,6 +10,7 @@ from itertools import permutations
 from math import factorial, log
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -103,7 +104,15 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             budget_unit="bits/weight",
             values={"kl": 0.75},
         ),
-        Row(task="weights", subject="m", method="theirs", budget=4, budget_unit="bits/weight", values={"kl": 1, "bits": 4.5}),
+        Row(
+            task="weights",
+            subject="m",
+            method="theirs",
+            budget=4,
+            budget_unit="bits/weight",
+            values={"kl": 1, "bits": 4.5},
+            errors={"kl": 0.0625},
+        ),
         Row(task="weights", subject="m", method="theirs", budget=3, budget_unit="bits/weight", skipped="too few"),
         Row(task="weights", subject="m", method="dense", values={"kl": 0}),
     ]
@@ -126,6 +135,14 @@ def test_a_table_has_means_over_seeds_sizes_and_what_could_not_run(tables: Modul
     by_method = "r rows=subject,budget columns=method values=kl also=theirs:bits methods='mine|theirs'"
     assert tables.table(by_method).splitlines()[2:] == ["| m | 4 bits | 0.5 | 1 | 4.5 |", "| m | 3 bits |  | cannot | cannot |"]
     assert tables.table("r rows=method,budget values=kl,bits order=theirs").splitlines()[2] == "| theirs | 4 bits | 1 | 4.5 |"
+
+
+def test_a_table_has_errors_over_seeds_or_documents(tables: ModuleType) -> None:
+    assert tables.table("r columns=budget values=kl size=bits errors=yes").splitlines()[2:] == [
+        "| **mine** | 0.5 ± 0.2 |  |",
+        "| theirs | 1 ± 0.06 (4.50) | cannot |",
+    ]
+    assert tables.table("r rows=method values=kl,bits errors=yes order=theirs").splitlines()[2] == "| theirs | 1 ± 0.06 | 4.5 |"
 
 
 def test_a_figure_keeps_its_decimals_and_fits_one_row(tables: ModuleType) -> None:
@@ -153,3 +170,23 @@ def test_orders_of_fibres_far_apart_cost_all_their_bits() -> None:
     # Rows have all their bits; columns of known rows too, of unknown rows none, as sorted they are all alike.
     assert 0.9 * whole <= bound.least_order_nbytes(table, 1e-3) <= whole
     assert bound.least_order_nbytes(torch.ones(5, 7), 0.01) == 0.0
+
+
+def test_a_recording_shows_what_a_terminal_showed_and_cuts_pauses_short() -> None:
+    recording = importlib.import_module("recording")
+    written = list(recording.recorded(["sh", "-c", "printf 'one\\r\\n'; sleep 0.3; printf '\\033[32m<two>\\033[0m'; tty"]))
+    text = b"".join(part for _, part in written)
+    assert b"<two>" in text
+    assert b"/dev/" in text
+    with pytest.raises(SystemExit, match="ended with 3"):
+        list(recording.recorded(["sh", "-c", "exit 3"]))
+
+    written = [(0.0, b"one\r\n"), (60.0, b"working 1\r"), (60.01, b"working 2\r"), (61.0, b"\x1b[K\x1b[32m<two>\x1b[0m ok")]
+    film = recording.frames(written, "make it")
+    screens = [["".join(run[0] for run in line).strip() for line in frame.lines if line] for frame in film]
+    assert screens == [["$ make it", "one"], ["$ make it", "one", "working 2"], ["$ make it", "one", "<two> ok"]]
+    assert max(frame.seconds for frame in film[:-1]) <= 2 * recording.LONGEST_PAUSE
+    picture = ElementTree.fromstring(recording.svg(film, "a & b"))
+    names = {part.get("id") for part in picture.iter() if part.get("id")}
+    assert {use.get("href", "")[1:] for use in picture.iter("{http://www.w3.org/2000/svg}use")} <= names
+    assert ("<two>", recording.COLOURS["green"]) in {(part.text, part.get("fill")) for part in picture.iter()}

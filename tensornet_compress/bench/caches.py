@@ -50,7 +50,7 @@ class CacheSettings(ModelSettings):
     tokens are read with the coded cache. ``profile``: a folder of our profile, made there when it is missing."""
 
     FULL: ClassVar[Mapping[str, Any]] = {
-        "bits": (4.0, 3.0, 2.0, 1.5, 1.25, 1.0), "documents": 3, "context": 1024, "ahead": 128,
+        "bits": (4.0, 3.0, 2.0, 1.5, 1.25, 1.0), "documents": 9, "context": 1024, "ahead": 128,
         "calibration_windows": 24, "calibration_length": 1152, "sensitivity_windows": 16,
     }  # fmt: skip
     bits: tuple[float, ...] = (4.0, 2.0, 1.0)
@@ -138,10 +138,14 @@ class CacheBench(ModelBench[CacheSettings]):
             "attention_error": mean(errors),
             "profile_nbytes": float(coder.profile_nbytes),
         }
+        spread: dict[str, float] = {}
         for part in PARTS:
-            measured |= {f"{name}_{part}": value for name, value in evaluate(scores[part], self.task).items()}
+            means = evaluate(scores[part], self.task)
+            measured |= {f"{name}_{part}": value for name, value in means.values.items()}
+            spread |= {f"{name}_{part}": error for name, error in means.errors.items()}
         return {
             "values": measured,
+            "errors": spread,
             "settings": {"form": coder.form},
             "ledger": {"profile": coder.profile_nbytes, "payload of 1,000 tokens": int(payload)},
             "cache_bits": tuple(BitsOfLayer(layer=i, keys=k, values=v) for i, (k, v) in enumerate(coder.layer_bits)),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, sqrt
 
 from torch import Tensor
 
@@ -46,16 +46,42 @@ def metrics_of(task: str) -> list[TokenMetric]:
     return [metric for metric in TOKEN_METRICS if task in metric.tasks]
 
 
-def evaluate(parts: Iterable[Scores], task: str) -> dict[str, float]:
-    """Every metric of a benchmark over all tokens of all parts."""
+@dataclass(frozen=True)
+class Means:
+    """``values``: means by name. ``errors``: their standard errors, where there is more than one document."""
+
+    values: dict[str, float]
+    errors: dict[str, float]
+
+
+def evaluate(documents: Iterable[Scores], task: str) -> Means:
+    """Every metric of a benchmark over all tokens of all documents."""
     chosen = metrics_of(task)
-    totals = dict.fromkeys((metric.name for metric in chosen), 0.0)
-    count = 0
-    for scores in parts:
+    totals: dict[str, list[float]] = {metric.name: [] for metric in chosen}
+    counts = []
+    for scores in documents:
         for metric in chosen:
-            totals[metric.name] += float(metric.tokens(scores).double().sum())
-        count += len(scores.target)
-    return {metric.name: metric.finish(totals[metric.name] / max(count, 1)) for metric in chosen}
+            totals[metric.name].append(float(metric.tokens(scores).double().sum()))
+        counts.append(len(scores.target))
+    values, errors = {}, {}
+    for metric in chosen:
+        mean, error = mean_and_error(totals[metric.name], counts)
+        values[metric.name] = metric.finish(mean)
+        if error is not None:
+            errors[metric.name] = metric.finish(mean + error) - values[metric.name]
+    return Means(values, errors)
+
+
+def mean_and_error(totals: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
+    """The mean of numbers of which documents hold so many and so much in all, and its standard error as documents differ; None
+    for less than two documents."""
+    held = [(total, count) for total, count in zip(totals, counts) if count]
+    whole = sum(count for _, count in held)
+    mean = sum(total for total, _ in held) / max(whole, 1)
+    if len(held) < 2:
+        return mean, None
+    apart = sum((total - count * mean) ** 2 for total, count in held)
+    return mean, sqrt(apart * len(held) / (len(held) - 1)) / whole
 
 
 def _of_target(log_probabilities: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tensornet_compress.bench import methods as _registered  # noqa: F401
 from tensornet_compress.bench.harness import ERROR, STORED, Job, lower
-from tensornet_compress.bench.metrics import Scores, evaluate, metrics_of
+from tensornet_compress.bench.metrics import Means, Scores, evaluate, metrics_of
 from tensornet_compress.bench.peer_packages import require_fit
 from tensornet_compress.bench.registry import Method
 from tensornet_compress.bench.run import ModelBench, ModelSettings
@@ -81,7 +81,9 @@ class WeightBench(ModelBench[WeightSettings]):
     def dense(self) -> dict[str, Any]:
         """The original, as it lies in memory."""
         original = sum(p.numel() * p.element_size() for t in self.case.targets for p in self.case.original(t).parameters())
-        return {"values": self._values(original, 0.0), "seed": self.settings.seed, "note": "the original model in fp32"}
+        quality = self.quality()
+        values = self._sizes(original, 0.0) | quality.values
+        return {"values": values, "errors": quality.errors, "seed": self.settings.seed, "note": "the original model in fp32"}
 
     def row(self, method: Method[WeightCase, Compressed], bits: float) -> dict[str, Any]:
         """One method at one size."""
@@ -94,11 +96,12 @@ class WeightBench(ModelBench[WeightSettings]):
                 # Biases come on top of what peers were asked for; they count in their rows.
                 coded = 8 * (nbytes - made.ledger.get("biases", 0)) / self.case.weights
                 require_fit("it", coded, SLACK * bits, "weight", bits)
-            values = self._values(nbytes, self._error(made))
+            sizes, quality = self._sizes(nbytes, self._error(made)), self.quality()
         finally:
             self.case.put_back()
         return {
-            "values": values,
+            "values": sizes | quality.values,
+            "errors": quality.errors,
             "settings": made.settings,
             "note": made.note,
             "layers": made.layers,
@@ -111,14 +114,13 @@ class WeightBench(ModelBench[WeightSettings]):
         lost = sum(norms[cell.name] * (cell.error or 0.0) ** 2 for cell in made.layers)
         return float((lost / max(sum(norms.values()), 1e-30)) ** 0.5)
 
-    def _values(self, nbytes: int, error: float) -> dict[str, float]:
-        values = {
+    def _sizes(self, nbytes: int, error: float) -> dict[str, float]:
+        return {
             "bits_per_weight": 8 * nbytes / self.case.weights,
             "targeted_nbytes": float(nbytes),
             "nbytes": float(nbytes + self.case.other_nbytes),
             "error": error,
         }
-        return values | self.quality()
 
     @cached_property
     def case(self) -> WeightCase:
@@ -146,7 +148,7 @@ class WeightBench(ModelBench[WeightSettings]):
         sentences = self.text.sentences("heldout", 32 * settings.heldout_windows)
         return sentences, sentence_embeddings(self.case.model, self.tokenizer, sentences)
 
-    def quality(self) -> dict[str, float]:
+    def quality(self) -> Means:
         """What the case's model answers on the held-out text as it is now."""
         held, exact = self.reference
         if self.source.kind == "causal":
@@ -154,7 +156,8 @@ class WeightBench(ModelBench[WeightSettings]):
             scores = (Scores(known.float().log_softmax(-1), got, window[1:]) for known, got, window in parts)
             return evaluate(scores, self.task)
         quality = compare_embeddings(exact, sentence_embeddings(self.case.model, self.tokenizer, held))
-        return {"mean_cosine": quality.mean_cosine, "least_cosine": quality.least_cosine}
+        values = {"mean_cosine": quality.mean_cosine, "least_cosine": quality.least_cosine}
+        return Means(values, {"mean_cosine": quality.cosine_error})
 
     def encoded(self, sentences: list[str]) -> dict[str, Tensor]:
         """Sentences as a batch of the model."""

@@ -139,11 +139,12 @@ def _logits(model: Any, windows: Tensor, batch: int, advance: Callable[[], None]
 
 
 class SentenceQuality(Frozen):
-    """Cosine between original and compressed embeddings over all sentences."""
+    """Cosine between original and compressed embeddings over all sentences; ``cosine_error``: standard error of the mean."""
 
     sentences: int
     mean_cosine: float
     least_cosine: float
+    cosine_error: float
 
 
 def sentence_embeddings(model: Any, tokenizer: Any, sentences: Sequence[str], batch: int = 16, length: int = 128) -> Tensor:
@@ -163,4 +164,6 @@ def sentence_embeddings(model: Any, tokenizer: Any, sentences: Sequence[str], ba
 def compare_embeddings(original: Tensor, compressed: Tensor) -> SentenceQuality:
     """Cosines of normalised embeddings, row by row."""
     cosine = (original * compressed).sum(-1)
-    return SentenceQuality(sentences=len(cosine), mean_cosine=float(cosine.mean()), least_cosine=float(cosine.min()))
+    mean, least = float(cosine.mean()), float(cosine.min())
+    error = float(cosine.double().std() / len(cosine) ** 0.5) if len(cosine) > 1 else 0.0
+    return SentenceQuality(sentences=len(cosine), mean_cosine=mean, least_cosine=least, cosine_error=error)

@@ -7,7 +7,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_serializer, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files.hashes import check_seal, sealed
@@ -110,7 +118,8 @@ class BitsOfLayer(Frozen):
 class Row(Frozen):
     """One method on one subject (a model, a text, a tensor) at one size.
 
-    ``values``: measure name -> value, the names being those of ``Result.measures``. ``budget``: what was asked for (bits per
+    ``values``: measure name -> value, the names being those of ``Result.measures``. ``errors``: standard errors of those values
+    that are means over documents (or sentences, or seeds). ``budget``: what was asked for (bits per
     weight or per element, or the error allowed), in ``budget_unit``. ``skipped``: why the method could not run; then there are
     no values. ``ours``: made by this package's own search and allocation, not by a peer's method. ``ledger``: stored bytes by
     part.
@@ -123,6 +132,7 @@ class Row(Frozen):
     budget: Finite | None = None
     budget_unit: str = ""
     values: dict[str, Finite] = Field(default_factory=dict)
+    errors: dict[str, Finite] = Field(default_factory=dict)
     seed: int | None = None
     settings: dict[str, JsonValue] = Field(default_factory=dict)
     note: str = ""
@@ -144,7 +154,16 @@ class Row(Frozen):
             raise ValueError(f"row {self.key} was skipped ({self.skipped!r}) and still has values")
         if self.skipped is None and not self.values:
             raise ValueError(f"row {self.key} has neither values nor a reason for being skipped")
+        if unknown := sorted(set(self.errors) - set(self.values)):
+            raise ValueError(f"row {self.key} has errors of {unknown}, which it has no values of")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_errors(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        told: dict[str, Any] = serialize(self)
+        if not self.errors:
+            del told["errors"]
+        return told
 
 
 class Result(Frozen):

@@ -41,6 +41,15 @@ def test_a_skipped_row_has_a_reason_and_no_values() -> None:
         row(skipped="not installed")
 
 
+def test_errors_belong_to_values_and_rows_without_them_say_nothing(tmp_path: Path) -> None:
+    made = result().with_row(row(errors={"kl": 0.125})).with_row(row("other"))
+    path = write_result(made, tmp_path / "r.json")
+    assert read_result(path) == made
+    assert path.read_text().count('"errors"') == 1
+    with pytest.raises(ValueError, match="which it has no values of"):
+        row(errors={"seconds": 1.0})
+
+
 def test_values_must_be_explained() -> None:
     with pytest.raises(ValueError, match="does not explain"):
         result().with_row(row(values={"unheard": 1.0}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -37,12 +37,14 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """Points in rising order. ``marker`` is matplotlib's; ``key``, the entry of the legend, has the same shape."""
+    """Points in rising order, and the standard errors of what they are drawn up to. ``marker`` is matplotlib's; ``key``, the
+    entry of the legend, has the same shape."""
 
     thick: bool
     marker: str
     key: Key
     points: tuple[Point, ...]
+    errors: tuple[float, ...] = ()
 
 
 def front_chart(group: Group, quality: str) -> Chart | None:
@@ -82,8 +84,14 @@ def front_chart(group: Group, quality: str) -> Chart | None:
         "The numbers are in the table of all figures."
     )
     note = f"Too far away to be drawn: {'; '.join(dict.fromkeys(outside))}." if outside else ""
-    shown = [Line(m.thick, m.marker, m.key, tuple(p for p in m.points if low <= p[0] <= high)) for m in methods]
+    shown = [_between(line, low, high) for line in methods]
     return _line_chart(title, description, shown, finish, note)
+
+
+def _between(line: Line, low: float, high: float) -> Line:
+    """The part of a line whose points have sizes between these."""
+    kept = [(point, error) for point, error in zip(line.points, line.errors) if low <= point[0] <= high]
+    return replace(line, points=tuple(point for point, _ in kept), errors=tuple(error for _, error in kept))
 
 
 def _methods(group: Group, size: str, quality: str) -> list[Line]:
@@ -101,7 +109,9 @@ def _methods(group: Group, size: str, quality: str) -> list[Line]:
         key = Key(mark, inks[place % len(inks)], short(method) + (" (ours)" if ours and "ours" not in method else ""))
         rows = [row for row in methods[ours, method] if usable(row, size) and usable(row, quality)]
         if rows:
-            made.append(Line(ours, marker, key, tuple(sorted((r.values[size], r.values[quality]) for r in rows))))
+            rows.sort(key=lambda row: (row.values[size], row.values[quality]))
+            points = tuple((row.values[size], row.values[quality]) for row in rows)
+            made.append(Line(ours, marker, key, points, tuple(row.errors.get(quality, 0.0) for row in rows)))
     return made
 
 
@@ -156,6 +166,11 @@ def _line_chart(
         figure, axes = canvas.axes(330 if canvas.narrow else 420)
         for line in reversed(lines):
             size = 0.0 if len(line.points) > 40 else 9 if line.thick else 7.5
+            if any(line.errors):
+                across, up = zip(*line.points)
+                axes.errorbar(
+                    across, up, line.errors, fmt="none", ecolor=colour(line.key.ink), elinewidth=1, capsize=3, zorder=3
+                )
             axes.plot(
                 [p[0] for p in line.points], [p[1] for p in line.points], color=colour(line.key.ink), marker=line.marker,
                 linewidth=2.8 if line.thick else 1.4, markersize=size, markeredgecolor=colour("card"), markeredgewidth=0.8,

@@ -100,6 +100,7 @@ def _figure(row: Row, name: str, measure: Measure) -> Cell:
         return Cell("", True)
     value = row.values[name]
     exact = f"{int(value):,} bytes" if is_bytes(measure) and abs(value) < 1e18 else repr(value)
+    exact += f" ± {row.errors[name]:.2g}" if name in row.errors else ""
     return Cell(amount(value) if is_bytes(measure) else number(value), True, exact)
 
 

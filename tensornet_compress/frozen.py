@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -31,20 +31,6 @@ class Frozen(BaseModel):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "top level"
             raise TensorNetError(f"not a valid {cls.__name__}: {where}: {first['msg']}") from error
-
-
-Data = TypeVar("Data", bound=Frozen)
-
-
-def validated(kind: type[Data], **values: object) -> Data:
-    """Build plain data from a user's values; a violation is one ``TensorNetError``."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        named = f"not a valid {kind.__name__}: "
-        # An object that checks itself has said what it is already.
-        message = error.errors()[0]["msg"].removeprefix("Value error, ").removeprefix(named)
-        raise TensorNetError(named + message) from error
 
 
 class Shared:

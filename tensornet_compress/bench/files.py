@@ -81,6 +81,7 @@ class FileBench(ModelBench[FileSettings]):
     task = "weights"
     unit = "bits/weight"
     loaded = ("tokenizer", "case", "reference")
+    timed = True
 
     def __init__(self, settings: FileSettings):
         super().__init__(settings, FILE_METHODS)

@@ -63,6 +63,10 @@ class Job:
         return (self.task, self.subject, self.method, self.budget)
 
 
+RowsMaker = Callable[[Sequence[Job], Callable[[Row], None]], None]
+"""Makes the rows of jobs, and hands on each as it comes."""
+
+
 @dataclass
 class Harness:
     """Runs jobs into one result. ``path``: the result file, rewritten after every row; ``say`` gets a line for every row."""
@@ -72,9 +76,15 @@ class Harness:
     progress: Progress = field(default_factory=SilentProgress)
     say: Callable[[str], None] = lambda line: None
 
-    def run(self, title: str, jobs: Sequence[Job], prepare: Callable[[], object] = lambda: None) -> None:
-        """Make the rows that the result lacks; a skipped row is tried again. ``prepare`` is called before the first one, and
-        its errors end the run."""
+    def run(
+        self,
+        title: str,
+        jobs: Sequence[Job],
+        prepare: Callable[[], object] = lambda: None,
+        make: RowsMaker | None = None,
+    ) -> None:
+        """Make the rows that the result lacks, by ``make`` or one after the other; a skipped row is tried again. ``prepare`` is
+        called before the first one, and its errors end the run."""
         done = {row.key for row in self.result.rows if row.skipped is None}
         waiting = [job for job in jobs if job.key not in done]
         if len(waiting) < len(jobs):
@@ -83,9 +93,12 @@ class Harness:
             return
         prepare()
         with self.progress.stage(title, len(waiting)) as advance:
-            for job in waiting:
-                self.record(self._row(job))
+
+            def receive(row: Row) -> None:
+                self.record(row)
                 advance()
+
+            (make or in_turn)(waiting, receive)
 
     def record(self, row: Row) -> None:
         """Add a row and write the file."""
@@ -102,21 +115,29 @@ class Harness:
         if self.path is not None:
             write_result(result, self.path)
 
-    def _row(self, job: Job) -> Row:
-        told = ("task", "subject", "method", "ours", "budget", "budget_unit")
-        common: dict[str, Any] = {name: getattr(job, name) for name in told}
-        began, clock = process_time(), perf_counter()
-        try:
-            made = job.work()
-        except Exception as error:  # A peer may raise anything, and its row must say so.
-            return Row.model_validate(common | {"skipped": reason(error)})
-        # Where time is what is measured, the row's own would be mistaken for it.
-        spent = {} if job.task == "speed" else {"seconds": process_time() - began}
-        values = spent | made.pop("values")
-        settings = {"wall_seconds": round(perf_counter() - clock, 3)} | made.pop("settings", {})
-        if wild := [name for name, value in values.items() if not isfinite(value)]:
-            return Row.model_validate(common | {"skipped": f"its {', '.join(wild)} came out as infinite or no number"})
-        return Row.model_validate(common | made | {"values": values, "settings": settings})
+
+def in_turn(jobs: Sequence[Job], receive: Callable[[Row], None]) -> None:
+    """Make rows in this process, one after the other."""
+    for job in jobs:
+        receive(row_of(job))
+
+
+def row_of(job: Job) -> Row:
+    """The row that a job makes, skipped with the reason where it fails."""
+    told = ("task", "subject", "method", "ours", "budget", "budget_unit")
+    common: dict[str, Any] = {name: getattr(job, name) for name in told}
+    began, clock = process_time(), perf_counter()
+    try:
+        made = job.work()
+    except Exception as error:  # A peer may raise anything, and its row must say so.
+        return Row.model_validate(common | {"skipped": reason(error)})
+    # Where time is what is measured, the row's own would be mistaken for it.
+    spent = {} if job.task == "speed" else {"seconds": process_time() - began}
+    values = spent | made.pop("values")
+    settings = {"wall_seconds": round(perf_counter() - clock, 3)} | made.pop("settings", {})
+    if wild := [name for name, value in values.items() if not isfinite(value)]:
+        return Row.model_validate(common | {"skipped": f"its {', '.join(wild)} came out as infinite or no number"})
+    return Row.model_validate(common | made | {"values": values, "settings": settings})
 
 
 def start(

@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -16,13 +16,15 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from pydantic import JsonValue
 
-from tensornet_compress.bench.harness import Harness, Job, start
+from tensornet_compress.bench.harness import Harness, Job, row_of, start
 from tensornet_compress.bench.models import find_model
+from tensornet_compress.bench.peer_packages import SIDE
 from tensornet_compress.bench.registry import Method, Registry
 from tensornet_compress.bench.texts import find_text
+from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress
-from tensornet_compress.report import Measure, Result
+from tensornet_compress.report import Measure, Result, Row
 from tensornet_compress.report.schema import Task
 
 
@@ -50,6 +52,8 @@ class Bench(ABC, Generic[Chosen]):
     task: ClassVar[Task]
     unit: ClassVar[str] = ""
     loaded: ClassVar[tuple[str, ...]] = ()
+    # Whether its rows measure time, for which nothing may run beside them.
+    timed: ClassVar[bool] = False
 
     def __init__(self, settings: Chosen, methods: Sequence[Method[Any, Any]] = ()):
         self.settings = settings
@@ -139,8 +143,10 @@ def run(
     say: Callable[[str], None] = lambda line: None,
     overwrite: bool = False,
     only: str = "",
+    apart: RowsApart | None = None,
 ) -> Result:
     """All jobs of all benchmarks, in order, into one result; ``only`` those whose ``subject: method`` the expression matches.
+    ``apart``: rows that measure no time are made by other processes.
 
     Raises:
         TensorNetError: bad input, or a result file that does not fit; a method that fails is a skipped row.
@@ -160,9 +166,58 @@ def run(
     result = start(f"bench {' '.join(benches)}", command, settings | {"threads": threads}, measures, path, resume, overwrite)
     harness = Harness(result, path, progress, say)
     for name, bench in benches.items():
-        harness.run(name, [job for job in bench.jobs() if wanted.search(f"{job.subject}: {job.method}")], bench.prepare)
+        jobs = [job for job in bench.jobs() if wanted.search(f"{job.subject}: {job.method}")]
+        if apart is None or bench.timed:
+            harness.run(name, jobs, bench.prepare)
+        else:
+            harness.run(name, jobs, make=partial(apart.make, bench))
         bench.release()
     return harness.finish(perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class RowsApart:
+    """Rows made by ``workers`` processes of this machine, or by those of the ``cluster`` that this is used in; those of one
+    method on one subject in the same process, as they share what is computed first. ``plugins``: files to load there too;
+    ``install``: whether peers may be installed."""
+
+    workers: int | None = None
+    plugins: tuple[Path, ...] = ()
+    install: bool = True
+
+    def make(self, bench: Bench[Any], jobs: Sequence[Job], receive: Callable[[Row], None]) -> None:
+        """Make the rows of jobs of a benchmark; see ``RowsMaker``."""
+        groups: dict[tuple[str, str], list[Job]] = {}
+        for job in jobs:
+            groups.setdefault((job.subject, job.method), []).append(job)
+        tasks = [(self, type(bench), bench.settings, [job.key for job in group]) for group in groups.values()]
+
+        def arrived(_number: int, rows: list[Row]) -> None:
+            for row in rows:
+                receive(row)
+
+        run_jobs(_rows, tasks, self.workers, arrived)
+
+
+def _rows(task: tuple[RowsApart, type[Bench[Any]], Settings, list[Any]]) -> list[Row]:
+    how, kind, settings, keys = task
+    _with_plugins(how.plugins)
+    SIDE.install = how.install
+    wanted = {job.key: job for job in _prepared(kind, settings).jobs()}
+    return [row_of(wanted[key]) for key in keys]
+
+
+@cache
+def _with_plugins(files: tuple[Path, ...]) -> None:
+    load_plugins(files)
+
+
+@lru_cache(maxsize=1)
+def _prepared(kind: type[Bench[Any]], settings: Settings) -> Bench[Any]:
+    """A benchmark in a worker, which keeps it for its next rows."""
+    bench = kind(settings)
+    bench.prepare()
+    return bench
 
 
 def load_plugins(files: Sequence[Path]) -> None:

@@ -40,6 +40,7 @@ class SpeedBench(Bench[SpeedSettings]):
     """All heats of all tracks."""
 
     task = "speed"
+    timed = True
 
     def __init__(self, settings: SpeedSettings):
         super().__init__(settings)

@@ -51,6 +51,12 @@ class Output:
     ] = None
     only: Annotated[str, typer.Option(help="Make only rows whose 'subject: method' this regular expression matches.")] = ""
     threads: Annotated[int | None, typer.Option(help="Threads of torch; its own choice by default.", min=1)] = None
+    workers: Annotated[
+        int, typer.Option(help="Processes that make rows, each on one thread; timed rows stay alone.", min=1)
+    ] = 1
+    cluster: Annotated[str | None, typer.Option(help="Make rows on a cluster in place of that; see `weights --cluster`.")] = (
+        None
+    )
     no_install: Annotated[bool, typer.Option("--no-install", help="Never install peers into the side folder; skip them.")] = (
         False
     )
@@ -192,7 +198,8 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
     """Check what can be checked first, run, and print."""
     from tensornet_compress.bench.compare import compare
     from tensornet_compress.bench.peer_packages import SIDE
-    from tensornet_compress.bench.run import load_plugins, run
+    from tensornet_compress.bench.run import RowsApart, load_plugins, run
+    from tensornet_compress.compressing.cluster import cluster
     from tensornet_compress.report import read_result
 
     old = read_result(output.compare) if output.compare is not None else None
@@ -203,12 +210,22 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
             check_file(path, option)
     load_plugins(output.plugin or [])
     SIDE.install = not output.no_install
-    if output.threads is not None:
-        torch.set_num_threads(output.threads)
+    apart = None
+    if output.workers > 1 or output.cluster is not None:
+        if (output.threads or 1) > 1:
+            raise TensorNetError(f"rows of other processes run on one thread; leave out --threads {output.threads}")
+        apart = RowsApart(output.workers, tuple(output.plugin or ()), not output.no_install)
+    if output.threads is not None or apart is not None:
+        torch.set_num_threads(output.threads or 1)
     benches = make()
+    if apart is not None and all(bench.timed for bench in benches.values()):
+        raise TensorNetError("its rows measure time, with nothing beside them; leave out --workers and --cluster")
     progress = RichProgress()
-    with nullcontext() if output.json is None else locked(output.json):
-        result = run(benches, invocation(), output.json, output.resume, progress, progress.say, output.overwrite, output.only)
+    lock = nullcontext() if output.json is None else locked(output.json)
+    with lock, cluster(output.cluster):
+        result = run(
+            benches, invocation(), output.json, output.resume, progress, progress.say, output.overwrite, output.only, apart
+        )
     console().print(*result_tables(result))
     if old is not None:
         comparison = compare(old, result)

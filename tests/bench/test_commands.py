@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tensornet_compress.bench.search_case import SEARCH_METHODS
 from tensornet_compress.cli.main import app
 from tensornet_compress.report import read_result
 from tests import models
@@ -89,6 +90,39 @@ def test_search_of_ones_own_array(tmp_path: Path) -> None:
     assert ours.values["nbytes"] <= svd.values["nbytes"]
 
 
+def test_rows_of_other_processes_are_those_of_one(tmp_path: Path) -> None:
+    file, plugin, out = tmp_path / "mine.npy", tmp_path / "plugin.py", tmp_path / "r.json"
+    np.save(file, np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16) ** 2)
+    plugin.write_text(
+        "from tensornet_compress.bench.registry import Method\n"
+        "from tensornet_compress.bench.search_case import SEARCH_METHODS, Stored\n"
+        "SEARCH_METHODS.add(Method('mine', lambda case, error: Stored(int(1 / error), None), 'as small as it likes'))\n"
+    )
+    common = ("search", "--tensor", file, "--errors", "0.1,0.01", "--methods", "svd,mine,dense", "--plugin", plugin)
+    made = []
+    try:
+        for workers in (1, 2):
+            bench(*common, "--threads", 1, "--workers", workers, "--json", out, "--overwrite")
+            made.append([(row.key, row.skipped, row.values.get("nbytes")) for row in read_result(out).rows])
+            SEARCH_METHODS.remove("mine")
+    finally:
+        if "mine" in SEARCH_METHODS:
+            SEARCH_METHODS.remove("mine")
+    assert sorted(made[0], key=str) == sorted(made[1], key=str)
+    assert [row for row in made[1] if row[0][2] == "mine"] == [
+        (("search", str(file), "mine", 0.1), None, 10.0), (("search", str(file), "mine", 0.01), None, 100.0)
+    ]  # fmt: skip
+
+
+def test_bad_input_that_only_workers_see_ends_the_command_too(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("too short")
+    arguments = ["weights", "--quick", "--model", str(folder), "--text", str(text), "--methods", "rtn", "--workers", "2"]
+    result = runner.invoke(app, ["bench", *arguments])
+    assert result.exit_code == 2
+    assert f"error: text {str(text)!r}, calibration: asked for" in result.stderr.splitlines()[-1]
+
+
 def test_forward_speed_is_a_ratio_in_one_run(tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     bench("speed", "--quick", "--tracks", "forward", "--only", "batch 1: (ours|dense)$", "--json", out, "--no-install")
@@ -115,6 +149,9 @@ def test_forward_speed_is_a_ratio_in_one_run(tmp_path: Path) -> None:
         (["search", "--methods", "magic"], "unknown search method 'magic'"),
         (["speed", "--tracks", "magic"], "unknown track 'magic'; choose from"),
         (["speed", "--only", "("], "'(' is no regular expression"),
+        (["speed", "--workers", "2"], "measure time, with nothing beside them; leave out --workers"),
+        (["search", "--workers", "2", "--threads", "2"], "leave out --threads 2"),
+        (["search", "--cluster", "slurm"], "unknown cluster 'slurm'"),
         (["all", "--compare", "missing.json"], "cannot read 'missing.json'"),
         (["weights", "--plugin", "missing.py"], "no plug-in file at 'missing.py'"),
     ],

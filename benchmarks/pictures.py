@@ -13,7 +13,9 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from tables import HERE, Line, lines, load
 
 IMAGES = HERE.parent / "docs" / "images"
@@ -48,7 +50,7 @@ def file_sizes() -> Figure:
             if speed:
                 where = {"xytext": (0, -16 if ours else 8), "textcoords": "offset points", "ha": "center", "fontsize": 9}
                 axes.annotate(f"{speed:.0f}", (across, up), color=colour, **where)
-    axes.set_yscale("log")
+    _plain_logarithms(axes.yaxis)
     axes.set_xlabel("whole file (MB); beside a point: tokens per second on one thread")
     axes.set_title(f"{measures['kl_prose'].title} (nats per token), lower is better", loc="left", fontsize=11)
     axes.legend(frameon=False)
@@ -76,9 +78,15 @@ def scale() -> Figure:
     return figure
 
 
+def _plain_logarithms(axis: Axis) -> None:
+    axis._set_axes_scale("log")  # type: ignore[attr-defined]
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _by_weights(axes: Axes, title: str) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _plain_logarithms(axes.xaxis)
+    _plain_logarithms(axes.yaxis)
     axes.set_xlabel("weights (millions)")
     axes.set_title(title, loc="left", fontsize=11)
     axes.legend(frameon=False)

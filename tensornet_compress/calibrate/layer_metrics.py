@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from tensornet_compress.calibrate.by_blocks import block_passes, statistics_by_block
 from tensornet_compress.calibrate.collect import collect_statistics
 from tensornet_compress.calibrate.fisher_metrics import fisher_metrics, metric_level
 from tensornet_compress.calibrate.hooks import has_input_vectors, weight_users
+from tensornet_compress.calibrate.lending import lent
 from tensornet_compress.calibrate.statistics import InputMoment
 from tensornet_compress.calibrate.sweeps import FisherSweeps, NotByBlocksError, sweep_steps
 from tensornet_compress.errors import TensorNetError
@@ -44,6 +46,7 @@ def calibrated_metrics(
     kind: str,
     advance: Callable[[], None] = lambda: None,
     notes: dict[str, str] | None = None,
+    device: torch.device | None = None,
     **options: Any,
 ) -> dict[str, KroneckerMetric]:
     """Metrics by target, for layers that have one: none for ``euclidean`` or without batches.
@@ -51,15 +54,16 @@ def calibrated_metrics(
     Layers without input vectors of their own (embeddings) take the input metric of the head tied to them, and layers that no
     gradient reaches (a pooler beside the output) their input metric, whatever ``kind``; layers that are never called (experts
     that no token chose) or given zeros alone have none, except under ``fisher``, where they count like a layer of middling
-    weight. ``notes`` takes what a reader should know of single layers. ``options`` go to ``collect_statistics`` (or
-    ``fisher_metrics``).
+    weight. ``notes`` takes what a reader should know of single layers. ``device``: where passes run, None where the model is.
+    ``options`` go to ``collect_statistics`` (or ``fisher_metrics``).
 
     Raises:
         TensorNetError: an unknown metric, the elementwise one, which has no closed-form truncation, or batches that reach no
             target.
     """
     notes = {} if notes is None else notes
-    return dict(_metrics(model, batches, chosen, kind, None, notes, {"advance": advance} | options))  # type: ignore[arg-type]
+    metrics = _metrics(model, batches, chosen, kind, None, notes, device, {"advance": advance} | options)
+    return dict(metrics)  # type: ignore[arg-type]
 
 
 def stored_metrics(
@@ -71,6 +75,7 @@ def stored_metrics(
     by_block: bool = True,
     advance: Callable[[], None] = lambda: None,
     notes: dict[str, str] | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, StoredMetric]:
     """``calibrated_metrics`` written to the folder of ``steps``; with ``by_block`` memory holds those of one block at a time.
 
@@ -80,7 +85,7 @@ def stored_metrics(
     known = steps.found("metrics")
     if known is None:
         told: dict[str, str] = {}
-        metrics = _metrics(model, batches, chosen, kind, steps if by_block else None, told, {"advance": advance})
+        metrics = _metrics(model, batches, chosen, kind, steps if by_block else None, told, device, {"advance": advance})
         found = StoredMetric.write_all(metrics, steps.folder)
         known = {"metrics": {name: metric.to_json() for name, metric in found.items()}, "notes": told}
         steps.finish("metrics", known, [file for metric in found.values() for file in metric.files])
@@ -104,15 +109,16 @@ def _metrics(
     kind: str,
     steps: Steps | None,
     notes: dict[str, str],
+    device: torch.device | None,
     options: dict[str, Any],
 ) -> Iterator[tuple[str, KroneckerMetric | StoredMetric]]:
     """Names and metrics as they become known; by blocks if there are ``steps`` for what these need."""
     check_metric(kind)
     unseen = {target.name: f"calibration never reached it: {_MIDDLING}" for target in chosen} if batches else {}
     if kind == "fisher":
-        metrics = _fisher(model, batches, chosen, steps, notes, options)
+        metrics = _fisher(model, batches, chosen, steps, notes, device, options)
     else:
-        metrics = _collected_metrics(model, batches, chosen, kind, steps is not None, options)
+        metrics = _on(device, model, _collected_metrics(model, batches, chosen, kind, steps is not None, options))
     for name, metric in metrics:
         if isinstance(metric, StoredMetric) or metric.columns is not None or metric.rows is not None:
             unseen.pop(name)
@@ -126,12 +132,13 @@ def _fisher(
     chosen: Sequence[Target],
     steps: Steps | None,
     notes: dict[str, str],
+    device: torch.device | None,
     options: dict[str, Any],
 ) -> Iterator[tuple[str, KroneckerMetric | StoredMetric]]:
     """Layers that were never reached come last, and count like a middling one."""
     named = {target.name: target for target in chosen}
     levels = []
-    for name, metric in _reached(model, batches, chosen, steps, notes, options) if batches else ():
+    for name, metric in _reached(model, batches, chosen, steps, notes, device, options) if batches else ():
         levels.append(metric_level(loaded(metric) or euclidean()))
         named.pop(name)
         yield name, metric
@@ -151,24 +158,32 @@ def _reached(
     chosen: Sequence[Target],
     steps: Steps | None,
     notes: dict[str, str],
+    device: torch.device | None,
     options: dict[str, Any],
 ) -> Iterator[tuple[str, KroneckerMetric | StoredMetric]]:
     if steps is not None:
         try:
-            sweeps = FisherSweeps(model, batches, chosen, steps, **options)
+            sweeps = FisherSweeps(model, batches, chosen, steps, device=device, **options)
         except NotByBlocksError as error:
             notes[""] = f"statistics were collected in one pass over the whole model, which takes more memory: {error}"
         else:
             yield from sweeps.metrics()
             return
     try:
-        found = fisher_metrics(model, batches, chosen, **options)
+        with lent(model.modules(), device):
+            found = fisher_metrics(model, batches, chosen, **options)
     except RuntimeError as error:
         raise TensorNetError(
             f"a forward and backward pass of {type(model).__name__} failed ({error}); metric='input' with allocator='energy' "
             "needs no gradients"
         ) from error
     yield from found.items()
+
+
+def _on(device: torch.device | None, model: nn.Module, metrics: Iterator[Any]) -> Iterator[Any]:
+    """The same, made while the whole model lies on a device."""
+    with lent(model.modules(), device):
+        yield from metrics
 
 
 def _collected_metrics(

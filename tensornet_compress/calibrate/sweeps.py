@@ -8,7 +8,7 @@ statistics of one block, and the numbers are those of one pass over the whole mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tensornet_compress.calibrate.by_blocks import block_groups
 from tensornet_compress.calibrate.divergence import sampled_loss
 from tensornet_compress.calibrate.fisher_metrics import FisherCollector
 from tensornet_compress.calibrate.hooks import autocast, calls_and_gradients, frozen, hooked
+from tensornet_compress.calibrate.lending import lent
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.steps import Steps
 from tensornet_compress.memory import release
@@ -42,6 +43,7 @@ class FisherSweeps:
     Args:
         model, batches, targets, precision, seed: as for ``fisher_metrics``.
         steps: where what enters each block is kept, (blocks + 1) x tokens x width numbers, and the metrics.
+        device: where passes run, which has to hold one block and what lies outside blocks; None where the model is.
         advance: called once for each batch and block.
 
     Raises:
@@ -56,15 +58,18 @@ class FisherSweeps:
         steps: Steps,
         *,
         precision: torch.dtype | None = None,
+        device: torch.device | None = None,
         advance: Callable[[], None] = lambda: None,
         seed: int = 0,
     ):
         self.model, self.batches, self.precision, self.advance = model, batches, precision, advance
-        self.device = next(model.parameters()).device
+        self.device = device or next(model.parameters()).device
+        self._elsewhere = device
         self.steps = steps
         self._generator = torch.Generator(device=self.device).manual_seed(seed)
         names = [target.name for target in targets]
-        if not block_list(model, names):
+        self._blocks = [block for _, block in block_list(model, names)]
+        if not self._blocks:
             raise NotByBlocksError(f"{type(model).__name__} has no list of blocks")
         named = {target.name: target for target in targets}
         outside, *inside = ([named[name] for name in group] for group in block_groups(model, names))
@@ -74,8 +79,10 @@ class FisherSweeps:
             if strangers := [t.name for target in group for t in targets if t.name in target.tied and t.name not in own]:
                 raise NotByBlocksError(f"{strangers[0]!r} is tied to a layer of another block")
         try:
-            self._prove(names)
-            self._runner = BlockRunner(model, batches, names, precision)
+            with self._outside_lent():
+                self._prove(names)
+                with self._lent(0):
+                    self._runner = BlockRunner(model, batches, names, precision)
         except NotByBlocksError:
             raise
         except Exception as error:
@@ -89,6 +96,10 @@ class FisherSweeps:
         Raises:
             TensorNetError: no batch holds a token, or no target reaches the loss.
         """
+        with self._outside_lent():
+            yield from self._swept()
+
+    def _swept(self) -> Iterator[tuple[str, StoredMetric]]:
         for batch, state in enumerate(self._runner.states):
             self._keep("state", 0, batch, state)
         self._runner.states = []
@@ -120,6 +131,15 @@ class FisherSweeps:
             file.unlink(missing_ok=True)
         return found
 
+    def _lent(self, number: int) -> AbstractContextManager[None]:
+        """Block ``number`` on the device."""
+        return lent(self._blocks[number].modules(), self._elsewhere)
+
+    def _outside_lent(self) -> AbstractContextManager[None]:
+        """All that lies outside blocks on the device."""
+        inside = {part for block in self._blocks for part in block.modules()}
+        return lent((part for part in self.model.modules() if part not in inside), self._elsewhere)
+
     def _files(self, kind: str, number: int) -> list[Path]:
         return [self._file(kind, number, batch) for batch in range(len(self.batches)) if kind == "state" or self._tokens[batch]]
 
@@ -130,15 +150,28 @@ class FisherSweeps:
         inputs = model_inputs(batch, self.device)
         collector = FisherCollector(self.model, self._outside)
         collector.begin(batch)
-        runner = BlockRunner(self.model, [batch], names, self.precision)
-        after_each = [block.register_forward_hook(lambda block, *_: _released(block)) for _, block in runner.blocks]
-        with hooked(after_each), frozen(self.model), torch.no_grad(), autocast(self.device, self.precision):
+        with self._lent(0):
+            runner = BlockRunner(self.model, [batch], names, self.precision)
+
+        def placed(number: int, block: nn.Module) -> Callable[..., Any]:
+            original = block.forward
+
+            def run(*given: Any, **named: Any) -> Any:
+                with self._lent(number):
+                    output = original(*given, **named)
+                release(block)
+                return output
+
+            return run
+
+        passing = autocast(self.device, self.precision)
+        with replaced_forwards(runner.blocks, placed), frozen(self.model), torch.no_grad(), passing:
             whole = kept_output(self.model, inputs)[0]
         state = runner.states[0]
         for number, (name, _) in enumerate(runner.blocks):
-            (after,) = runner.outputs(number, [state])
             # Blocks that keep something from one call to the next show it at the second.
-            with frozen(self.model), torch.enable_grad():
+            with frozen(self.model), self._lent(number), torch.enable_grad():
+                (after,) = runner.outputs(number, [state])
                 for _ in range(2):
                     again = runner.run(number, 0, state.requires_grad_())
                     if not _alike(again.detach(), after):
@@ -182,7 +215,7 @@ class FisherSweeps:
             raise NotByBlocksError("its blocks, run one after the other, do not give what the model gives")
 
     def _forwards(self, number: int) -> None:
-        with frozen(self.model), torch.no_grad():
+        with frozen(self.model), self._lent(number), torch.no_grad():
             for batch in range(len(self.batches)):
                 state = self._runner.run(number, batch, self._kept("state", number, batch))
                 self._keep("state", number + 1, batch, state)
@@ -229,7 +262,7 @@ class FisherSweeps:
         targets = self._inside[number]
         collector = FisherCollector(self.model, targets)
         hooks = hooked(calls_and_gradients(collector.modules, collector.called))
-        with hooks, frozen(self.model), torch.enable_grad():
+        with hooks, frozen(self.model), self._lent(number), torch.enable_grad():
             for batch, tokens in enumerate(self._tokens):
                 if tokens:
                     collector.begin(self.batches[batch])
@@ -297,10 +330,6 @@ def _alike(found: Tensor, wanted: Tensor) -> bool:
         return found.shape == wanted.shape
     scale = max(float(part.abs().max()) for part in wanted.split(64))
     return all(float((a - b).abs().max()) <= _TOLERANCE * scale for a, b in zip(found.split(64), wanted.split(64)))
-
-
-def _released(block: nn.Module) -> None:
-    release(block)
 
 
 def _asks_for_gradient(value: Any) -> bool:

@@ -84,6 +84,7 @@ def weights(
     cluster: Annotated[
         str | None, typer.Option(help="processes, ray, ray://HOST:PORT, dask or dask://HOST:PORT; all machines see one folder.")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="Where calibration runs, block by block, e.g. cuda.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; by default a run that ended early goes on where it was.")
     ] = False,
@@ -142,9 +143,10 @@ def weights(
     if isvt or refine or heal or metric == "auto":
         from tensornet_compress.train import Schedule, compress_in_stages
 
-        if memory is not None or fresh or cluster is not None:
+        if memory is not None or fresh or cluster is not None or device is not None:
             raise TensorNetError(
-                "--isvt, --refine, --heal and --metric auto run in one piece; leave out --memory, --cluster and --fresh"
+                "--isvt, --refine, --heal and --metric auto run in one piece; leave out --memory, --cluster, --device and "
+                "--fresh"
             )
         loaded = (load_encoder if headless else load_causal_lm)(model, DTYPES[dtype], trust_remote_code)
         # Stages need batches for three uses.
@@ -165,6 +167,7 @@ def weights(
             dtype=DTYPES[dtype],
             memory=parse_size(memory, "--memory"),
             cluster=cluster,
+            device=device,
             overwrite=overwrite,
             fresh=fresh,
             trust_remote_code=trust_remote_code,

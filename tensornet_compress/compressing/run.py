@@ -64,6 +64,7 @@ def compress(
     effort: Effort = "default",
     survey: ModelSurvey | None = None,
     loss: Loss | None = None,
+    device: str | torch.device | None = None,
     steps: Steps | None = None,
     progress: Progress | None = None,
     **retired: object,
@@ -107,6 +108,9 @@ def compress(
         survey: the result of ``survey_model`` on this model with this calibration, to try several budgets.
         loss: ``loss(model, batch)``, summed over examples, for models whose outputs tell nothing of what matters; batches may
             then be anything, and divergences are per example.
+        device: where calibration runs, ``cuda`` say, for a model that stays in main memory or in its files: with ``by_block``
+            one block and what lies outside blocks are there at a time, otherwise the whole model. None: where the model is.
+            Layers are compressed on the processor.
         steps: finished steps of an earlier run of the same call, see ``compress_folder``.
         progress: receives stages and steps.
 
@@ -160,6 +164,7 @@ def compress(
             by_block=by_block,
             effort=effort,
             loss=loss,
+            device=device,
             steps=steps,
             progress=progress,
         )

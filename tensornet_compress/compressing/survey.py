@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import e, log2, pi
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from tensornet_compress.calibrate import Batch, Loss
@@ -17,6 +18,7 @@ from tensornet_compress.calibrate.layer_metrics import (
     check_metric,
     stored_metrics,
 )
+from tensornet_compress.calibrate.lending import usable_device
 from tensornet_compress.compressing.clock import Clock
 from tensornet_compress.compressing.jobs import Effort, Job, Layer, Method, Offer, Surveyed, WeightSource, survey_job
 from tensornet_compress.compressing.kept import SurveyFiles, kept_jobs
@@ -77,6 +79,7 @@ def survey_model(
     by_block: bool = False,
     effort: Effort = "default",
     loss: Loss | None = None,
+    device: str | torch.device | None = None,
     steps: Steps | None = None,
     progress: Progress | None = None,
 ) -> ModelSurvey:
@@ -94,6 +97,7 @@ def survey_model(
         raise TensorNetError(f"search takes the seconds for each kind of layer, was given {search}")
     if loss is not None and (by_block or steps is not None or effort == "max"):
         raise TensorNetError("a loss takes one backward pass over the whole model; leave out by_block and effort='max'")
+    place = usable_device(device)
     batches = list(calibration) if calibration is not None else []
     stepped = formats is not None or shares is not None or method in FAMILIES
     chosen, skipped = find_targets(model, targets, ignore, tables=not stepped)
@@ -108,11 +112,11 @@ def survey_model(
         total = calibration_steps(model, len(batches), chosen, metric) if by_block else len(batches)
         with clock.stage("calibrate", total) as advance:
             if steps is None:
-                metrics = calibrated_metrics(model, batches, chosen, metric, advance, notes=notes, loss=loss)
+                metrics = calibrated_metrics(model, batches, chosen, metric, advance, notes, place, loss=loss)
             else:
-                metrics = stored_metrics(model, batches, chosen, metric, steps, by_block, advance, notes)
+                metrics = stored_metrics(model, batches, chosen, metric, steps, by_block, advance, notes, place)
         if not relative:
-            prices = _prices(model, batches, chosen, metrics, clock, loss)
+            prices = _prices(model, batches, chosen, metrics, clock, loss, place)
     index = weight_files(source) if source is not None else {}
     layers = [
         Layer(target.name, weight_source(model, target, index), metrics.get(target.name), prices.get(target.name))
@@ -186,6 +190,7 @@ def _prices(
     metrics: Mapping[str, KroneckerMetric | StoredMetric],
     clock: Clock,
     loss: Loss | None,
+    device: torch.device | None,
 ) -> dict[str, float]:
     """Nats per token of a unit of squared error. In a metric that knows nothing of the loss a layer's weight counts as much in
     all as in the Fisher metric; a layer without a metric counts like the middling one."""
@@ -194,7 +199,7 @@ def _prices(
     if len(found) == len(chosen):
         return found
     with clock.stage("calibrate prices", len(batches)) as advance:
-        fisher = calibrated_metrics(model, batches, chosen, "fisher", advance, loss=loss)
+        fisher = calibrated_metrics(model, batches, chosen, "fisher", advance, device=device, loss=loss)
     for target in chosen:
         if target.name in found:
             continue

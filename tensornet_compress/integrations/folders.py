@@ -12,6 +12,7 @@ from torch import nn
 from tensornet_compress.calibrate import Batch
 from tensornet_compress.calibrate.batches import calibration_fingerprint, named_parts
 from tensornet_compress.calibrate.blocks import block_list
+from tensornet_compress.calibrate.lending import usable_device
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.cluster import cluster as on_cluster
 from tensornet_compress.compressing.report import CompressionReport
@@ -96,6 +97,7 @@ def compress_folder(
         if (Path(target) / MANIFEST).is_file():
             drop_finished(target, Path(target) / MANIFEST)
         raise
+    usable_device(options.get("device"))
     folder = Path(resolve_model(source, revision))
     settings = {
         "version": f"{__version__}, torch {torch.__version__}",
@@ -166,4 +168,6 @@ def workers_within(memory: int, model: nn.Module, batches: Iterable[Batch], size
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, torch.device):
+        return str(value)
     return value if isinstance(value, str | int | float | bool | None) else [str(part) for part in value]

@@ -4,7 +4,15 @@ from tensornet_compress.decompose.als import refine_cores
 from tensornet_compress.decompose.linalg import singular_values, svd
 from tensornet_compress.decompose.matrix import MatrixSpectrum, matrix_spectrum, stable_pivots
 from tensornet_compress.decompose.quantise import ErrorFeedback
-from tensornet_compress.decompose.ranks import bond_spectra, feasible_ranks, ranks_for_bytes, ranks_for_error, tails, unfolding
+from tensornet_compress.decompose.ranks import (
+    bond_spectra,
+    feasible_ranks,
+    ranks_for_bytes,
+    ranks_for_error,
+    ranks_nbytes,
+    tails,
+    unfolding,
+)
 from tensornet_compress.decompose.realise import alternate_terms, column_feedback, fit_network, realise
 from tensornet_compress.decompose.rounding import round_cores
 from tensornet_compress.decompose.to_network import to_network
@@ -22,6 +30,7 @@ __all__ = [
     "matrix_spectrum",
     "ranks_for_bytes",
     "ranks_for_error",
+    "ranks_nbytes",
     "realise",
     "refine_cores",
     "round_cores",

@@ -105,6 +105,11 @@ def ranks_for_bytes(
         ranks = max(gains)[1]
 
 
+def ranks_nbytes(ranks: tuple[int, ...], layout: Layout, topology: Topology, fmt: NumberFormat | None = None) -> int:
+    """Stored bytes of cores and orders as ``ranks_for_bytes`` counts them, of ranks that need not be feasible."""
+    return _Costs(layout, topology, fmt).nbytes(ranks)
+
+
 def feasible_ranks(ranks: Sequence[int], layout: Layout, topology: Topology) -> list[int]:
     """Ranks lowered until no bond of a core exceeds the product of the core's other axes."""
     lowered, dims = list(ranks), layout.dims

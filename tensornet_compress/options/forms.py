@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
+from math import inf, prod
 
 from tensornet_compress.coding import FloatFormat, IntFormat, NamedFormat, PivotFormat, parse_format
 from tensornet_compress.coding.floats import FLOAT_DTYPES
-from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes, tails
+from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes, ranks_nbytes, tails
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.options.layer import LayerStatistics, Option
 from tensornet_compress.options.offered import CORE_FORMATS, DENSE_FORMATS, FAMILIES, Family, native_layout, peak_of, reaching
@@ -94,16 +94,19 @@ def _tree_options(
     dropped = [tails(spectrum) for spectrum in spectra]
     energy = float(statistics.matrix.double().square().sum())
     for fmt in formats:
-        seen: set[tuple[int, ...]] = set()
-        for share in shares:
+        found: list[tuple[int, ...]] = []
+        taken = inf
+        for share in sorted(shares, reverse=True):
+            allowed = int(share * 2 * prod(shape))
+            if allowed >= taken:  # the same ranks as before
+                continue
             try:
-                ranks = ranks_for_bytes(spectra, int(share * 2 * prod(shape)), layout, topology, fmt)
+                ranks = ranks_for_bytes(spectra, allowed, layout, topology, fmt)
             except TensorNetError:
-                continue
-            ranks = tuple(feasible_ranks(ranks, layout, topology))
-            if ranks in seen:
-                continue
-            seen.add(ranks)
+                break
+            taken = ranks_nbytes(ranks, layout, topology, fmt)
+            found.append(tuple(feasible_ranks(ranks, layout, topology)))
+        for ranks in dict.fromkeys(reversed(found)):
             truncated = float(sum(float(drop[rank]) for drop, rank in zip(dropped, ranks)))
             spec = statistics.spec(layout, topology, ranks, (fmt,) * len(topology.legs))
             rounded = rounding_error(fmt) * energy * len(topology.legs)

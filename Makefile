@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test check bench peers docs site attack
+.PHONY: setup demo test check bench peers docs site attack device-check
 
 setup: $(STAMP)
 
@@ -34,6 +34,7 @@ bench: setup
 docs: setup
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python benchmarks/tables.py --write
+	$(BIN)/python benchmarks/pictures.py
 	$(BIN)/python notebooks/execute.py
 
 # The pages as a site, in build/site.
@@ -47,3 +48,7 @@ peers: setup
 # The long form of tests/attack: kills, damaged files and bad inputs, counted in a result.
 attack: setup
 	$(BIN)/python -m tests.attack --json benchmarks/results/attack.json
+
+# What an accelerator makes of it, in five minutes: answers, calibration, speed.
+device-check: setup
+	$(BIN)/python benchmarks/device_check.py

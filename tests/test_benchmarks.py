@@ -172,6 +172,12 @@ def test_orders_of_fibres_far_apart_cost_all_their_bits() -> None:
     assert bound.least_order_nbytes(torch.ones(5, 7), 0.01) == 0.0
 
 
+@pytest.mark.parametrize("name", ["file-sizes", "scale"])
+def test_pictures_are_drawn_from_the_results(name: str) -> None:
+    pictures = importlib.import_module("pictures")
+    assert pictures.path_of(name).read_text(encoding="utf-8") == pictures.drawn(name)
+
+
 def test_a_recording_shows_what_a_terminal_showed_and_cuts_pauses_short() -> None:
     recording = importlib.import_module("recording")
     written = list(recording.recorded(["sh", "-c", "printf 'one\\r\\n'; sleep 0.3; printf '\\033[32m<two>\\033[0m'; tty"]))

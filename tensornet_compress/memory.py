@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 from io import FileIO
 from pathlib import Path
 
@@ -62,9 +63,8 @@ def release(held: nn.Module | Tensor) -> int:
 
 
 def trim() -> None:
-    """Give back what the C library keeps of memory that was freed, where it knows how (glibc does)."""
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if give_back is not None:
+    """Give back what the C library keeps of memory that was freed, on Linux, where it knows how (glibc does)."""
+    if sys.platform == "linux" and (give_back := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         give_back(0)
 
 

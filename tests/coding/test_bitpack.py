@@ -23,6 +23,16 @@ def test_the_stream_is_little_endian_without_gaps(bits, values):
     assert int.from_bytes(bytes(packed.tolist()), "little") == stream
 
 
+@pytest.mark.parametrize("bits", [3, 4, 7])
+def test_strips_of_many_values_follow_each_other_without_gaps(bits):
+    values = torch.randint(0, 2**bits, ((1 << 20) + 13,), generator=torch.Generator().manual_seed(bits), dtype=torch.uint8)
+    packed = pack_bits(values, bits)
+    assert torch.equal(unpack_bits(packed, bits, len(values)), values)
+    # Strips begin at whole bytes.
+    border = (1 << 20) * bits // 8
+    assert torch.equal(packed[border:], pack_bits(values[1 << 20 :], bits))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32])
 def test_values_of_any_dtype_and_shape_are_packed(dtype):
     values = torch.randint(0, 8, (5, 7)).to(dtype)

@@ -7,10 +7,14 @@ import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.calibrate.statistics import shrunk
+from tensornet_compress.coding import parse_format
 from tensornet_compress.compressing import Job, Layer, WeightSource, make_job, model_nbytes
+from tensornet_compress.decompose import bond_spectra, feasible_ranks, ranks_for_bytes
+from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn.plan import PLAN_ATTRIBUTE
 from tensornet_compress.options import LayerStatistics, layer_options, pareto
+from tensornet_compress.options.offered import native_layout
 from tests.generators import correlated_moment, random_tensor
 from tests.models import batches, tiny_llama
 
@@ -146,3 +150,22 @@ def test_a_residual_lies_on_the_front_where_inputs_differ_in_size():
     statistics = LayerStatistics(WEIGHT, outlier_layer())
     front = pareto(layer_options(statistics, ["dense", "svd", "residual"], None, SHARES))
     assert "residual" in {option.family for option in front}
+
+
+@pytest.mark.parametrize("family", ["tt", "tree"])
+def test_a_fine_ladder_offers_every_set_of_ranks_that_one_of_its_sizes_asks_for(family):
+    statistics = LayerStatistics(WEIGHT, METRICS["euclidean"])
+    shares = tuple(0.02 * 1.05**step for step in range(80))
+    layout, topology = native_layout(tuple(WEIGHT.shape), family)
+    spectra, fmt = bond_spectra(layout.apply(WEIGHT), topology), parse_format("bf16")
+    wanted = set()
+    for share in shares:
+        try:
+            ranks = ranks_for_bytes(spectra, int(share * 2 * WEIGHT.numel()), layout, topology, fmt)
+        except TensorNetError:
+            continue
+        wanted.add(tuple(feasible_ranks(ranks, layout, topology)))
+    options = layer_options(statistics, [family], ["bf16"], shares=[share for share in shares for _ in range(2)])
+    found = [option.spec.terms[0].ranks for option in options if option.family == family]
+    assert len(found) == len(set(found)) > 10
+    assert set(found) == wanted

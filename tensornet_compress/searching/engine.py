@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
+from time import perf_counter
 
 from torch import Tensor
 
@@ -43,6 +44,8 @@ _SHARED = 1.02
 _COARSE = 0.03
 _FEW = 1 << 18
 _DESCENDED_NBYTES = 2048
+_CODING = 0.2
+"""Share of the time that entropy-coded cores have for themselves, which come last and often win."""
 Orders = tuple[FibreOrder, ...]
 
 
@@ -59,7 +62,9 @@ class Search:
         formats: tuple[str, ...] | None,
         deadline: float,
     ):
-        self.target, self.measured, self.deadline = Target(tensor, metric), Measured(limit), Deadline(deadline)
+        now = perf_counter()
+        self.target, self.measured = Target(tensor, metric), Measured(limit)
+        self.deadline, self.coding_deadline = Deadline(now + (1 - _CODING) * (deadline - now)), Deadline(deadline)
         self.work, self.limit, self.orderings, self.families = self.target.work, limit, orderings, families
         peak = peak_of(self.work)
         # Entropy-coded integers have no scales that could be out of reach, and come last: a step for the best layouts.
@@ -70,12 +75,17 @@ class Search:
         self.trials = Trials(self.target, self.measured, core_formats)
         self.views: list[View] = []
 
+    @property
+    def finished(self) -> bool:
+        """Whether the time sufficed for all that there was to try."""
+        return not (self.deadline.stopped or self.coding_deadline.stopped)
+
     def interrupted(self) -> bool:
         """Run; True when the user interrupted after something was found."""
         try:
             self.run()
             if self.coded and not self.target.zero:
-                self.trials.try_coded(self.deadline)
+                self.trials.try_coded(self.coding_deadline)
         except KeyboardInterrupt:
             if not self.measured.networks:
                 raise
@@ -219,13 +229,12 @@ class Search:
         """This run as the control of another."""
         best = self.measured.best()
         gain, luckiest = (1.0, self.measured.nearest()) if best is None else (self.measured.gain(), best)
-        measured, finished = len(self.measured.networks), not self.deadline.stopped
+        measured, finished = len(self.measured.networks), self.finished
         return Null(luckiest.nbytes, luckiest.error, gain, luckiest.family, self._entry_gain(), measured, finished)
 
     def result(self, null: Null | None, controlled: bool, seconds: float) -> SearchResult:
         """The result, with the null control (where one was asked for) applied."""
-        finished = not self.deadline.stopped
-        best, reason = accepted(self.measured, null, controlled, finished)
+        best, reason = accepted(self.measured, null, controlled, self.finished)
         reason += self.note
         if "entry" in self.orderings:
             luck = 0.0 if null is None else null.entry_gain
@@ -241,7 +250,7 @@ class Search:
             limit=str(self.limit),
             seconds=seconds,
             unfoldings=sum(len(view.store) for view in self.views),
-            finished=finished,
+            finished=self.finished,
             spectra=self.trials.spectra,
             history=tuple(self.trials.history),
             entry_sort=self._best(entry_sort=True),

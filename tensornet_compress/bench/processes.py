@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +15,7 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 
 from tensornet_compress.bench.peer_packages import Unavailable
-from tensornet_compress.memory import peak_of_all, resident_bytes
+from tensornet_compress.memory import peak_of_all, resident_bytes, trim
 
 Made = TypeVar("Made")
 
@@ -59,8 +58,7 @@ def _measured(prepare: Callable[..., Callable[[], Made]], given: tuple[Any, ...]
 def resident() -> int:
     """Bytes that this process holds, free pages handed back first. Raises ``Unavailable`` where the system does not tell."""
     gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim()
     return _known(resident_bytes())
 
 

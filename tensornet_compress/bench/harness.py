@@ -67,55 +67,6 @@ RowsMaker = Callable[[Sequence[Job], Callable[[Row], None]], None]
 """Makes the rows of jobs, and hands on each as it comes."""
 
 
-@dataclass
-class Harness:
-    """Runs jobs into one result. ``path``: the result file, rewritten after every row; ``say`` gets a line for every row."""
-
-    result: Result
-    path: Path | None = None
-    progress: Progress = field(default_factory=SilentProgress)
-    say: Callable[[str], None] = lambda line: None
-
-    def run(
-        self,
-        title: str,
-        jobs: Sequence[Job],
-        prepare: Callable[[], object] = lambda: None,
-        make: RowsMaker | None = None,
-    ) -> None:
-        """Make the rows that the result lacks, by ``make`` or one after the other; a skipped row is tried again. ``prepare`` is
-        called before the first one, and its errors end the run."""
-        done = {row.key for row in self.result.rows if row.skipped is None}
-        waiting = [job for job in jobs if job.key not in done]
-        if len(waiting) < len(jobs):
-            self.say(f"{title}: {len(jobs) - len(waiting)} of {len(jobs)} rows are in the file already")
-        if not waiting:
-            return
-        prepare()
-        with self.progress.stage(title, len(waiting)) as advance:
-
-            def receive(row: Row) -> None:
-                self.record(row)
-                advance()
-
-            (make or in_turn)(waiting, receive)
-
-    def record(self, row: Row) -> None:
-        """Add a row and write the file."""
-        self._keep(self.result.with_row(row))
-        self.say(describe(row))
-
-    def finish(self, seconds: float) -> Result:
-        """Mark the result as complete."""
-        self._keep(self.result.model_copy(update={"complete": True, "seconds": (self.result.seconds or 0.0) + seconds}))
-        return self.result
-
-    def _keep(self, result: Result) -> None:
-        self.result = result
-        if self.path is not None:
-            write_result(result, self.path)
-
-
 def in_turn(jobs: Sequence[Job], receive: Callable[[Row], None]) -> None:
     """Make rows in this process, one after the other."""
     for job in jobs:
@@ -138,6 +89,55 @@ def row_of(job: Job) -> Row:
     if wild := [name for name, value in values.items() if not isfinite(value)]:
         return Row.model_validate(common | {"skipped": f"its {', '.join(wild)} came out as infinite or no number"})
     return Row.model_validate(common | made | {"values": values, "settings": settings})
+
+
+@dataclass
+class Harness:
+    """Runs jobs into one result. ``path``: the result file, rewritten after every row; ``say`` gets a line for every row."""
+
+    result: Result
+    path: Path | None = None
+    progress: Progress = field(default_factory=SilentProgress)
+    say: Callable[[str], None] = lambda line: None
+
+    def run(
+        self,
+        title: str,
+        jobs: Sequence[Job],
+        prepare: Callable[[], object] = lambda: None,
+        make: RowsMaker = in_turn,
+    ) -> None:
+        """Make the rows that the result lacks by ``make``; a skipped row is tried again. ``prepare`` is
+        called before the first one, and its errors end the run."""
+        done = {row.key for row in self.result.rows if row.skipped is None}
+        waiting = [job for job in jobs if job.key not in done]
+        if len(waiting) < len(jobs):
+            self.say(f"{title}: {len(jobs) - len(waiting)} of {len(jobs)} rows are in the file already")
+        if not waiting:
+            return
+        prepare()
+        with self.progress.stage(title, len(waiting)) as advance:
+
+            def receive(row: Row) -> None:
+                self.record(row)
+                advance()
+
+            make(waiting, receive)
+
+    def record(self, row: Row) -> None:
+        """Add a row and write the file."""
+        self._keep(self.result.with_row(row))
+        self.say(describe(row))
+
+    def finish(self, seconds: float) -> Result:
+        """Mark the result as complete."""
+        self._keep(self.result.model_copy(update={"complete": True, "seconds": (self.result.seconds or 0.0) + seconds}))
+        return self.result
+
+    def _keep(self, result: Result) -> None:
+        self.result = result
+        if self.path is not None:
+            write_result(result, self.path)
 
 
 def start(

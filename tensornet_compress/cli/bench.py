@@ -214,7 +214,8 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
     if output.workers > 1 or output.cluster is not None:
         if (output.threads or 1) > 1:
             raise TensorNetError(f"rows of other processes run on one thread; leave out --threads {output.threads}")
-        apart = RowsApart(output.workers, tuple(output.plugin or ()), not output.no_install)
+        workers = output.workers if output.workers > 1 else None
+        apart = RowsApart(workers, tuple(output.plugin or ()), not output.no_install)
     if output.threads is not None or apart is not None:
         torch.set_num_threads(output.threads or 1)
     benches = make()

@@ -163,3 +163,19 @@ def test_noise_under_a_tight_limit_is_not_put_in_order(seed: int) -> None:
     assert not result.choice.ordered
     assert result.null is not None
     assert len(result.null.gains) > 1
+
+
+def test_entropy_coded_cores_have_time_left_when_the_rest_took_all_of_its_own(monkeypatch):
+    """They come last: without time of their own a search that was cut short lost to one dense core."""
+    tensor = torch.randn(96, 96, generator=torch.Generator().manual_seed(0))
+    alone = tnc.search(tensor, max_error=0.1, topologies=("dense",), orderings=(), null=False, time_budget=600)
+    assert alone.best.spec.terms[0].formats[0].name == "ec"
+
+    def slow(search, *_):
+        search.deadline.stopped = True
+
+    monkeypatch.setattr(engine.Search, "_try_native", slow)
+    monkeypatch.setattr(engine.Search, "_search_modes", slow)
+    found = tnc.search(tensor, max_error=0.1, null=False, time_budget=600)
+    assert not found.finished
+    assert found.best.nbytes <= alone.best.nbytes

@@ -11,7 +11,6 @@ import tensornet_compress as tnc
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric, input_second_moment
 from tensornet_compress.searching import SpectrumStore
-from tensornet_compress.searching.engine import Search
 from tensornet_compress.searching.limits import Deadline
 from tensornet_compress.searching.seriation import seriations
 
@@ -403,19 +402,3 @@ def test_zeros_take_one_rank_and_are_called_so(shape: tuple[int, ...], limit: di
     assert len(result.best.spec.terms[0].topology.legs) <= len(shape)
     assert result.best.nbytes <= 64
     assert len(result.found) < 60
-
-
-def test_entropy_coded_cores_have_time_left_when_the_rest_took_all_of_its_own(monkeypatch):
-    """They come last: without time of their own a search that was cut short lost to one dense core."""
-    tensor = torch.randn(96, 96, generator=torch.Generator().manual_seed(0))
-    alone = tnc.search(tensor, max_error=0.1, topologies=("dense",), orderings=(), null=False, time_budget=600)
-    assert alone.best.spec.terms[0].formats[0].name == "ec"
-
-    def slow(search, *_):
-        search.deadline.stopped = True
-
-    monkeypatch.setattr(Search, "_try_native", slow)
-    monkeypatch.setattr(Search, "_search_modes", slow)
-    found = tnc.search(tensor, max_error=0.1, null=False, time_budget=600)
-    assert not found.finished
-    assert found.best.nbytes <= alone.best.nbytes

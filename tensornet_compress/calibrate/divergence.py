@@ -85,11 +85,19 @@ def sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) ->
             return F.cross_entropy(logits, labels, reduction="sum")
 
         drawn = _rows(output.detach())
-        labels = torch.cat([torch.multinomial(part.softmax(-1), 1, generator=generator)[:, 0] for part in drawn])
+        labels = torch.cat([_drawn(part, generator) for part in drawn])
         first, *others = _chunked(measure, output, labels)
         return sum(others, start=first)
     noise = torch.randn(output.shape, generator=generator, device=output.device)
     return (F.normalize(output, dim=-1) * noise).sum()
+
+
+def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A label of each row, (tokens,): the first whose cumulated chance exceeds a uniform number. (torch.multinomial takes as
+    many random numbers as there are labels, and a tenth of a calibration's time.)"""
+    reached = logits.softmax(-1).cumsum(-1)
+    drawn = torch.rand(len(logits), 1, generator=generator, device=logits.device, dtype=logits.dtype)
+    return torch.searchsorted(reached, drawn * reached[:, -1:], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
 class Reference:

@@ -223,7 +223,7 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
         raise TensorNetError("its rows measure time, with nothing beside them; leave out --workers and --cluster")
     progress = RichProgress()
     lock = nullcontext() if output.json is None else locked(output.json)
-    with lock, cluster(output.cluster):
+    with lock, cluster(output.cluster or (None if apart is None else "processes")):
         result = run(
             benches, invocation(), output.json, output.resume, progress, progress.say, output.overwrite, output.only, apart
         )

@@ -77,9 +77,10 @@ def weights(
             help="Hold the activations and statistics of one block at a time; so by default with the fisher metric.",
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; the number of processors by default.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads; as many as processors by default.", min=1)] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory that all processes may take together, e.g. 4GiB; it limits the workers.")
+        str | None,
+        typer.Option(help="Memory that the run may take in all, e.g. 4GiB; jobs wait for each other to stay within."),
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="processes, ray, ray://HOST:PORT, dask or dask://HOST:PORT; all machines see one folder.")

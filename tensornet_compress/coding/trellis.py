@@ -8,7 +8,7 @@ down the columns of a matrix, each from state 0.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numba import njit
@@ -21,6 +21,13 @@ NEXT = np.array([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]]
 """State after a level of even or odd parity."""
 GRID = 0.5643
 """Distance of neighbouring integers over the step that plain integers of the same error have, at high rates."""
+_WAYS = [
+    [(state, parity) for state in range(STATES) for parity in range(2) if NEXT[state, parity] == to] for to in range(STATES)
+]
+_SOURCE = np.array([[state for state, _ in ways] for ways in _WAYS])
+"""The two states before each, and ..."""
+_WAY = np.array([[2 * (state & 1) + parity for state, parity in ways] for ways in _WAYS])
+"""... 2 x quantiser + parity of the level that leads from there."""
 
 
 def levels(codes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
@@ -52,51 +59,61 @@ def _levels(codes, table, level, side):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def best_path(values, kinds, bits, table, codes):  # type: ignore[no-untyped-def]
+def _prices(values, kinds, bits, odd, price, taken):  # type: ignore[no-untyped-def]
+    """Of one quantiser, for each value the least price of a level of even and of odd parity, (2, rows), and the magnitudes that
+    have it. The nearest level has one parity, its neighbours the other, and zero may be worth its few bits from further off.
+    Without a branch, so that several values are looked at together."""
+    most = bits.shape[1] - 1
+    for r in range(len(values)):
+        size, kind = abs(values[r]), kinds[r]
+        near: Any = np.int32((size + odd) * 0.5)
+        below: Any = max(near - 1, 0)
+        found = 2 * near - (odd if near > 0 else 0)
+        lower = 2 * below - (odd if below > 0 else 0)
+        upper = 2 * near + 2 - odd
+        same = (size - found) ** 2 + bits[kind, min(near, most)]
+        other = (size - upper) ** 2 + bits[kind, min(near + 1, most)]
+        down = (size - lower) ** 2 + bits[kind, min(below, most)] if near > 0 else 1e30
+        zero = size * size + bits[kind, 0] if (near == 2) | (near == 3) else 1e30
+        upper = lower if down <= other else upper
+        other = down if down <= other else other
+        swapped = (near & 1) == 1
+        even, at = (other, upper) if swapped else (same, found)
+        price[0, r] = zero if zero < even else even
+        taken[0, r] = 0 if zero < even else at
+        price[1, r] = same if swapped else other
+        taken[1, r] = found if swapped else upper
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def best_path(values, kinds, bits, codes):  # type: ignore[no-untyped-def]
     """Fill ``codes`` (rows,) for ``values`` (rows,) in units of the grid: least squared error + ``bits`` (2, kinds, levels),
     which are in the same units."""
-    rows, most = len(values), bits.shape[2] - 1
-    cost, new = np.full(8, 1e30), np.empty(8)
-    cost[0] = 0.0
-    came = np.empty((rows, 8), np.uint8)
-    taken = np.empty((rows, 4), np.int32)
-    price = np.empty(4)
-    # The two ways into each state: from where, and by which quantiser and parity.
-    source, way = np.empty((8, 2), np.int64), np.empty((8, 2), np.int64)
-    ways = np.zeros(8, np.int64)
-    for state in range(8):
-        for parity in range(2):
-            to = table[state, parity]
-            source[to, ways[to]] = state
-            way[to, ways[to]] = 2 * (state & 1) + parity
-            ways[to] += 1
+    rows = len(values)
+    price, taken = np.empty((4, rows)), np.empty((4, rows), np.int32)
+    for odd in range(2):
+        _prices(values, kinds, bits[odd], odd, price[2 * odd : 2 * odd + 2], taken[2 * odd : 2 * odd + 2])
+    # The costs of the eight states are variables, which stay in registers; the two ways into each are those of NEXT.
+    came = np.empty(rows, np.uint8)
+    c0, c1, c2, c3, c4, c5, c6, c7 = 0.0, 1e30, 1e30, 1e30, 1e30, 1e30, 1e30, 1e30
     for r in range(rows):
-        size, kind = abs(values[r]), kinds[r]
-        for odd in range(2):
-            near = int((size + odd) * 0.5)
-            price[2 * odd], price[2 * odd + 1] = 1e30, 1e30
-            for level in range(max(near - 1, 0), near + 2):
-                place = 2 * odd + (level & 1)
-                found = 2 * level - odd if level else 0
-                paid = (size - found) ** 2 + bits[odd, kind, min(level, most)]
-                if paid < price[place]:
-                    price[place], taken[r, place] = paid, found
-            if 1 < near < 4:
-                paid = size * size + bits[odd, kind, 0]
-                if paid < price[2 * odd]:
-                    price[2 * odd], taken[r, 2 * odd] = paid, 0
-        for state in range(8):
-            first = cost[source[state, 0]] + price[way[state, 0]]
-            second = cost[source[state, 1]] + price[way[state, 1]]
-            new[state] = min(first, second)
-            came[r, state] = second < first
-        cost[:] = new - new.min()
-    state = int(np.argmin(cost))
+        p0, p1, p2, p3 = price[0, r], price[1, r], price[2, r], price[3, r]
+        a0, b0, a1, b1 = c0 + p0, c4 + p1, c2 + p0, c6 + p1
+        a2, b2, a3, b3 = c0 + p1, c4 + p0, c2 + p1, c6 + p0
+        a4, b4, a5, b5 = c3 + p3, c5 + p2, c1 + p2, c7 + p3
+        a6, b6, a7, b7 = c3 + p2, c5 + p3, c1 + p3, c7 + p2
+        came[r] = (
+            (b0 < a0) | (b1 < a1) << 1 | (b2 < a2) << 2 | (b3 < a3) << 3
+            | (b4 < a4) << 4 | (b5 < a5) << 5 | (b6 < a6) << 6 | (b7 < a7) << 7
+        )  # fmt: skip
+        c0, c1, c2, c3 = min(a0, b0), min(a1, b1), min(a2, b2), min(a3, b3)
+        c4, c5, c6, c7 = min(a4, b4), min(a5, b5), min(a6, b6), min(a7, b7)
+    state = int(np.argmin(np.array([c0, c1, c2, c3, c4, c5, c6, c7])))
     for r in range(rows - 1, -1, -1):
-        one = came[r, state]
-        found = taken[r, way[state, one]]
+        one = came[r] >> state & 1
+        found = taken[_WAY[state, one], r]
         codes[r] = found if values[r] >= 0 else -found
-        state = source[state, one]
+        state = _SOURCE[state, one]
 
 
 @njit(cache=True, nogil=True)

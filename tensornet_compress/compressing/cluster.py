@@ -18,16 +18,20 @@ _KINDS = ("processes", "ray", "dask")
 @contextmanager
 def cluster(place: str | None) -> Iterator[None]:
     """Inside, ``run_jobs`` uses a cluster: ``ray`` or ``dask`` for one of this machine, ``ray://HOST:PORT`` or
-    ``dask://HOST:PORT`` for one that runs, ``processes`` (or None) for processes of this machine.
+    ``dask://HOST:PORT`` for one that runs, ``processes`` of this machine; None for none.
 
     Raises:
         TensorNetError: no such kind, its package is not installed, or nobody answers at the address.
     """
-    kind, _, address = (place or "processes").partition("://")
+    if place is None:
+        yield
+        return
+    kind, _, address = place.partition("://")
     if kind not in _KINDS or (address and kind == "processes"):
         raise TensorNetError(f"unknown cluster {place!r}; give processes, ray, ray://HOST:PORT, dask or dask://HOST:PORT")
     if kind == "processes":
-        yield
+        with parallel_config("loky", n_jobs=-1):
+            yield
         return
     try:
         module: Any = import_module("ray" if kind == "ray" else "distributed")

@@ -29,6 +29,8 @@ Effort = Literal["fast", "default", "max"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 _SAMPLED_ROWS = 24
 _SAMPLED_SHARE = 16
+# Numbers of errors that are weighed at once.
+_TOGETHER = 1 << 21
 # Stepped integers compete where what a coded matrix takes beside its codes weighs.
 _SMALL = 1 << 13
 # What a coded matrix takes beside its codes, steps and foretold magnitudes.
@@ -153,10 +155,12 @@ def survey_job(task: tuple[Job, Offer]) -> list[Surveyed]:
     job, offer = task
     bench, found = _Bench(job), []
     for layer, weight, matrix, metric in bench.layers():
-        energy = metric.norm2(matrix)
+        cores = offer.coded_cores and min(matrix.shape) > 1
+        squares = squared_singular_values(matrix, metric) if cores else None
+        energy = metric.norm2(matrix) if squares is None else float(squares.sum())
         price = 1 / max(energy, 1e-300) if layer.price is None else layer.price
         unit = ((1.0 if metric.rate is None else metric.rate) / price) ** 0.5
-        surveyed = Surveyed(layer.name, tuple(weight.shape), weight.dtype, energy, price, unit)
+        surveyed = Surveyed(layer.name, tuple(weight.shape), weight.dtype, energy, price, unit, squares=squares)
         families: tuple[Family, ...] = offer.families
         if offer.coded_cores and weight.numel() <= _SMALL:
             families = ("dense", *families)
@@ -168,8 +172,6 @@ def survey_job(task: tuple[Job, Offer]) -> list[Surveyed]:
             surveyed = replace(
                 surveyed, coded=_foretold(bench.canceller, matrix, metric, [step * unit for step in offer.steps])
             )
-        if offer.coded_cores and min(matrix.shape) > 1:
-            surveyed = replace(surveyed, squares=squared_singular_values(matrix, metric))
         found.append(surveyed)
     return found
 
@@ -180,18 +182,25 @@ def _foretold(
     """Bits and squared error in the metric at each step, from a sample of the rows."""
     stride = max(1, min(len(matrix) // _SAMPLED_ROWS, _SAMPLED_SHARE))
     rows = slice(stride // 2, None, stride)
-    sample, weights = matrix[rows], row_weights(metric, len(matrix))
-    own = KroneckerMetric(weights[rows], metric.columns)
+    sample, weights = matrix[rows], row_weights(metric, len(matrix))[rows]
+    columns = metric.columns if metric.columns is None or metric.columns.ndim == 1 else metric.columns.to(sample.dtype)
     scale = len(matrix) / len(sample)
     # Steps and foretold magnitudes of rows and columns take about a byte each.
     side = 8.0 * sum(matrix.shape) + SIDE_BITS
     level = 2.0 if metric.rate is None else 2 * metric.rate
-    found = []
+    bits, lost = [], []
     for step in steps:
-        coded = canceller.codes(sample, weights[rows], step, states=STATES)
-        lost = own.norm2(sample - torch.from_numpy(coded.to_dense()))
-        found.append((side + scale * coded.bits, scale * lost / level))
-    return found
+        coded = canceller.codes(sample, weights, step, states=STATES)
+        bits.append(side + scale * coded.bits)
+        lost.append(sample - torch.from_numpy(coded.to_dense()))
+    # The errors of some steps at once: a product with few rows takes as long as one with many.
+    together = max(1, _TOGETHER // sample.numel())
+    errors = []
+    for start in range(0, len(steps), together):
+        some = torch.stack(lost[start : start + together])
+        by_row = (KroneckerMetric(columns=columns).apply(some.flatten(0, 1)).double() * some.flatten(0, 1).double()).sum(1)
+        errors += (by_row.reshape(len(some), -1) @ weights).tolist()
+    return [(rate, scale * error / level) for rate, error in zip(bits, errors)]
 
 
 def make_job(task: tuple[Job, Sequence[NetworkSpec]]) -> list[Made]:

@@ -1,4 +1,4 @@
-"""Independent jobs on several processes: one small function around joblib, threads limited per job."""
+"""Independent jobs on several threads, processes or machines: one small function around joblib, one thread per job."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
 from joblib import Parallel, delayed
@@ -27,6 +29,41 @@ _LOOKS = 0.5
 """Seconds between two looks of a worker at whether its parent still lives."""
 
 
+class JobRoom:
+    """Memory that jobs on threads of this process may take together: one waits until what it needs is free, or runs alone."""
+
+    def __init__(self, nbytes: int, need: Callable[[Any], int]):
+        self.free, self.need = nbytes, need
+        self._running = 0
+        self._changed = threading.Condition()
+
+    def run(self, work: Callable[[Job], Result], job: Job) -> Result:
+        """``work(job)``, when there is room for it."""
+        needed = self.need(job)
+        with self._changed:
+            self._changed.wait_for(lambda: needed <= self.free or not self._running)
+            self.free, self._running = self.free - needed, self._running + 1
+        try:
+            return work(job)
+        finally:
+            with self._changed:
+                self.free, self._running = self.free + needed, self._running - 1
+                self._changed.notify_all()
+
+
+_ROOM: ContextVar[JobRoom | None] = ContextVar("room for jobs", default=None)
+
+
+@contextmanager
+def limited_room(room: JobRoom | None) -> Iterator[None]:
+    """Inside, ``run_jobs`` keeps threads within ``room``."""
+    token = _ROOM.set(room)
+    try:
+        yield
+    finally:
+        _ROOM.reset(token)
+
+
 def run_jobs(
     work: Callable[[Job], Result],
     jobs: Sequence[Job],
@@ -35,36 +72,46 @@ def run_jobs(
 ) -> list[Result]:
     """Results of ``work(job)`` in order. Each job runs on one thread, so that results do not depend on ``workers``.
 
-    ``workers`` defaults to the number of processors; with one, everything runs in this process. Inside a ``cluster`` (or
-    ``joblib.parallel_config`` of another backend than joblib's own) its workers are used. ``receive``
-    is given the number and the result of each job as they arrive. The jobs of a worker that is killed run again.
+    ``workers``: threads of this process; as many as processors by default. Inside a ``cluster`` (or ``joblib.parallel_config``)
+    its processes are used, on whatever machine. ``receive`` is given the number and the result of each job as they arrive. The
+    jobs of a process that is killed run again.
 
     Raises:
-        TensorNetError: workers were killed again and again without a result between.
+        TensorNetError: processes were killed again and again without a result between.
     """
-    backend: Any = get_active_backend()[0]
-    apart = not isinstance(backend, LokyBackend | ThreadingBackend)
-    workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
+    backend, configured = get_active_backend()
     results: list[Result] = []
-    if workers == 1 and not apart:
-        for job in jobs:
-            results.append(_single_threaded(work, job))
-            receive(len(results) - 1, results[-1])
+
+    def arrived(result: Result) -> None:
+        results.append(result)
+        receive(len(results) - 1, result)
+
+    if configured is None or isinstance(backend, ThreadingBackend):
+        workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
+        with limited_threads(1):
+            # Jobs spend their time in compiled code, which lets other threads run.
+            room = _ROOM.get()
+            run = work if room is None else partial(room.run, work)
+            made: Any = Parallel(n_jobs=workers, backend="threading", return_as="generator")(delayed(run)(job) for job in jobs)
+            with closing(made):
+                for result in made:
+                    arrived(result)
         return results
-    # A worker watches from its start, not from its first job: its parent may be gone before there is one.
-    options = {} if apart else {"n_jobs": workers, "initializer": _die_with, "initargs": (os.getpid(),)}
-    together = apart and not backend.supports_return_generator
+    together = not backend.supports_return_generator
+    options: dict[str, Any] = {"max_nbytes": "1M"}
+    if isinstance(backend, LokyBackend):
+        # A worker watches from its start, not from its first job: its parent may be gone before there is one.
+        options |= {"n_jobs": workers or -1, "initializer": _die_with, "initargs": (os.getpid(),)}
     tries = 0
     while len(results) < len(jobs):
         before = len(results)
         waiting = jobs[before:][: _AT_ONCE if together else len(jobs)]
-        parallel: Any = Parallel(return_as="list" if together else "generator", max_nbytes="1M", **options)
+        parallel: Any = Parallel(return_as="list" if together else "generator", **options)
         try:
             made = parallel(delayed(_single_threaded)(work, job) for job in waiting)
             with nullcontext(made) if together else closing(made) as arriving:
                 for result in arriving:
-                    results.append(result)
-                    receive(len(results) - 1, result)
+                    arrived(result)
         except _lost_worker() as error:
             tries = 1 if len(results) > before else tries + 1
             if tries >= _TRIES:

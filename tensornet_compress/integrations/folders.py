@@ -15,8 +15,10 @@ from tensornet_compress.calibrate.blocks import block_list
 from tensornet_compress.calibrate.lending import usable_device
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.cluster import cluster as on_cluster
+from tensornet_compress.compressing.jobs import Job
 from tensornet_compress.compressing.report import CompressionReport
 from tensornet_compress.compressing.sizes import Sizes
+from tensornet_compress.compressing.workers import JobRoom, limited_room
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, save
 from tensornet_compress.files.index import files_state
@@ -26,12 +28,13 @@ from tensornet_compress.files.steps import drop_finished, resumed
 from tensornet_compress.files.whole import check_folder
 from tensornet_compress.inputs import hub_source, load_encoder, load_model, resolve_model
 from tensornet_compress.memory import peak_of_all, resident_bytes
+from tensornet_compress.metric import StoredMetric
 from tensornet_compress.nn import Target, find_targets, layer_weight, undecoded
 from tensornet_compress.version import __version__
 
-# Bytes beside the model: of a worker that has read its libraries, for each number of the layer that a job works on, and for
-# each logit of a batch (measured).
-_WORKER, _JOB, _LOGIT = 400 << 20, 30, 12
+# Bytes beside the model (measured): of a process that has read its libraries, for each number of the layer that a job works on
+# and of one with large moments, and for each logit of a batch.
+_WORKER, _JOB, _WORK, _LOGIT = 400 << 20, 30, 12, 12
 _SLACK = 64 << 20
 
 
@@ -67,9 +70,10 @@ def compress_folder(
         tokenizer: saved beside the model.
         encoder: load the model without a head.
         dtype: None for the one that is stored; another one needs memory for a converted copy of the model.
-        memory: bytes that this process and its workers may take together. It decides on the number of workers.
+        memory: bytes that this process and its workers may take together. Jobs wait for each other to stay within.
         cluster: where jobs run: ``ray``, ``ray://HOST:PORT``, ``dask``, ``dask://HOST:PORT``, or ``processes`` of this machine
-            (the default). Its machines must see ``source`` and ``target`` under the same paths. Results do not depend on it.
+            in place of threads. Its machines must see ``source`` and ``target`` under the same paths. Results do not depend on
+            it.
         overwrite: replace what an earlier run wrote to ``target``.
         fresh: start over, whatever an earlier run has done.
         trust_remote_code: run code that lies beside the weights.
@@ -115,10 +119,15 @@ def compress_folder(
         chosen = find_targets(model, options.get("targets"), options.get("ignore", ()), tables=True)[0]
         sizes = Sizes.of(model, chosen, budget)
         check_folder(target, room_needed(model, batches, chosen, sizes))
+        room = None
         if memory is not None:
-            workers = workers_within(memory, model, batches, sizes, workers)
+            left = room_within(memory, model, batches, sizes)
+            room = JobRoom(left, _job_bytes)
+            if cluster == "processes":
+                fitting = left // (_WORKER + _JOB * max(sizes.weights.values()))
+                workers = max(1, min(workers or torch.get_num_threads(), fitting))
         options = {"by_block": True, "source": folder if dtype is None else None} | options
-        with on_cluster(cluster), undecoded():
+        with on_cluster(cluster), undecoded(), limited_room(room):
             report = compress(model, budget, batches, workers=workers, steps=steps, **options)
         taken = peak_of_all()
         if memory is not None and taken is not None and taken > memory:
@@ -145,26 +154,33 @@ def _tensors(batch: Batch) -> list[torch.Tensor]:
     return [part for part in named_parts(batch).values() if isinstance(part, torch.Tensor)]
 
 
-def workers_within(memory: int, model: nn.Module, batches: Iterable[Batch], sizes: Sizes, most: int | None) -> int:
-    """How many workers, at most ``most``, leave a compression within ``memory``.
+def room_within(memory: int, model: nn.Module, batches: Iterable[Batch], sizes: Sizes) -> int:
+    """What ``memory`` leaves for jobs.
 
     Raises:
-        TensorNetError: not even one does.
+        TensorNetError: not enough for one.
     """
     largest = max(sizes.weights.values())
     logits = max((part.numel() for batch in batches for part in _tensors(batch)), default=0) * int(
         getattr(model.config, "vocab_size", 0)
     )
     here = (resident_bytes() or 0) + sizes.allowed + _SLACK
-    job = _JOB * largest
-    least = here + max(_LOGIT * logits + 4 * largest, job)
+    least = here + max(_LOGIT * logits + 4 * largest, _JOB * largest)
     if least > memory:
         raise TensorNetError(
             f"{memory:,} bytes of memory do not suffice for this model; give at least {least:,} "
             f"({-(-least // 2**20):,}MiB), or shorter calibration windows"
         )
-    count = (memory - here) // (_WORKER + job)
-    return int(max(1, min(count, most or torch.get_num_threads())))
+    return memory - here
+
+
+def _job_bytes(task: tuple[Job, Any]) -> int:
+    """What a job takes: its largest layer, or the second moment of its inputs with what is made of that."""
+    job = task[0]
+    metric = job.layers[0].metric
+    moment = metric.columns.stat().st_size if isinstance(metric, StoredMetric) and metric.columns is not None else 0
+    largest = max(layer.source.numel for layer in job.layers)
+    return max(_JOB * largest, _WORK * largest + 4 * moment)
 
 
 def _plain(value: Any) -> Any:

@@ -85,7 +85,9 @@ class KroneckerMetric:
 
     def apply_columns(self, rows: Tensor) -> Tensor:
         """``V C`` for rows V (k, n)."""
-        return _left(self.columns, rows.T).T
+        if self.columns is None or self.columns.ndim == 1:
+            return _left(self.columns, rows.T).T
+        return rows @ self.columns.to(rows.dtype)
 
     def left_whiten(self, matrix: Tensor) -> Tensor:
         """``L' W`` with ``R = L L'``."""
@@ -240,7 +242,8 @@ def _checked(factor: Tensor | None, side: str) -> Tensor | None:
         return None
     if factor.ndim not in (1, 2) or (factor.ndim == 2 and factor.shape[0] != factor.shape[1]):
         raise TensorNetError(f"the {side} factor of a metric must be (k,) or (k, k), was given {tuple(factor.shape)}")
-    if not torch.isfinite(factor).all():
+    # The sum is finite where all entries are, and needs no mask as large as they.
+    if not torch.isfinite(factor.sum(dtype=torch.float64)):
         raise TensorNetError(f"the {side} factor of a metric holds NaN or infinite entries; check the calibration batches")
     return factor
 

@@ -26,6 +26,7 @@ import tensornet_compress.kv as kv
 from tensornet_compress.bench import peer_packages
 from tensornet_compress.calibrate import check_calibration
 from tensornet_compress.coding.permutations import packed_permutation_nbytes
+from tensornet_compress.compressing.cluster import cluster
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, TENSORS
@@ -278,13 +279,14 @@ def test_a_folder_of_scratch_is_swept_when_its_owner_is_dead(tmp_path: Path, mon
 
 @pytest.mark.filterwarnings("ignore:A worker stopped")
 def test_a_killed_workers_job_runs_again(tmp_path: Path) -> None:
-    assert run_jobs(dies_once, [(str(tmp_path / "mark"), n) for n in range(6)], workers=2) == [n * n for n in range(6)]
+    with cluster("processes"):
+        assert run_jobs(dies_once, [(str(tmp_path / "mark"), n) for n in range(6)], workers=2) == [n * n for n in range(6)]
     assert (tmp_path / "mark").exists()
 
 
 @pytest.mark.filterwarnings("ignore:A worker stopped")
 def test_workers_that_always_die_are_given_up() -> None:
-    with pytest.raises(TensorNetError, match="killed 3 times"):
+    with cluster("processes"), pytest.raises(TensorNetError, match="killed 3 times"):
         run_jobs(dies, [1, 2], workers=2)
 
 
@@ -319,8 +321,8 @@ def test_nothing_is_left_running_or_lying_about(sign: signal.Signals, code: int,
     options = [
         "--bits-per-weight",
         "5",
-        "--workers",
-        "2",
+        "--cluster",
+        "processes",
         "--calibration",
         str(tmp_path / "text"),
         "--length",

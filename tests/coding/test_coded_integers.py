@@ -102,7 +102,7 @@ def paths(rows: int, columns: int, scale: float, seed: int) -> tuple[NDArray[np.
     values = generator.normal(size=(rows, columns)) * scale * 2.0 ** ((row[:, None] + column) / 4)
     codes, path = np.empty((rows, columns), np.int32), np.empty(rows, np.int32)
     for i in range(columns):
-        trellis.best_path(values[:, i].copy(), np.zeros(rows, np.int64), np.zeros((2, 1, 32)), trellis.NEXT, path)
+        trellis.best_path(values[:, i].copy(), np.zeros(rows, np.int64), np.zeros((2, 1, 32)), path)
         codes[:, i] = path
     assert rows * columns < 2 or scale < 1 or np.abs(codes - values).mean() < 0.75
     return codes, row, column - 4

@@ -30,7 +30,10 @@ def test_the_budget_holds_and_is_used(bits: float, effort: str) -> None:
     model, report = compressed(bits, effort)
     assert 0.97 * report.allowed_nbytes <= report.targeted_nbytes <= report.allowed_nbytes
     assert report.nbytes == model_nbytes(model)
-    assert {layer.family for layer in report.layers} == {"sorted"}
+    # Of few numbers that matter much, floating point may lose less at the multiplier of the rest.
+    families = [layer.family for layer in report.layers]
+    assert set(families) <= {"sorted", "dense"}
+    assert families.count("sorted") >= 0.9 * len(families)
 
 
 def test_more_bits_lose_less() -> None:

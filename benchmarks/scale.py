@@ -130,13 +130,20 @@ def digest(target: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(target.iterdir()))).hexdigest()
 
 
+def cleared() -> Path:
+    """Where runs write to, without what earlier ones left."""
+    target = cache_folder() / "scale" / "out"
+    for found in target.parent.glob("*out*"):
+        shutil.rmtree(found, ignore_errors=True)
+    return target
+
+
 first: dict[str, str] = {}
 
 
 def row(model: str, memory: int | None, *how: Any) -> dict[str, Any]:
     limited(memory)
-    target = cache_folder() / "scale" / "out"
-    shutil.rmtree(target, ignore_errors=True)
+    target = cleared()
     told, _ = (process := started(model, target, memory, *how)).communicate()
     if process.returncode:
         raise RuntimeError(f"the run ended with {process.returncode}")
@@ -150,8 +157,7 @@ def row(model: str, memory: int | None, *how: Any) -> dict[str, Any]:
 
 
 def killed(model: str, number: int) -> dict[str, Any]:
-    whole, target = undisturbed(model), cache_folder() / "scale" / "out"
-    shutil.rmtree(target, ignore_errors=True)
+    whole, target = undisturbed(model), cleared()
     process, began = started(model, target, None, 1, None, False), time.perf_counter()
     try:
         process.wait((number + 0.5) / KILLS * whole)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
@@ -88,14 +90,12 @@ def run_jobs(
 
     if configured is None or isinstance(backend, ThreadingBackend):
         workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
-        with limited_threads(1):
-            # Jobs spend their time in compiled code, which lets other threads run.
-            room = _ROOM.get()
-            run = work if room is None else partial(room.run, work)
-            made: Any = Parallel(n_jobs=workers, backend="threading", return_as="generator")(delayed(run)(job) for job in jobs)
-            with closing(made):
-                for result in made:
-                    arrived(result)
+        room = _ROOM.get()
+        # Jobs spend their time in compiled code, which lets other threads run.
+        run = work if room is None else partial(room.run, work)
+        with limited_threads(1), closing(_on_threads(run, jobs, workers)) as made:
+            for result in made:
+                arrived(result)
         return results
     together = not backend.supports_return_generator
     options: dict[str, Any] = {"max_nbytes": "1M"}
@@ -120,6 +120,35 @@ def run_jobs(
                     "out; use fewer workers"
                 ) from error
     return results
+
+
+def _on_threads(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Generator[Result]:
+    """Results in order. If a job fails, or the caller is interrupted, no other begins, and those that run are stopped: to leave
+    with threads in compiled code would end the process by a signal."""
+    if workers == 1:
+        yield from map(work, jobs)
+        return
+    running: set[int] = set()
+
+    def run(job: Job) -> Result:
+        running.add(threading.get_ident())
+        try:
+            return work(job)
+        finally:
+            running.discard(threading.get_ident())
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield from pool.map(run, jobs)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for thread in list(running):
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stopped))
+            raise
+
+
+class _Stopped(BaseException):
+    """Raised in a thread whose result nobody waits for."""
 
 
 def _lost_worker() -> tuple[type[BaseException], ...]:

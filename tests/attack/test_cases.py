@@ -311,9 +311,11 @@ def running(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("sign", "code", "line"), [(signal.SIGKILL, -9, ""), (signal.SIGTERM, 143, "stopped by SIGTERM"),
-                                                    (signal.SIGINT, 130, "interrupted")])  # fmt: skip
-def test_nothing_is_left_running_or_lying_about(sign: signal.Signals, code: int, line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "sign", "code", "line"), [
+    ("processes", signal.SIGKILL, -9, ""), ("processes", signal.SIGTERM, 143, "stopped by SIGTERM"),
+    ("processes", signal.SIGINT, 130, "interrupted"), ("threads", signal.SIGTERM, 143, "stopped by SIGTERM"),
+    ("threads", signal.SIGINT, 130, "interrupted")])  # fmt: skip
+def test_nothing_is_left_running_or_lying_about(how: str, sign: signal.Signals, code: int, line: str, tmp_path: Path) -> None:
     tiny_llama(layers=2).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "text").write_text(random_text(4000))
@@ -321,8 +323,7 @@ def test_nothing_is_left_running_or_lying_about(sign: signal.Signals, code: int,
     options = [
         "--bits-per-weight",
         "5",
-        "--cluster",
-        "processes",
+        *(["--cluster", "processes"] if how == "processes" else []),
         "--calibration",
         str(tmp_path / "text"),
         "--length",
@@ -333,12 +334,16 @@ def test_nothing_is_left_running_or_lying_about(sign: signal.Signals, code: int,
     env = os.environ | {"TMPDIR": str(tmp_path / "scratch")}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command, "--workers", "2"], env=env, stderr=log, stdout=subprocess.DEVNULL)
-        while process.poll() is None and len(children(process.pid)) < 2:
+        # Threads have begun when calibration has ended.
+        work = tmp_path / ".out.tnc-work"
+        while process.poll() is None and not (
+            list(work.glob("survey-*")) if how == "threads" else len(children(process.pid)) > 1
+        ):
             time.sleep(0.05)
         workers = children(process.pid)
         process.send_signal(sign)
         assert process.wait(30) == code
-    assert len(workers) >= 2
+    assert len(workers) >= 2 if how == "processes" else not workers
     assert not line or (tmp_path / "log").read_text().splitlines()[-1].endswith(line)
     until = time.monotonic() + 30
     while time.monotonic() < until and any(map(running, workers)):

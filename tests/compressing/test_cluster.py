@@ -1,12 +1,15 @@
 import os
 import signal
 import sys
+import threading
+import time
 
 import pytest
+import torch
 
 import tensornet_compress as tnc
 from tensornet_compress.compressing.cluster import cluster
-from tensornet_compress.compressing.workers import run_jobs
+from tensornet_compress.compressing.workers import JobRoom, limited_room, run_jobs
 from tensornet_compress.errors import TensorNetError
 from tests.models import batches, tiny_llama
 
@@ -84,6 +87,47 @@ def test_ray_makes_the_same_bytes_on_two_nodes_and_outlives_a_worker(local, tmp_
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+def test_threads_give_results_in_order_and_pass_errors_on():
+    threads, received = torch.get_num_threads(), []
+
+    def work(number):
+        if number == 12:
+            raise ValueError("twelve")
+        assert torch.get_num_threads() == 1
+        return number * number
+
+    assert run_jobs(work, range(9), 3, receive=lambda number, result: received.append((number, result))) == squares_below(9)
+    assert received == list(enumerate(squares_below(9)))
+    with pytest.raises(ValueError, match="twelve"):
+        run_jobs(work, range(40), 3)
+    assert torch.get_num_threads() == threads
+
+
+def squares_below(count):
+    return [number * number for number in range(count)]
+
+
+def test_threads_wait_for_room():
+    lock, taken, most = threading.Lock(), [0], [0]
+
+    def work(size):
+        with lock:
+            taken[0] += size
+            most[0] = max(most[0], taken[0])
+        time.sleep(0.002)
+        with lock:
+            taken[0] -= size
+
+    sizes = [3, 4, 1, 5, 2, 9, 1, 1, 6, 4]
+    run_jobs(work, sizes, 4)
+    assert most[0] > 9
+    most[0] = 0
+    with limited_room(JobRoom(6, lambda size: size)):
+        run_jobs(work, sizes, 4)
+    # The one of nine runs although there is no room for it, but alone.
+    assert most[0] == 9
 
 
 def test_clusters_that_are_none():

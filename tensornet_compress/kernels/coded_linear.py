@@ -1,24 +1,31 @@
 """``y = x W'`` with W in coded numbers (``coding/codes.py``): the operator, its reference, and when loops are used.
 
 A few inputs are multiplied with the codes as they lie in memory, which reads half a byte or a byte a weight; more inputs decode
-a few megabytes of the matrix at a time and multiply densely. Nothing decoded is kept. Other devices, double precision and
-layouts that the loops do not take go to the reference: the matrix decoded in PyTorch, times the inputs.
+a few megabytes of the matrix at a time and multiply densely. Nothing decoded is kept. On GPUs a few inputs go to a kernel in
+Triton, where it is installed, once that agreed with the reference. Other devices, double precision and layouts that loops do
+not take go to the reference: the matrix decoded in PyTorch, times the inputs.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tensornet_compress.coding.bits import pack_bits
 from tensornet_compress.coding.codes import Codes
 from tensornet_compress.kernels.loops import Loops, loops_for
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ROWS = 16
 """More inputs at once than this are multiplied with decoded tiles."""
+_AGREE = 1e-4
+"""Largest error of a kernel, as a share of the largest result, on the codes that prove it."""
 _TILE = 1 << 22
 """Weights that are decoded at once."""
 
@@ -91,8 +98,56 @@ _operator.register_autograd(_backward, setup_context=_keep)
 
 
 def _product(x: Tensor, codes: Codes) -> Tensor:
+    if x.is_cuda and x.dtype in _DTYPES and 0 < len(x) <= MOST_ROWS:
+        return on_gpu(x, codes)
     loops = loops_for(codes) if may_loop(x) else None
     return decoded_linear(x, codes) if loops is None else looped_linear(x, loops)
+
+
+def on_gpu(x: Tensor, codes: Codes) -> Tensor:
+    """``x W'`` for a few inputs x (k, width) by the kernel for GPUs, where there is one for such codes that proved right."""
+    kernel = _proved(codes.bits, codes.signed, codes.column is None, codes.zero is None, str(x.device))
+    return decoded_linear(x, codes) if kernel is None else kernel(x, codes)
+
+
+@cache
+def _proved(bits: int, signed: bool, grouped: bool, middle: bool, device: str) -> Callable[[Tensor, Codes], Tensor] | None:
+    """The kernel for GPUs, once it agreed with the reference on codes of a form; None, with a warning, where it did not."""
+    kernel = _gpu_kernel()
+    if kernel is None:
+        return None
+    codes = _sample(bits, signed, grouped, middle, device)
+    x = torch.linspace(-1, 1, 3 * codes.width, device=device).view(3, -1)
+    try:
+        off = float((kernel(x, codes) - decoded_linear(x, codes)).abs().max() / decoded_linear(x, codes).abs().max())
+        told = f"it is off by {off:.1e}"
+    except Exception as error:
+        off, told = 1.0, f"{type(error).__name__}: {error}"
+    if off < _AGREE:
+        return kernel
+    warnings.warn(
+        f"products of {bits}-bit codes on {device} go by decoded matrices: of the Triton kernel, {told}", stacklevel=2
+    )
+    return None
+
+
+def _gpu_kernel() -> Callable[[Tensor, Codes], Tensor] | None:
+    try:
+        from tensornet_compress.kernels.triton_linear import few_inputs
+    except ImportError:
+        return None
+    return few_inputs
+
+
+def _sample(bits: int, signed: bool, grouped: bool, middle: bool, device: str) -> Codes:
+    """Codes of a form, (40, 96)."""
+    m, width, group = 40, 96, 32 if grouped else 96
+    whole = torch.arange(m * width, device=device) % (1 << bits)
+    stored = (whole - 128).to(torch.int8) if signed else pack_bits(whole, bits)
+    scale = torch.linspace(0.5, 1, m * (width // group), device=device).view(m, -1)
+    column = None if grouped else torch.linspace(0.5, 1, width, device=device)
+    place = None if grouped else torch.arange(5, device=device, dtype=torch.int32) * 97
+    return Codes(stored, scale, None if middle else scale - 2, column, place, place, bits, width, group)
 
 
 def _by_tiles(x: Tensor, loops: Loops) -> Tensor:

@@ -39,7 +39,7 @@ class Compressed:
 @dataclass
 class WeightCase:
     """A model to be compressed again and again. ``batches``: calibration ids or dicts; ``quick``: methods that have a slow
-    and a fast way take the fast one and say so in their settings; ``workers``: processes of our own methods, one where their
+    and a fast way take the fast one and say so in their settings; ``workers``: threads of our own methods, one where their
     processor time is measured."""
 
     model: nn.Module

@@ -201,6 +201,8 @@ class GradientStatistics:
             rows, level = _normalised(self._row_fisher())
             # Rows are sums over the columns, whose mean weighs each entry of an error.
             return KroneckerMetric(rows=rows, rate=0.5 * level * per_token / self._columns)
+        if kind != "elementwise":
+            raise ValueError(f"no way to make a {kind} metric")
         entries, level = _normalised(self._entry_fisher())
         return ElementwiseMetric(entries, rate=0.5 * level * per_token)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tensornet_compress.calibrate.layer_metrics import LAYER_METRICS
 from tensornet_compress.cli.common import (
     DTYPES,
     Calibration,
@@ -29,7 +30,7 @@ from tensornet_compress.cli.report import leave_report
 from tensornet_compress.compressing import Budget
 from tensornet_compress.errors import TensorNetError
 
-_METRICS = ("auto", "fisher", "euclidean", "diagonal", "input", "row-fisher", "kronecker")
+_METRICS = ("auto", *(name for name in LAYER_METRICS if name != "elementwise"))
 _MOST = 1e18
 _UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
 
@@ -77,7 +78,9 @@ def weights(
             help="Hold the activations and statistics of one block at a time; so by default with the fisher metric.",
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads; as many as processors by default.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads (with --cluster processes, processes); as many as processors by default.", min=1)
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(help="Memory that the run may take in all, e.g. 4GiB; jobs wait for each other to stay within."),

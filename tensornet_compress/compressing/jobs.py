@@ -1,5 +1,5 @@
 """Jobs on layers that are fed the same inputs: tell what each may become, and make what was chosen. Independent of each other,
-so that they run on any number of processes or machines."""
+so that they run on any number of threads, processes or machines."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def compress(
         metric: in which errors are measured: ``fisher``, ``euclidean``, ``diagonal``, ``input``, ``row-fisher`` or
             ``kronecker``.
         sweeps: ALS sweeps for trains and trees.
-        workers: threads; results do not depend on it.
+        workers: threads, or processes inside a ``cluster``; results do not depend on it.
         source: a folder of safetensors files that holds exactly the model's weights: jobs then read their tensors from there.
         search: seconds to search mode orders and topologies on one layer of each kind (its siblings share the layout); what is
             found competes as the family ``searched``. None searches nothing.

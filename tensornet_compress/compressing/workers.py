@@ -1,4 +1,4 @@
-"""Independent jobs on several threads, processes or machines: one small function around joblib, one thread per job."""
+"""Independent jobs, each on one thread: on threads of this process, or by joblib on other processes and machines."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ def run_jobs(
                 arrived(result)
         return results
     together = not backend.supports_return_generator
-    options: dict[str, Any] = {"max_nbytes": "1M"}
+    options: dict[str, Any] = {"max_nbytes": "1M", "n_jobs": workers or -1}
     if isinstance(backend, LokyBackend):
         # A worker watches from its start, not from its first job: its parent may be gone before there is one.
-        options |= {"n_jobs": workers or -1, "initializer": _die_with, "initargs": (os.getpid(),)}
+        options |= {"initializer": _die_with, "initargs": (os.getpid(),)}
     tries = 0
     while len(results) < len(jobs):
         before = len(results)

@@ -70,7 +70,8 @@ def compress_folder(
         tokenizer: saved beside the model.
         encoder: load the model without a head.
         dtype: None for the one that is stored; another one needs memory for a converted copy of the model.
-        memory: bytes that this process and its workers may take together. Jobs wait for each other to stay within.
+        memory: bytes that this process, and processes of this machine that it starts with ``cluster="processes"``, may take
+            together. Jobs wait for each other to stay within.
         cluster: where jobs run: ``ray``, ``ray://HOST:PORT``, ``dask``, ``dask://HOST:PORT``, or ``processes`` of this machine
             in place of threads. Its machines must see ``source`` and ``target`` under the same paths. Results do not depend on
             it.

@@ -98,16 +98,18 @@ _operator.register_autograd(_backward, setup_context=_keep)
 
 
 def _product(x: Tensor, codes: Codes) -> Tensor:
-    if x.is_cuda and x.dtype in _DTYPES and 0 < len(x) <= MOST_ROWS:
+    if x.is_cuda and x.dtype in _DTYPES and 0 < x.numel() <= MOST_ROWS * codes.width:
         return on_gpu(x, codes)
     loops = loops_for(codes) if may_loop(x) else None
     return decoded_linear(x, codes) if loops is None else looped_linear(x, loops)
 
 
 def on_gpu(x: Tensor, codes: Codes) -> Tensor:
-    """``x W'`` for a few inputs x (k, width) by the kernel for GPUs, where there is one for such codes that proved right."""
+    """``x W'`` for a few inputs x (..., width) by the kernel for GPUs, where there is one for such codes that proved right."""
     kernel = _proved(codes.bits, codes.signed, codes.column is None, codes.zero is None, str(x.device))
-    return decoded_linear(x, codes) if kernel is None else kernel(x, codes)
+    if kernel is None or x.shape[-1] != codes.width:
+        return decoded_linear(x, codes)
+    return kernel(x.reshape(-1, codes.width), codes).view(*x.shape[:-1], -1)
 
 
 @cache

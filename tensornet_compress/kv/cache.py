@@ -243,7 +243,7 @@ class CompressedCache(Cache):
         return tensors, {"other": lengths}
 
     def _restore(self, record: CacheRecord, tensors: dict[str, Tensor], model: nn.Module, whole: bool) -> None:
-        """The inverse of ``stored``; ``whole``: hashes say that the tensors are those that were saved."""
+        """The inverse of ``_stored``; ``whole``: hashes say that the tensors are those that were saved."""
         if strange := sorted(index for index in record.other if index in self.indices or index >= len(self.layers)):
             raise CheckpointError(f"it speaks of layers {strange}, which the model does not have so")
         named = [(layer, f"tail{place}") for place, layer in enumerate(self.compressed_layers)]

@@ -9,6 +9,7 @@ Euclidean             identity                       identity
 input second moment   identity                       ``C_x = E[x x']``
 diagonal input        identity                       diagonal
 row Fisher            diagonal                       identity
+Fisher                diagonal                       ``C_x``
 Kronecker (KFAC)      ``C_g = E[g g']``              ``C_x``
 ====================  =============================  =========================
 

@@ -45,8 +45,8 @@ class _PlacedLoops(NamedTuple):
 class NetworkModule(nn.Module):
     """Holds a network: float parts are parameters (trainable), packed integers are buffers.
 
-    Cores stay in their stored number format and are decoded to the input's dtype at each call; ``decoded`` keeps them
-    decoded for a while, which trades memory for speed.
+    Matrices of coded numbers are multiplied with as they are (``times_codes``), other cores are decoded to the input's dtype at
+    each call; ``decoded`` keeps them decoded for a while, which trades memory for speed.
     """
 
     axes: tuple[str, ...] = ()

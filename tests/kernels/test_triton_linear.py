@@ -81,13 +81,22 @@ def test_it_compiles_for_a_gpu_that_is_not_here(signed: bool, bits: int, shifted
 
 
 def test_a_kernel_that_fails_or_errs_gives_way_to_the_reference_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes, x = by_factors(8, 16), inputs(2, 16)
+    codes, x = by_factors(8, 16), inputs(2, 1, 16)
     for wrong in (lambda x, codes: 2 * decoded_linear(x, codes), lambda x, codes: 1 / 0):
         monkeypatch.setattr(operator, "_gpu_kernel", lambda wrong=wrong: wrong)
         operator._proved.cache_clear()
         with pytest.warns(UserWarning, match="products of 8-bit codes on cpu go by decoded matrices"):
             assert torch.equal(operator.on_gpu(x, codes), decoded_linear(x, codes))
-    monkeypatch.setattr(operator, "_gpu_kernel", lambda: decoded_linear)
     operator._proved.cache_clear()
-    assert torch.equal(operator.on_gpu(x, codes), decoded_linear(x, codes))
+
+
+def test_inputs_of_any_shape_reach_a_kernel_that_proved_right(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType) -> None:
+    monkeypatch.setattr(operator, "_gpu_kernel", lambda: kernel.few_inputs)
+    operator._proved.cache_clear()
+    for codes in (by_factors(8, 16), by_groups(8, 64, "int4g32o"), by_groups(8, 64, "int3g64z")):
+        for shape in ((), (2,), (2, 5), (1, 2, 3)):
+            x = inputs(*shape, codes.width)
+            torch.testing.assert_close(operator.on_gpu(x, codes), decoded_linear(x, codes), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError):
+        operator.on_gpu(inputs(2, 3), by_factors(8, 16))
     operator._proved.cache_clear()

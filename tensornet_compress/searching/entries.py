@@ -2,7 +2,7 @@
 one core in the number format ``SortedFormat``, whose order is entropy-coded.
 
 The order takes nearly all bytes. It is a permutation source code: on independent entries such codes tend, as runs grow, to a
-quantiser with an entropy coder (0909.0704), and never beat it. So a gain over other formats is as large on shuffled entries,
+quantiser with an entropy coder (0909.0704). So a gain over other formats is as large on shuffled entries,
 unless runs share their values or few values occur.
 """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import numba
@@ -11,19 +12,33 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 
+class _Limit:
+    """Who wants the libraries of this process on one thread: the first sets that, the last puts back what was before."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.put_back = threading.Lock(), 0, ExitStack()
+
+
+_LIMIT = _Limit()
+
+
 @contextmanager
-def limited_threads(count: int = 1) -> Iterator[None]:
-    """Run factorisations on ``count`` threads: small LAPACK calls are much slower on several threads of a busy machine."""
-    before, pools = torch.get_num_threads(), _pools()
-    if before == count and all(pool.num_threads == count for pool in pools.lib_controllers):
-        yield
-        return
+def limited_threads() -> Iterator[None]:
+    """Run factorisations on one thread: small LAPACK calls are much slower on several threads of a busy machine, and results
+    then do not depend on their number. Several threads of Python may be inside."""
+    with _LIMIT.lock:
+        if not _LIMIT.users:
+            _LIMIT.put_back.callback(torch.set_num_threads, torch.get_num_threads())
+            _LIMIT.put_back.enter_context(_pools().limit(limits=1))
+            torch.set_num_threads(1)
+        _LIMIT.users += 1
     try:
-        with pools.limit(limits=count):
-            torch.set_num_threads(count)
-            yield
+        yield
     finally:
-        torch.set_num_threads(before)
+        with _LIMIT.lock:
+            _LIMIT.users -= 1
+            if not _LIMIT.users:
+                _LIMIT.put_back.close()
 
 
 class compiled_threads:  # noqa: N801 - used like a function

@@ -21,6 +21,7 @@ from tensornet_compress.bench.models import find_model
 from tensornet_compress.bench.peer_packages import SIDE
 from tensornet_compress.bench.registry import Method, Registry
 from tensornet_compress.bench.texts import find_text
+from tensornet_compress.compressing.cluster import cluster, cluster_kind
 from tensornet_compress.compressing.workers import run_jobs
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.progress import Progress
@@ -177,13 +178,17 @@ def run(
 
 @dataclass(frozen=True)
 class RowsApart:
-    """Rows made by ``workers`` processes of this machine, or by those of the ``cluster`` that this is used in; those of one
-    method on one subject in the same process, as they share what is computed first. ``plugins``: files to load there too;
-    ``install``: whether peers may be installed."""
+    """Rows made by ``workers`` processes of this machine, or by those of a ``cluster``; those of one method on one subject by
+    the same, as they share what is computed first. ``plugins``: files to load there too; ``install``: whether peers may be
+    installed."""
 
     workers: int | None = None
+    cluster: str = "processes"
     plugins: tuple[Path, ...] = ()
     install: bool = True
+
+    def __post_init__(self) -> None:
+        cluster_kind(self.cluster)
 
     def make(self, bench: Bench[Any], jobs: Sequence[Job], receive: Callable[[Row], None]) -> None:
         """Make the rows of jobs of a benchmark; see ``RowsMaker``."""
@@ -196,7 +201,9 @@ class RowsApart:
             for row in rows:
                 receive(row)
 
-        run_jobs(_rows, tasks, self.workers, arrived)
+        # Rows set what is global in a process.
+        with cluster(self.cluster):
+            run_jobs(_rows, tasks, self.workers, arrived)
 
 
 def _rows(task: tuple[RowsApart, type[Bench[Any]], Settings, list[Any]]) -> list[Row]:

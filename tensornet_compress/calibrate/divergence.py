@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs
 from tensornet_compress.calibrate.hooks import evaluating
+from tensornet_compress.errors import TensorNetError
 
 # Numbers of an output that are worked on at once: large vocabularies would need several times the memory of their logits.
 CHUNK_NUMBERS = 1 << 23
@@ -97,7 +98,12 @@ def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
     many random numbers as there are labels, and a tenth of a calibration's time.)"""
     reached = logits.softmax(-1).cumsum(-1)
     drawn = torch.rand(len(logits), 1, generator=generator, device=logits.device, dtype=logits.dtype)
-    return torch.searchsorted(reached, drawn * reached[:, -1:], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+    whole = reached[:, -1:]
+    if not whole.isfinite().all():
+        raise TensorNetError("the model's logits are not finite on the calibration text; no label can be drawn from them")
+    # Below the whole even where rounding reaches it: what comes last may have no chance.
+    below = torch.minimum(drawn * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    return torch.searchsorted(reached, below, right=True)[:, 0]
 
 
 class Reference:

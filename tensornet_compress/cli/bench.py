@@ -199,7 +199,6 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
     from tensornet_compress.bench.compare import compare
     from tensornet_compress.bench.peer_packages import SIDE
     from tensornet_compress.bench.run import RowsApart, load_plugins, run
-    from tensornet_compress.compressing.cluster import cluster
     from tensornet_compress.report import read_result
 
     old = read_result(output.compare) if output.compare is not None else None
@@ -215,7 +214,7 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
         if (output.threads or 1) > 1:
             raise TensorNetError(f"rows of other processes run on one thread; leave out --threads {output.threads}")
         workers = output.workers if output.workers > 1 else None
-        apart = RowsApart(workers, tuple(output.plugin or ()), not output.no_install)
+        apart = RowsApart(workers, output.cluster or "processes", tuple(output.plugin or ()), not output.no_install)
     if output.threads is not None or apart is not None:
         torch.set_num_threads(output.threads or 1)
     benches = make()
@@ -223,7 +222,7 @@ def execute(make: Callable[[], Benches], output: Output) -> None:
         raise TensorNetError("its rows measure time, with nothing beside them; leave out --workers and --cluster")
     progress = RichProgress()
     lock = nullcontext() if output.json is None else locked(output.json)
-    with lock, cluster(output.cluster or (None if apart is None else "processes")):
+    with lock:
         result = run(
             benches, invocation(), output.json, output.resume, progress, progress.say, output.overwrite, output.only, apart
         )

@@ -66,7 +66,8 @@ def _prices(values, kinds, bits, odd, price, taken):  # type: ignore[no-untyped-
     most = bits.shape[1] - 1
     for r in range(len(values)):
         size, kind = abs(values[r]), kinds[r]
-        near: Any = np.int32((size + odd) * 0.5)
+        # Whatever is given, no place beyond the table is read.
+        near: Any = max(np.int32(min((size + odd) * 0.5, 1e9)), 0)
         below: Any = max(near - 1, 0)
         found = 2 * near - (odd if near > 0 else 0)
         lower = 2 * below - (odd if below > 0 else 0)

@@ -26,9 +26,7 @@ def cluster(place: str | None) -> Iterator[None]:
     if place is None:
         yield
         return
-    kind, _, address = place.partition("://")
-    if kind not in _KINDS or (address and kind == "processes"):
-        raise TensorNetError(f"unknown cluster {place!r}; give processes, ray, ray://HOST:PORT, dask or dask://HOST:PORT")
+    kind, address = cluster_kind(place)
     if kind == "processes":
         with parallel_config("loky", n_jobs=-1):
             yield
@@ -41,6 +39,18 @@ def cluster(place: str | None) -> Iterator[None]:
         ) from error
     with (_on_ray if kind == "ray" else _on_dask)(module, address):
         yield
+
+
+def cluster_kind(place: str) -> tuple[str, str]:
+    """The kind and the address, perhaps empty, of a cluster's name.
+
+    Raises:
+        TensorNetError: there is no such kind.
+    """
+    kind, _, address = place.partition("://")
+    if kind not in _KINDS or (address and kind == "processes"):
+        raise TensorNetError(f"unknown cluster {place!r}; give processes, ray, ray://HOST:PORT, dask or dask://HOST:PORT")
+    return kind, address
 
 
 @contextmanager

@@ -188,18 +188,18 @@ def _foretold(
     # Steps and foretold magnitudes of rows and columns take about a byte each.
     side = 8.0 * sum(matrix.shape) + SIDE_BITS
     level = 2.0 if metric.rate is None else 2 * metric.rate
-    bits, lost = [], []
-    for step in steps:
-        coded = canceller.codes(sample, weights, step, states=STATES)
-        bits.append(side + scale * coded.bits)
-        lost.append(sample - torch.from_numpy(coded.to_dense()))
+    by_column, bits, errors = KroneckerMetric(columns=columns), [], []
     # The errors of some steps at once: a product with few rows takes as long as one with many.
     together = max(1, _TOGETHER // sample.numel())
-    errors = []
     for start in range(0, len(steps), together):
-        some = torch.stack(lost[start : start + together])
-        by_row = (KroneckerMetric(columns=columns).apply(some.flatten(0, 1)).double() * some.flatten(0, 1).double()).sum(1)
-        errors += (by_row.reshape(len(some), -1) @ weights).tolist()
+        lost = []
+        for step in steps[start : start + together]:
+            coded = canceller.codes(sample, weights, step, states=STATES)
+            bits.append(side + scale * coded.bits)
+            lost.append(sample - torch.from_numpy(coded.to_dense()))
+        rows_lost = torch.cat(lost)
+        by_row = (by_column.apply(rows_lost).double() * rows_lost.double()).sum(1)
+        errors += (by_row.reshape(len(lost), -1) @ weights).tolist()
     return [(rate, scale * error / level) for rate, error in zip(bits, errors)]
 
 

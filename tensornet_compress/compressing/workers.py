@@ -7,14 +7,15 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from joblib._parallel_backends import LokyBackend, ThreadingBackend
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
@@ -28,22 +29,30 @@ _TRIES = 3
 _AT_ONCE = 64
 """Jobs that are handed to a backend at once that gives back results together."""
 _LOOKS = 0.5
-"""Seconds between two looks of a worker at whether its parent still lives."""
+"""Seconds between two looks: of a worker at whether its parent still lives, of a run at whether a job failed."""
 
 
 class JobRoom:
-    """Memory that jobs on threads of this process may take together: one waits until what it needs is free, or runs alone."""
+    """Memory that jobs on threads of this process may take together. First come, first served: a job waits until its turn comes
+    and what it needs is free, or runs alone."""
 
     def __init__(self, nbytes: int, need: Callable[[Any], int]):
         self.free, self.need = nbytes, need
         self._running = 0
+        self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
     def run(self, work: Callable[[Job], Result], job: Job) -> Result:
         """``work(job)``, when there is room for it."""
-        needed = self.need(job)
+        needed, ticket = self.need(job), object()
         with self._changed:
-            self._changed.wait_for(lambda: needed <= self.free or not self._running)
+            self._waiting.append(ticket)
+            try:
+                while self._waiting[0] is not ticket or (needed > self.free and self._running):
+                    self._changed.wait(_LOOKS)
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
             self.free, self._running = self.free - needed, self._running + 1
         try:
             return work(job)
@@ -81,27 +90,28 @@ def run_jobs(
     Raises:
         TensorNetError: processes were killed again and again without a result between.
     """
-    backend, configured = get_active_backend()
+    # Threads, unless a backend was chosen.
+    backend, configured = get_active_backend(prefer="threads")
     results: list[Result] = []
 
     def arrived(result: Result) -> None:
         results.append(result)
         receive(len(results) - 1, result)
 
-    if configured is None or isinstance(backend, ThreadingBackend):
-        workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
+    if isinstance(backend, ThreadingBackend):
+        workers = min(workers or configured or cpu_count(), max(1, len(jobs)))
         room = _ROOM.get()
         # Jobs spend their time in compiled code, which lets other threads run.
         run = work if room is None else partial(room.run, work)
-        with limited_threads(1), closing(_on_threads(run, jobs, workers)) as made:
+        with limited_threads(), closing(_on_threads(run, jobs, workers)) as made:
             for result in made:
                 arrived(result)
         return results
     together = not backend.supports_return_generator
-    options: dict[str, Any] = {"max_nbytes": "1M", "n_jobs": workers or -1}
+    options: dict[str, Any] = {"max_nbytes": "1M"}
     if isinstance(backend, LokyBackend):
         # A worker watches from its start, not from its first job: its parent may be gone before there is one.
-        options |= {"initializer": _die_with, "initargs": (os.getpid(),)}
+        options |= {"n_jobs": workers or configured or -1, "initializer": _die_with, "initargs": (os.getpid(),)}
     tries = 0
     while len(results) < len(jobs):
         before = len(results)
@@ -123,24 +133,38 @@ def run_jobs(
 
 
 def _on_threads(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Generator[Result]:
-    """Results in order. If a job fails, or the caller is interrupted, no other begins, and those that run are stopped: to leave
-    with threads in compiled code would end the process by a signal."""
+    """Results in order. If a job fails, or the caller is interrupted, no other begins, and those that run are stopped once they
+    leave compiled code: to end the process before that would end it by a signal."""
     if workers == 1:
         yield from map(work, jobs)
         return
     running: set[int] = set()
+    failures: list[Exception] = []
+    stopped = threading.Event()
 
     def run(job: Job) -> Result:
         running.add(threading.get_ident())
         try:
+            if stopped.is_set():
+                raise _Stopped
             return work(job)
+        except Exception as error:
+            failures.append(error)
+            stopped.set()
+            raise
         finally:
             running.discard(threading.get_ident())
 
     with ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(run, job) for job in jobs]
         try:
-            yield from pool.map(run, jobs)
+            for future in waiting:
+                while not wait([future], _LOOKS).done:
+                    if failures:
+                        raise failures[0]
+                yield future.result()
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for thread in list(running):
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stopped))
@@ -175,5 +199,5 @@ def _die_with(owner: int) -> None:
 
 
 def _single_threaded(work: Callable[[Job], Result], job: Job) -> Result:
-    with limited_threads(1):
+    with limited_threads():
         return work(job)

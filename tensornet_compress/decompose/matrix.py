@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from tensornet_compress.decompose.lapack import eigenvalues
 from tensornet_compress.decompose.linalg import fix_signs, require_finite
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.metric import KroneckerMetric
@@ -104,7 +105,7 @@ def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
             # Fewer tokens than inputs leave a moment that is singular to rounding.
             root = _column_root(metric, columns) if int(failed) else root
             gram = root.T @ gram @ root
-    return torch.from_numpy(scipy.linalg.eigvalsh(gram.numpy(), check_finite=False)).flip(0).clamp_min(0)
+    return torch.from_numpy(eigenvalues(gram.contiguous().numpy())).flip(0).clamp_min(0)
 
 
 def _row_gram(matrix: Tensor, metric: KroneckerMetric) -> Tensor:

@@ -14,18 +14,18 @@ gets its bits by that (reverse water-filling). One entry costs ``step^2 / 24`` n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
+from math import isfinite, log
 
 import numpy as np
 import torch
 from numba import njit
-from scipy.linalg import lapack
 from torch import Tensor
 
 from tensornet_compress.coding import CodedFormat, trellis
 from tensornet_compress.coding.coded_integers import scale_bits
 from tensornet_compress.coding.coded_matrix import MAGNITUDES_PER_OCTAVE, STEPS_PER_OCTAVE, CodedMatrix, step_sizes
 from tensornet_compress.coding.laws import HALF
+from tensornet_compress.decompose.lapack import inverse_root
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.memory import release
 from tensornet_compress.metric import KroneckerMetric
@@ -66,21 +66,23 @@ class Canceller:
         """
         moment = torch.ones(n) if columns is None else columns
         diagonal = (moment if moment.ndim == 1 else moment.diagonal()).double()
-        level = float(diagonal.mean())
-        if not level > 0:
+        level = float(diagonal.sum()) / max(n, 1)
+        if not isfinite(level):
+            raise TensorNetError("the second moment of a layer's inputs is not finite; calibrate it on finite inputs")
+        if n and not level > 0:
             return cls.of(None, n)
         order = torch.argsort(diagonal, descending=True, stable=True)
         if moment.ndim == 1:
             return cls(order, (diagonal[order] + damping * level).rsqrt(), torch.zeros(0, 0))
         # C = R R' with R upper triangular, by the Cholesky factor of C read backwards; then U = R^-1. These matrices are large:
-        # none is kept longer than it must be. SciPy's LAPACK knows how to invert a triangle, in a sixth of a solver's time.
+        # none is kept longer than it must be.
         backwards = moment[order.flip(0)][:, order.flip(0)].double().div_(level)
         backwards.diagonal().add_(damping)
-        root, failed = lapack.dpotrf(backwards.numpy().T, overwrite_a=1)
-        if failed:
-            raise TensorNetError("the second moment of a layer's inputs is not positive; calibrate it on finite inputs")
-        inverse = torch.from_numpy(lapack.dtrtri(root, overwrite_c=1)[0].T).flip(0, 1)
-        del backwards, root
+        try:
+            inverse = torch.from_numpy(inverse_root(backwards.contiguous().numpy())).flip(0, 1).triu_()
+        except TensorNetError as error:
+            raise TensorNetError(f"the second moment of a layer's inputs: {error}; calibrate it on finite inputs") from error
+        del backwards
         deviations = inverse.diagonal().clone()
         return cls(order, deviations / level**0.5, inverse.div_(deviations[:, None]).float())
 
@@ -102,6 +104,8 @@ class Canceller:
         column_step = _exponents((trellis.GRID if states else 1.0) * step * self.deviations, STEPS_PER_OCTAVE)
         column_size = step_sizes(column_step)
         largest, in_row, in_column = self._sizes(matrix, column_size)
+        if not isfinite(float(largest.sum())):
+            raise TensorNetError(f"a matrix {tuple(matrix.shape)} to be coded is not finite, or too large for single precision")
         row_step = np.maximum(row_step, _exponents(largest / 2.0**_MOST_CODE_BITS, STEPS_PER_OCTAVE))
         row_size = step_sizes(row_step)
         row_scale = _exponents(in_row / torch.from_numpy(row_size), MAGNITUDES_PER_OCTAVE)

@@ -26,12 +26,14 @@ def few_inputs(x: Tensor, codes: Codes) -> Tensor:
         given = given * codes.column.float()
     zero = _zeros(codes, scale)
     y = torch.empty(count, m, device=x.device)
-    _multiply[(triton.cdiv(m, _OUTPUTS),)](
-        given.contiguous(), codes.codes, scale, scale if zero is None else zero, y, count, m, codes.width, groups,
-        codes.codes.numel(), GROUP=codes.group if groups > 1 else codes.width, BITS=codes.bits, SIGNED=codes.signed,
-        MIDDLE=0 if codes.signed or (zero is not None) else 1 << (codes.bits - 1), SHIFTED=zero is not None,
-        INPUTS=max(_LEAST_INPUTS, triton.next_power_of_2(count)), OUTPUTS=_OUTPUTS, STEP=_WIDTH,
-    )  # fmt: skip
+    # Triton launches on the current device, whatever that of its tensors.
+    with torch.cuda.device_of(x):
+        _multiply[(triton.cdiv(m, _OUTPUTS),)](
+            given.contiguous(), codes.codes, scale, scale if zero is None else zero, y, count, m, codes.width, groups,
+            codes.codes.numel(), GROUP=codes.group if groups > 1 else codes.width, BITS=codes.bits, SIGNED=codes.signed,
+            MIDDLE=0 if codes.signed or (zero is not None) else 1 << (codes.bits - 1), SHIFTED=zero is not None,
+            INPUTS=max(_LEAST_INPUTS, triton.next_power_of_2(count)), OUTPUTS=_OUTPUTS, STEP=_WIDTH,
+        )  # fmt: skip
     if codes.place is not None and codes.excess is not None and len(codes.place):
         row, column = codes.place // codes.width, codes.place % codes.width
         y.index_add_(1, row, given[:, column] * (codes.excess.float() * scale[row, 0]))

@@ -243,8 +243,8 @@ def _checked(factor: Tensor | None, side: str) -> Tensor | None:
         return None
     if factor.ndim not in (1, 2) or (factor.ndim == 2 and factor.shape[0] != factor.shape[1]):
         raise TensorNetError(f"the {side} factor of a metric must be (k,) or (k, k), was given {tuple(factor.shape)}")
-    # The sum is finite where all entries are, and needs no mask as large as they.
-    if not torch.isfinite(factor.sum(dtype=torch.float64)):
+    # The extremes are NaN where any entry is, and need no mask as large as they.
+    if factor.numel() and not all(bool(extreme.isfinite()) for extreme in factor.aminmax()):
         raise TensorNetError(f"the {side} factor of a metric holds NaN or infinite entries; check the calibration batches")
     return factor
 

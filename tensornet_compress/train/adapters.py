@@ -83,7 +83,7 @@ def merge_lora(adapted: PeftModel, calibration: Iterable[Batch] | None = None, w
     Args:
         calibration: batches that tell which errors of the new weights matter, best from the task that the adapters were
             trained on; needed if the plan was made with calibration. They need not be those of the plan.
-        workers: processes that encode layers.
+        workers: threads that encode layers.
 
     >>> import torch, tensornet_compress as tnc
     >>> from peft import LoraConfig

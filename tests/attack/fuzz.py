@@ -28,7 +28,7 @@ _BATCH = 60
 def fuzz(place: Path, count: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
     """Outcomes of ``count`` damaged files, shared out over all victims, and a line for each bad one."""
     # A forked process has none of the threads of its parent, and would wait for them.
-    with limited_threads(1):
+    with limited_threads():
         return _shared_out(place, count, seed)
 
 

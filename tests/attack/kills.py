@@ -20,7 +20,7 @@ _EVENTS = ("open", "ctypes.dlsym", "shutil.")
 def kills(place: Path, count: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
     """Outcomes of ``count`` kills, shared out over all victims, and a line for each bad one."""
     # A forked process has none of the threads of its parent, and would wait for them.
-    with limited_threads(1):
+    with limited_threads():
         return _shared_out(place, count, seed)
 
 

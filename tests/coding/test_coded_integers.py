@@ -109,6 +109,36 @@ def paths(rows: int, columns: int, scale: float, seed: int) -> tuple[NDArray[np.
 
 
 @settings(deadline=None, max_examples=15)
+@given(st.integers(1, 9), st.floats(0.1, 8), st.integers(0, 2**32 - 1))
+def test_the_path_is_the_best_of_all_that_the_table_allows(rows: int, scale: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    values, bits = generator.normal(size=rows) * scale, generator.uniform(0, 1, (2, 3, 6)).cumsum(-1)
+    kinds, found = generator.integers(0, 3, rows), np.empty(rows, np.int32)
+    trellis.best_path(values, kinds, bits, found)
+    least: dict[int, float] = {0: 0.0}
+    for value, kind in zip(values, kinds):
+        after: dict[int, float] = {}
+        for state, cost in least.items():
+            odd = state & 1
+            near = int((abs(value) + odd) * 0.5)
+            for level in {*range(max(near - 1, 0), near + 2), *([0] if near in (2, 3) else [])}:
+                size = 2 * level - odd if level else 0
+                paid = cost + (abs(value) - size) ** 2 + bits[odd, kind, min(level, 5)]
+                to = int(trellis.NEXT[state, level & 1])
+                after[to] = min(after.get(to, np.inf), paid)
+        least = after
+    level, side = trellis.levels(found[:, None])
+    paid = ((values - found) ** 2).sum() + sum(bits[s, k, min(abs(v), 5)] for s, k, v in zip(side[:, 0], kinds, level[:, 0]))
+    assert np.isclose(paid, min(least.values()))
+
+
+def test_values_that_are_no_numbers_break_nothing() -> None:
+    for strange in (np.nan, np.inf, -np.inf, 1e300, 4e9):
+        values, codes = np.array([1.0, strange, -2.0] * 5), np.empty(15, np.int32)
+        trellis.best_path(values, np.zeros(15, np.int64), np.zeros((2, 1, 32)), codes)
+
+
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 60), st.integers(0, 60), st.floats(-4, 20), st.integers(0, 2**32 - 1))
 def test_paths_of_a_trellis_come_back(rows: int, columns: int, octave: float, seed: int) -> None:
     codes, row, column = paths(rows, columns, 2.0**octave, seed)

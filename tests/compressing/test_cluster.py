@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from joblib import parallel_config
 
 import tensornet_compress as tnc
 from tensornet_compress.compressing.cluster import cluster
@@ -105,6 +106,30 @@ def test_threads_give_results_in_order_and_pass_errors_on():
     assert torch.get_num_threads() == threads
 
 
+def test_a_job_that_fails_ends_the_run_at_once():
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        if number == 1:
+            raise ValueError("one")
+        time.sleep(3 if number == 0 else 0.01)
+
+    with pytest.raises(ValueError, match="one"):
+        run_jobs(work, range(500), 2)
+    assert len(begun) < 10
+
+
+def test_joblibs_settings_are_followed():
+    with parallel_config("loky", n_jobs=2):
+        processes = {process for _, process in run_jobs(square, range(20))}
+    assert 1 <= len(processes) <= 2
+    assert os.getpid() not in processes
+    for given in ({"backend": "threading"}, {"n_jobs": 2}):
+        with parallel_config(**given):
+            assert {process for _, process in run_jobs(square, range(20))} == {os.getpid()}
+
+
 def squares_below(count):
     return [number * number for number in range(count)]
 
@@ -126,6 +151,11 @@ def test_threads_wait_for_room():
     most[0] = 0
     with limited_room(JobRoom(6, lambda size: size)):
         run_jobs(work, sizes, 4)
+    # First come, first served: a large job is not kept waiting by small ones behind it.
+    order = []
+    with limited_room(JobRoom(4, lambda number: 4 if number == 1 else 1)):
+        run_jobs(lambda number: (order.append(number), time.sleep(0.002)), range(12), 3)
+    assert order.index(1) <= 3
     # The one of nine runs although there is no room for it, but alone.
     assert most[0] == 9
 

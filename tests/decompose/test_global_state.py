@@ -103,10 +103,10 @@ def two_threads():
 def test_thread_counts_are_put_back():
     run_jobs(svd, [torch.eye(3)] * 2, workers=1)
     assert torch.get_num_threads() == 2
-    with limited_threads(1):
+    with limited_threads():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    with pytest.raises(RuntimeError, match="stop"), limited_threads(1):
+    with pytest.raises(RuntimeError, match="stop"), limited_threads():
         raise RuntimeError("stop")
     assert torch.get_num_threads() == 2
 

@@ -17,7 +17,7 @@ from tests.kernels.test_coded_linear import GROUPED, by_factors, by_groups, inpu
 pytest.importorskip("triton")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kernel() -> Iterator[ModuleType]:
     """The module, its kernel interpreted: Triton decides when it is read."""
     with pytest.MonkeyPatch.context() as patch:
@@ -97,6 +97,7 @@ def test_inputs_of_any_shape_reach_a_kernel_that_proved_right(monkeypatch: pytes
         for shape in ((), (2,), (2, 5), (1, 2, 3)):
             x = inputs(*shape, codes.width)
             torch.testing.assert_close(operator.on_gpu(x, codes), decoded_linear(x, codes), rtol=1e-4, atol=1e-4)
+        assert operator._proved(codes.bits, codes.signed, codes.column is None, codes.zero is None, "cpu") is kernel.few_inputs
     with pytest.raises(RuntimeError):
         operator.on_gpu(inputs(2, 3), by_factors(8, 16))
     operator._proved.cache_clear()

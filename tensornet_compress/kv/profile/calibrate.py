@@ -73,7 +73,7 @@ def calibrate(
         TensorNetError: no batches, no full-attention layer, or layers whose heads differ in width.
     """
     # On several threads sums are rounded in another order, and saved caches open only with the very profile of their codes.
-    with limited_threads(1), torch.inference_mode(False):
+    with limited_threads(), torch.inference_mode(False):
         steps = Steps.nowhere() if steps is None else steps
         felt = 0 if metric != "fisher" else sensitivity_windows
         sums, style, rotary = _summed(model, batches, metric, felt, draws, sinks, window, seed, steps)

@@ -105,6 +105,25 @@ def test_each_width_shows_its_own_charts(page: Page, report: Path) -> None:
         assert page.ask(shown.format(hidden)) == 0
 
 
+def test_a_click_or_a_key_sorts_a_table_and_missing_numbers_come_last(page: Page, report: Path) -> None:
+    page.open(report, 1280, "light")
+    column = """(() => { const table = [...document.querySelectorAll('#figures table')].find(t => t.tBodies[0].rows.length > 3);
+      const place = [...table.tHead.rows[0].cells].findIndex(c => c.classList.contains('n'));
+      const head = table.tHead.rows[0].cells[place];
+      if (PRESS) { head.querySelector('button').focus(); head.querySelector('button').click(); }
+      return [head.getAttribute('aria-sort'), [...table.tBodies[0].rows].map(r => r.cells[place])
+        .map(c => parseFloat((c.title || c.firstChild?.textContent || '').replace(/,/g, '')))] })()"""
+    before, shown = page.ask(column.replace("PRESS", "false"))
+    assert before is None
+    numbers = [value for value in shown if value is not None]
+    for order, descending in (("ascending", False), ("descending", True)):
+        told, values = page.ask(column.replace("PRESS", "true"))
+        assert told == order
+        assert values[: len(numbers)] == sorted(numbers, reverse=descending)
+        assert len(values) == len(shown)
+    assert page.complaints() == []
+
+
 def test_a_browser_that_complains_is_noticed(page: Page, tmp_path: Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text("<script>console.error('no')</script><img src='missing.png'><p style='width: 2000px'>wide</p>")

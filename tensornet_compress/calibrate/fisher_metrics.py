@@ -122,6 +122,8 @@ class FisherCollector:
         self._mask: Tensor | None = None
         self._moments = SharedMoments()
         self._means: dict[InputMoment, Tensor] = {}
+        # Moments that are added to others of tied modules.
+        self._summed_again: set[InputMoment | None] = set()
         # The layer called last, which may be the one that gives the logits.
         self._head: tuple[str, Tensor] | None = None
         self._exact: set[str] = set()
@@ -148,6 +150,9 @@ class FisherCollector:
         self._head = None
 
     def metrics(self, targets: Sequence[Target]) -> dict[str, KroneckerMetric]:
+        """Of the targets that were reached; to be asked once."""
+        tied = [name for target in targets if target.tied for name in (target.name, *target.tied)]
+        self._summed_again = {self.seen[name].inputs for name in tied}
         found = {target.name: self._metric(target) for target in targets}
         return {name: metric for name, metric in found.items() if metric is not None}
 
@@ -188,7 +193,8 @@ class FisherCollector:
     def _mean(self, moment: InputMoment) -> Tensor:
         """One tensor for all layers that share a moment."""
         if moment not in self._means:
-            self._means[moment] = moment.mean.cpu()
+            mean = moment.mean if moment in self._summed_again else moment.settled_mean()
+            self._means[moment] = mean.cpu()
         return self._means[moment]
 
     def called(self, name: str, module: nn.Module, given: Tensor, output: Tensor) -> Backward:

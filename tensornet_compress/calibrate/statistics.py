@@ -71,6 +71,13 @@ class InputMoment:
             raise TensorNetError("a layer received no input during calibration; give batches that reach it, or ignore it")
         return self.sum / self.count
 
+    def settled_mean(self) -> Tensor:
+        """``mean`` in the place of the sum: nothing may be added afterwards."""
+        if self.sum is None or not self.count:
+            return self.mean
+        self.sum, self.count = self.sum.div_(self.count), 1
+        return self.sum
+
 
 @dataclass
 class _Pending:

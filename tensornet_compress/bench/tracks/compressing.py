@@ -17,13 +17,14 @@ from tensornet_compress.bench.tensors import TENSORS, BenchTensor
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS, WeightCase
 from tensornet_compress.bench.weights import WeightBench, WeightSettings
 from tensornet_compress.calibrate.batches import model_inputs, model_output
+from tensornet_compress.compressing import Budget, compress
 
 QUICK_METHODS = (OURS, "svd", "svd-llm", "rtn", "gptq", "hqq")
 WINDOWS, LENGTH = 2, 128
 WHOLE, WHOLE_BITS, WHOLE_WINDOWS, WHOLE_LENGTH = (OURS, "ours-coded", "gptq", "rtn"), 3.5, 8, 256
 """A whole model needs more tokens than its layers have inputs: with fewer, two cores win that no one would choose."""
-FORWARD, BARE = "forward", "bare-svd"
-"""One forward pass over the calibration tokens, and an SVD of each weight."""
+FORWARD, BARE, BY_BLOCK = "forward", "bare-svd", "ours-by-block"
+"""One forward pass over the calibration tokens, an SVD of each weight, and ours with the statistics of a block at a time."""
 SUBJECTS = ("wave", "heat")
 ERROR = 0.1
 
@@ -56,7 +57,7 @@ def compressing(settings: SpeedSettings) -> Iterator[Heat]:
     yield Heat(f"compressing {what} to {settings.bits:g} bits", names, lambda: _compress(settings, names))
     if not settings.quick:
         subject = f"compressing all blocks to {WHOLE_BITS:g} bits"
-        yield Heat(subject, (*WHOLE, FORWARD, BARE), lambda: _whole(settings))
+        yield Heat(subject, (*WHOLE, BY_BLOCK, FORWARD, BARE), lambda: _whole(settings))
 
 
 def _weights(settings: SpeedSettings, bits: float, windows: int, length: int) -> WeightSettings:
@@ -89,7 +90,7 @@ def _compress(settings: SpeedSettings, names: tuple[str, ...]) -> Raced:
 def _whole(settings: SpeedSettings) -> Raced:
     values, missing, threads = {}, {}, torch.get_num_threads()
     weights = _weights(settings, WHOLE_BITS, WHOLE_WINDOWS, WHOLE_LENGTH)
-    for name in (*WHOLE, FORWARD, BARE):
+    for name in (*WHOLE, BY_BLOCK, FORWARD, BARE):
         try:
             _, cost = cost_apart(_prepared, weights, name, threads=threads)
         except Exception as error:  # as in the harness
@@ -109,6 +110,10 @@ def _prepared(settings: WeightSettings, name: str) -> Callable[[], object]:
         return lambda: [torch.linalg.svd(matrix, full_matrices=False).S.numel() for matrix in matrices]
     if name == FORWARD:
         return lambda: _passed(case)
+    if name == BY_BLOCK:
+        names, budget = [target.name for target in case.targets], Budget(bits_per_weight=settings.bits[0])
+        windows = [window for batch in case.batches for window in batch.split(1)]
+        return lambda: len(compress(case.model, budget, windows, targets=names, by_block=True, workers=case.workers).layers)
     return lambda: len(WEIGHT_METHODS[name].run(case, settings.bits[0]).layers)
 
 

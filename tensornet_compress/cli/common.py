@@ -74,11 +74,16 @@ def _one_line() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+quiet = {"progress": False}
+"""Set by ``tensornet-compress --quiet``."""
+
+
 class RichProgress:
-    """Bars with time left, on standard error so that standard output stays clean (a ``Progress`` of this package)."""
+    """Bars with time left, on standard error so that standard output stays clean (a ``Progress`` of this package); nothing
+    with ``--quiet``."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet["progress"])
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[], None]]:

@@ -29,6 +29,7 @@ from tensornet_compress.cli.common import (
     text_windows,
     write_json,
 )
+from tensornet_compress.cli.common import quiet as quieted
 from tensornet_compress.cli.ending import debug as debugging
 from tensornet_compress.cli.ending import ending, plain_errors
 from tensornet_compress.cli.export import export
@@ -62,10 +63,12 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress: results, and what went wrong.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
 ) -> None:
     """Compress neural networks as tensor networks, and count every byte."""
     debugging["traceback"] = debug
+    quieted["progress"] = quiet
 
 
 @plain_errors

@@ -223,11 +223,25 @@ def _loaded(loader: Any, name: str | Path, dtype: torch.dtype | None, trust_remo
     if Path(folder).is_dir() and (held := weight_files(folder)):
         check_counts(_config(name, trust_remote_code), len(held))
     options = {"trust_remote_code": trust_remote_code, "weights_only": True, "output_loading_info": True}
-    with _refused(f"{str(name)!r} cannot be loaded"):
+    with _refused(f"{str(name)!r} cannot be loaded"), _no_bars():
         model, info = loader.from_pretrained(folder, dtype=dtype or "auto", **options)
     require_finite(model, repr(str(name)))
     release(model)
     return model, info
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, of which none takes long; put back as they were."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _untied(model: torch.nn.Module, missing: Iterable[str]) -> list[str]:
@@ -278,7 +292,7 @@ def _convert_gguf(file: Path, folder: Path) -> None:
     """Convert a GGUF file to a safetensors folder in fp32, which appears whole or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with whole_folder(folder) as made:
+    with whole_folder(folder) as made, _no_bars():
         loaded = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
         config = loaded.config
         # The loader marks the model as quantised, which blocks saving; its tensors are already plain floats.

@@ -56,6 +56,22 @@ def test_weights_writes_what_it_reports(saved):
     assert tnc.load(out).config.vocab_size == 64
 
 
+def test_what_a_terminal_is_told(llama_folder, text, tmp_path):
+    command = [sys.executable, "-m", "tensornet_compress"]
+    options = ["--bits-per-weight", "6", "--calibration", str(text), "--samples", "4", "--length", "16", "--workers", "1"]
+    told = {}
+    for name, more in (("plain", []), ("quiet", ["--quiet"])):
+        given = [*command, *more, "weights", str(llama_folder), str(tmp_path / name), *options]
+        told[name] = subprocess.run(given, capture_output=True, text=True, check=True)
+    # Where nobody looks at it live, a stage is a line; libraries print nothing of their own.
+    stages = [line.split()[0] for line in told["plain"].stderr.splitlines()]
+    assert stages[:3] == ["calibrate", "survey", "make"]
+    assert set(stages) == {"calibrate", "survey", "make"}
+    assert "\x1b" not in told["plain"].stderr + told["plain"].stdout
+    assert told["quiet"].stderr == ""
+    assert told["quiet"].stdout.replace("quiet", "plain").splitlines()[:2] == told["plain"].stdout.splitlines()[:2]
+
+
 @pytest.mark.parametrize(
     ("options", "layers"),
     [

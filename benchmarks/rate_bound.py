@@ -21,7 +21,7 @@ from experiments import ENCODER, LANGUAGE, experiment
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.weight_case import WEIGHT_METHODS
 from tensornet_compress.bench.weights import WeightBench, WeightSettings
-from tensornet_compress.coding import CodedFormat
+from tensornet_compress.coding import CodedFormat, trellis
 from tensornet_compress.coding.coded_matrix import CodedMatrix
 from tensornet_compress.metric.rate_bound import gaussian_bits
 from tensornet_compress.nn import NetworkModule
@@ -92,9 +92,11 @@ def judge(model: str) -> WeightBench:
 
 
 def code_bits(coded: CodedMatrix) -> tuple[float, float]:
-    """Entropy of the codes within their classes, and the bits to learn the counts of each class."""
-    codes = coded.codes.astype(np.int64)
-    kinds = (coded.row_scale - coded.row_scale.min())[:, None] + (coded.column_scale - coded.column_scale.min())
+    """Entropy of what is coded within its classes, and the bits to learn the counts of each class: of a trellis the levels,
+    those of its two quantisers apart."""
+    level, side = trellis.levels(coded.codes) if coded.states else (coded.codes, 0)
+    codes = level.astype(np.int64)
+    kinds = 2 * ((coded.row_scale - coded.row_scale.min())[:, None] + (coded.column_scale - coded.column_scale.min())) + side
     span = int(codes.max() - codes.min()) + 1
     seen, counts = np.unique(kinds.ravel() * span + (codes - codes.min()).ravel(), return_counts=True)
     of_class = seen // span

@@ -23,8 +23,7 @@ from tensornet_compress.metric import (
     KroneckerMetric,
     MetricKind,
     StoredMetric,
-    euclidean,
-    loaded,
+    loaded_in_turn,
     metric_kind,
 )
 from tensornet_compress.nn import Target
@@ -137,17 +136,18 @@ def _fisher(
 ) -> Iterator[tuple[str, KroneckerMetric | StoredMetric]]:
     """Layers that were never reached come last, and count like a middling one."""
     named = {target.name: target for target in chosen}
-    levels = []
+    reached = []
     for name, metric in _reached(model, batches, chosen, steps, notes, device, options) if batches else ():
-        levels.append(metric_level(loaded(metric) or euclidean()))
+        reached.append(metric)
         named.pop(name)
         yield name, metric
-    if batches and not levels:
+    if batches and not reached:
         raise TensorNetError(
             f"no targeted layer reaches the loss of {type(model).__name__}: no gradient comes back to any of them, as where "
             "all weights are zero; look at the model's weights, or choose other targets"
         )
-    if batches:
+    if batches and named:
+        levels = [metric_level(metric) for metric in loaded_in_turn(reached)]
         middling = KroneckerMetric(rate=0.5 * sorted(levels)[len(levels) // 2])
         yield from dict.fromkeys(named, middling).items()
 

@@ -19,7 +19,7 @@ from tensornet_compress.decompose import fit_network
 from tensornet_compress.decompose.matrix import squared_singular_values
 from tensornet_compress.decompose.one_step import Canceller, is_coded, row_weights
 from tensornet_compress.memory import release
-from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded, loaded_in_turn
 from tensornet_compress.nn import turned
 from tensornet_compress.options import Family, LayerStatistics, Option, layer_options
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
@@ -137,17 +137,17 @@ class _Bench:
 
     def __init__(self, job: Job):
         self.job = job
+        self._columns: Tensor | None = None
 
     @cached_property
     def canceller(self) -> Canceller:
-        first = self.job.layers[0]
-        return Canceller.of(first.loaded_metric().columns, first.source.load()[0].numel())
+        return Canceller.of(self._columns, self.job.layers[0].source.load()[0].numel())
 
     def layers(self) -> Iterator[tuple[Layer, Tensor, Tensor, KroneckerMetric]]:
         """Each with its weight, that as a matrix in single precision, and its metric."""
-        for layer in self.job.layers:
-            weight = layer.source.load()
-            yield layer, weight, weight.reshape(len(weight), -1).float(), layer.loaded_metric()
+        for layer, metric in zip(self.job.layers, loaded_in_turn(layer.metric for layer in self.job.layers)):
+            weight, self._columns = layer.source.load(), metric.columns
+            yield layer, weight, weight.reshape(len(weight), -1).float(), metric
 
 
 def survey_job(task: tuple[Job, Offer]) -> list[Surveyed]:

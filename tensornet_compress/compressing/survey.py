@@ -28,7 +28,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.index import weight_files
 from tensornet_compress.files.steps import Steps
 from tensornet_compress.memory import release
-from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, loaded, loaded_in_turn
 from tensornet_compress.nn import Skipped, Target, find_targets, layer_weight
 from tensornet_compress.options import FAMILIES
 from tensornet_compress.options.forms import SIZE_SHARES
@@ -152,18 +152,20 @@ def _offer(
         families = STEPPED_FAMILIES if method == "auto" else (method,)
         sizes = tuple(shares) if shares is not None else ladder(len(layers))
         return Offer(families, None if formats is None else tuple(formats), sizes)
-    spreads = [layer.source.numel * 0.5 * log2(max(_variance(layer), 1e-300)) for layer in layers]
-    spread = sum(spreads) / sum(layer.source.numel for layer in layers)
+    metrics = loaded_in_turn(layer.metric for layer in layers)
+    variances = [_variance(layer, metric) for layer, metric in zip(layers, metrics)]
+    spread = sum(layer.source.numel * 0.5 * log2(max(variance, 1e-300)) for layer, variance in zip(layers, variances))
+    spread /= sum(layer.source.numel for layer in layers)
     middle = spread + _NORMAL_BITS - _MIDDLING_BITS
     steps = tuple(2.0 ** (middle + octave) for octave in _OCTAVES)
     return Offer(("searched",) if searched else (), None, SIZE_SHARES, coded=True, coded_cores=networks, steps=steps)
 
 
-def _variance(layer: Layer) -> float:
+def _variance(layer: Layer, metric: KroneckerMetric) -> float:
     """Mean square of a layer's numbers in squared steps of one, weighed by the diagonals of its metric."""
     if layer.price is None:
         return 2 / layer.source.numel
-    weight, metric = layer.source.load().float(), layer.loaded_metric()
+    weight = layer.source.load().float()
     squares = weight.reshape(len(weight), -1).square()
     importance, rows = metric.importance(), metric.rows
     by_row = squares.sum(1) if importance is None else squares @ importance.to(squares)

@@ -133,11 +133,11 @@ def run_jobs(
 
 
 def _on_threads(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Generator[Result]:
-    """Results in order. If a job fails, or the caller is interrupted, no other begins, and those that run are stopped once they
-    leave compiled code: to end the process before that would end it by a signal."""
-    if workers == 1:
-        yield from map(work, jobs)
-        return
+    """Results in order; jobs go on while the caller writes one down.
+
+    If a job fails, or the caller is interrupted, no other begins, and those that run are stopped once they leave compiled code:
+    to end the process before that would end it by a signal.
+    """
     running: set[int] = set()
     failures: list[Exception] = []
     stopped = threading.Event()

@@ -9,6 +9,7 @@ from tensornet_compress.metric.metric import (
     euclidean,
     input_second_moment,
     loaded,
+    loaded_in_turn,
     squared_norm,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "euclidean",
     "input_second_moment",
     "loaded",
+    "loaded_in_turn",
     "metric_kind",
     "squared_norm",
 ]

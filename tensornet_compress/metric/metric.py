@@ -19,7 +19,7 @@ All of these are one class, ``KroneckerMetric``: ``norm2(E) = tr(R E C E')``. AL
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -226,16 +226,31 @@ class StoredMetric:
         file, columns = (folder / names[0], folder / names[1] if len(names) > 1 else None)
         return cls(file, rate, columns)
 
-    def load(self) -> KroneckerMetric:
-        """The metric, number for number."""
+    def load(self, columns: Tensor | None = None) -> KroneckerMetric:
+        """The metric, number for number; ``columns``: its column factor, where that was loaded for another layer."""
         factors = load(self.file.read_bytes())
-        columns = None if self.columns is None else load(self.columns.read_bytes())["columns"]
+        if columns is None and self.columns is not None:
+            columns = load(self.columns.read_bytes())["columns"]
         return KroneckerMetric(factors.get("rows"), columns, self.rate)
 
 
-def loaded(metric: KroneckerMetric | StoredMetric | None) -> KroneckerMetric | None:
-    """A metric in memory, wherever it was kept."""
-    return metric.load() if isinstance(metric, StoredMetric) else metric
+def loaded(metric: KroneckerMetric | StoredMetric | None, columns: Tensor | None = None) -> KroneckerMetric | None:
+    """A metric in memory, wherever it was kept; ``columns`` as for ``StoredMetric.load``."""
+    return metric.load(columns) if isinstance(metric, StoredMetric) else metric
+
+
+def loaded_in_turn(metrics: Iterable[KroneckerMetric | StoredMetric | None]) -> Iterator[KroneckerMetric]:
+    """Metrics in memory, Euclidean ones for None. Those that follow each other and share the file of their column factor share
+    the tensor."""
+    file, columns = None, None
+    for metric in metrics:
+        if not isinstance(metric, StoredMetric) or metric.columns is None or metric.columns != file:
+            # Let go of before another is read.
+            file, columns = None, None
+        found = loaded(metric, columns) or euclidean()
+        if isinstance(metric, StoredMetric):
+            file, columns = metric.columns, found.columns
+        yield found
 
 
 def _checked(factor: Tensor | None, side: str) -> Tensor | None:

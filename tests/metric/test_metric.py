@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, input_second_moment
+from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, input_second_moment, loaded_in_turn
 from tests.generators import SEEDS, correlated_moment, random_tensor
 
 
@@ -104,3 +104,25 @@ def test_a_metric_read_from_its_file_is_the_one_that_was_written(rows, columns, 
     assert loaded.norm2(error) == pytest.approx(metric.norm2(error), rel=1e-12)
     for a, b in ((metric.rows, loaded.rows), (metric.columns, loaded.columns)):
         assert (a is None and b is None) or (torch.equal(a, b) and a.dtype == b.dtype)
+
+
+def test_metrics_read_in_turn_share_the_column_factor_that_they_share_in_a_file(tmp_path):
+    first, second = correlated_moment(7, 1), correlated_moment(7, 2)
+    metrics = {
+        "a": KroneckerMetric(torch.rand(5), first, 0.5),
+        "b": KroneckerMetric(None, first, 0.25),
+        "c": KroneckerMetric(None, second),
+        "d": KroneckerMetric(torch.rand(5)),
+        "e": KroneckerMetric(None, second),
+    }
+    stored = StoredMetric.write_all(metrics.items(), tmp_path)
+    kept = metrics["a"]
+    a, b, none, c, d, e, own = loaded_in_turn([stored["a"], stored["b"], None, stored["c"], stored["d"], stored["e"], kept])
+    assert a.columns is b.columns
+    assert own is kept
+    assert none.rows is None
+    assert none.columns is None
+    for name, found in zip("abcde", (a, b, c, d, e)):
+        for wanted, read in ((metrics[name].rows, found.rows), (metrics[name].columns, found.columns)):
+            assert (wanted is None and read is None) or torch.equal(wanted, read)
+        assert found.rate == metrics[name].rate

@@ -8,7 +8,6 @@ not take go to the reference: the matrix decoded in PyTorch, times the inputs.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -20,12 +19,11 @@ from torch import Tensor
 from tensornet_compress.coding.bits import pack_bits
 from tensornet_compress.coding.codes import Codes
 from tensornet_compress.kernels.loops import Loops, loops_for
+from tensornet_compress.kernels.proof import agrees, triton_module
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ROWS = 16
 """More inputs at once than this are multiplied with decoded tiles."""
-_AGREE = 1e-4
-"""Largest error of a kernel, as a share of the largest result, on the codes that prove it."""
 _TILE = 1 << 22
 """Weights that are decoded at once."""
 
@@ -118,32 +116,14 @@ def on_gpu(x: Tensor, codes: Codes) -> Tensor:
 @cache
 def _proved(bits: int, signed: bool, grouped: bool, middle: bool, device: str) -> Callable[[Tensor, Codes], Tensor] | None:
     """The kernel for GPUs, once it agreed with the reference on codes of a form; None, with a warning, where it did not."""
-    try:
-        kernel = _gpu_kernel()
-        if kernel is None:
-            return None
-        codes = _sample(bits, signed, grouped, middle, device)
-        x = torch.linspace(-1, 1, 3 * codes.width, device=device).view(3, -1)
-        # In double precision, which neither autocast nor faster ways of multiplying round.
-        exact = decoded_linear(x.double(), codes)
-        off = float((kernel(x, codes).double() - exact).abs().max() / exact.abs().max())
-        told = f"it is off by {off:.1e}"
-        if off < _AGREE:
-            return kernel
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-    warnings.warn(
-        f"products of {bits}-bit codes on {device} go by decoded matrices: of the Triton kernel, {told}", stacklevel=2
-    )
-    return None
-
-
-def _gpu_kernel() -> Callable[[Tensor, Codes], Tensor] | None:
-    try:
-        from tensornet_compress.kernels.triton_linear import few_inputs
-    except ImportError:
+    module = triton_module("triton_linear")
+    if module is None:
         return None
-    return few_inputs
+    kernel: Callable[[Tensor, Codes], Tensor] = module.few_inputs
+    codes = _sample(bits, signed, grouped, middle, device)
+    x = torch.linspace(-1, 1, 3 * codes.width, device=device).view(3, -1)
+    told = f"products of {bits}-bit codes on {device} go by decoded matrices"
+    return kernel if agrees(lambda: kernel(x, codes), lambda: decoded_linear(x.double(), codes), told) else None
 
 
 def _sample(bits: int, signed: bool, grouped: bool, middle: bool, device: str) -> Codes:

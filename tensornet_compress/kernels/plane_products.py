@@ -1,7 +1,7 @@
 """Products of floats with packed fields (small unsigned integers, ``coding/planes.py``), for attention over coded tokens.
 
-On processors fields are unpacked in registers and used at once, for up to ``MOST_ROWS`` rows of floats; elsewhere a chunk is
-unpacked and multiplied in PyTorch, which is also the reference.
+On processors fields are unpacked in registers and used at once, for up to ``MOST_ROWS`` rows of floats; on GPUs
+by kernels in Triton, once these agreed with the reference: a chunk unpacked and multiplied in PyTorch, as is done elsewhere.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from llvmlite.binding import get_host_cpu_features
 from numba import carray, cfunc, njit
 from torch import Tensor
 
-from tensornet_compress.coding.planes import UNIT, WIDTHS, PlaneLayout, Planes
+from tensornet_compress.coding.planes import FIELDS, UNIT, WIDTHS, PlaneLayout, Planes
 from tensornet_compress.kernels.loops import SIGNATURE, run_items
+from tensornet_compress.kernels.proof import agrees, triton_module
 from tensornet_compress.kernels.vectors import LANES, add_fields_times_factors, copy_bytes, fields_times_weights, pointer
 
 MOST_ROWS = 12 if get_host_cpu_features().get("avx512f") else 6
@@ -31,7 +32,8 @@ _BLOCK = 8
 def times_planes(factors: Tensor, layout: PlaneLayout, planes: Planes) -> Tensor:
     """factors fp32 (batch, rows, k) @ fields of the codes (batch, k, tokens) -> fp32 (batch, rows, tokens), chunk by chunk."""
     if not looped(factors):
-        return torch.cat([factors @ layout.unpack(chunk).float() for chunk in planes.chunks], -1)
+        kernels = _on_gpu(factors)
+        return (unpacked_scores if kernels is None else kernels.times_planes)(factors, layout, planes)
     out = factors.new_empty(*factors.shape[:2], sum(_tokens(chunk) for chunk in planes.chunks))
     for rows in _passes(factors.shape[1]):
         ordered, done = factors[:, rows].mT.contiguous(), 0
@@ -48,10 +50,8 @@ def planes_times(layout: PlaneLayout, planes: Planes, weights: Tensor) -> Tensor
     """weights fp32 (batch, rows, tokens) @ fields of the codes, transposed, (batch, tokens, k) -> fp32 (batch, rows, k)."""
     total, done = weights.new_zeros(*weights.shape[:2], layout.count), 0
     if not looped(total):
-        for chunk in planes.chunks:
-            total += weights[:, :, done : done + _tokens(chunk)] @ layout.unpack(chunk).float().mT
-            done += _tokens(chunk)
-        return total
+        kernels = _on_gpu(weights)
+        return (unpacked_sums if kernels is None else kernels.planes_times)(layout, planes, weights)
     weights = weights.contiguous()
     for chunk in planes.chunks:
         whole = {width: part.contiguous() for width, part in chunk.items()}
@@ -61,6 +61,48 @@ def planes_times(layout: PlaneLayout, planes: Planes, weights: Tensor) -> Tensor
             run_items(_sums(count).address, 0, len(total) * layout.count, count * layout.count * _tokens(chunk), args)
         done += _tokens(chunk)
     return total
+
+
+def unpacked_scores(factors: Tensor, layout: PlaneLayout, planes: Planes) -> Tensor:
+    """The reference of ``times_planes``, in the dtype of ``factors``."""
+    return torch.cat([factors @ layout.unpack(chunk).to(factors.dtype) for chunk in planes.chunks], -1)
+
+
+def unpacked_sums(layout: PlaneLayout, planes: Planes, weights: Tensor) -> Tensor:
+    """The reference of ``planes_times``, in the dtype of ``weights``."""
+    total, done = weights.new_zeros(*weights.shape[:2], layout.count), 0
+    for chunk in planes.chunks:
+        total += weights[:, :, done : done + _tokens(chunk)] @ layout.unpack(chunk).to(weights.dtype).mT
+        done += _tokens(chunk)
+    return total
+
+
+def _on_gpu(floats: Tensor) -> Any:
+    """The module of kernels for GPUs, where such floats are on one, it is installed, and it proved right there."""
+    if not floats.is_cuda or floats.dtype != torch.float32 or not floats.numel() or torch.cuda.is_current_stream_capturing():
+        # A proof waits for the device, which a graph cannot record.
+        return None
+    return proved(str(floats.device))
+
+
+@cache
+def proved(device: str) -> Any:
+    """The module of kernels for GPUs, once both agreed with the reference on a device; None where one did not, with a warning."""
+    kernels: Any = triton_module("triton_planes")
+    if kernels is None:
+        return None
+    layout = PlaneLayout.of(torch.tensor([*FIELDS]))
+    codes = torch.stack([torch.arange(4 * UNIT) * 37 % (1 << bits) for bits in FIELDS], -1)[None]
+    planes = Planes((layout.pack(codes[:, : 3 * UNIT]), layout.pack(codes[:, 3 * UNIT :]))).to(torch.device(device))
+    layout = layout.to(torch.device(device))
+    factors, weights = (torch.linspace(-1, 1, 5 * count, device=device).view(1, 5, count) for count in (layout.count, 4 * UNIT))
+    told = f"attention over coded tokens on {device} unpacks them first"
+    both = agrees(
+        lambda: kernels.times_planes(factors, layout, planes), lambda: unpacked_scores(factors.double(), layout, planes), told
+    ) and agrees(
+        lambda: kernels.planes_times(layout, planes, weights), lambda: unpacked_sums(layout, planes, weights.double()), told
+    )
+    return kernels if both else None
 
 
 def looped(floats: Tensor) -> bool:

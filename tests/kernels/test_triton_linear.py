@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -83,15 +83,14 @@ def test_it_compiles_for_a_gpu_that_is_not_here(signed: bool, bits: int, shifted
 def test_a_kernel_that_fails_or_errs_gives_way_to_the_reference_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     codes, x = by_factors(8, 16), inputs(2, 1, 16)
     for wrong in (lambda x, codes: 2 * decoded_linear(x, codes), lambda x, codes: 1 / 0):
-        monkeypatch.setattr(operator, "_gpu_kernel", lambda wrong=wrong: wrong)
+        monkeypatch.setattr(operator, "triton_module", lambda _name, wrong=wrong: SimpleNamespace(few_inputs=wrong))
         operator._proved.cache_clear()
         with pytest.warns(UserWarning, match="products of 8-bit codes on cpu go by decoded matrices"):
             assert torch.equal(operator.on_gpu(x, codes), decoded_linear(x, codes))
     operator._proved.cache_clear()
 
 
-def test_inputs_of_any_shape_reach_a_kernel_that_proved_right(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType) -> None:
-    monkeypatch.setattr(operator, "_gpu_kernel", lambda: kernel.few_inputs)
+def test_inputs_of_any_shape_reach_a_kernel_that_proved_right(kernel: ModuleType) -> None:
     operator._proved.cache_clear()
     for codes in (by_factors(8, 16), by_groups(8, 64, "int4g32o"), by_groups(8, 64, "int3g64z")):
         for shape in ((), (2,), (2, 5), (1, 2, 3)):

@@ -87,7 +87,7 @@ def _on_gpu(floats: Tensor) -> Any:
 
 @cache
 def proved(device: str) -> Any:
-    """The module of kernels for GPUs, once both agreed with the reference on a device; None where one did not, with a warning."""
+    """The module of kernels for GPUs, once both agreed with the reference on a device; None, with a warning, where not."""
     kernels: Any = triton_module("triton_planes")
     if kernels is None:
         return None

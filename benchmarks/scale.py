@@ -194,7 +194,7 @@ def jobs() -> Iterator[Job]:
     yield streamed(LANGUAGE, None)
     yield Job("speed", LANGUAGE, "in memory, one worker", partial(row, LANGUAGE, None, 1, None, True), ours=True)
     for number in range(KILLS):
-        yield Job("speed", smaller[0], f"killed, moment {number + 1:02d}", partial(killed, smaller[0], number), ours=True)
+        yield Job("speed", smaller[1], f"killed, moment {number + 1:02d}", partial(killed, smaller[1], number), ours=True)
     yield streamed(large, 3 << 30)
     yield streamed(large, 3 << 30, 2)
     # Workers of Ray bring their own memory, which no promise of ours covers.

@@ -58,7 +58,7 @@ def _levels(codes, table, level, side):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _prices(values, kinds, bits, odd, price, taken):  # type: ignore[no-untyped-def]
     """Of one quantiser, for each value the least price of a level of even and of odd parity, (2, rows), and the magnitudes that
     have it. The nearest level has one parity, its neighbours the other, and zero may be worth its few bits from further off.
@@ -86,7 +86,7 @@ def _prices(values, kinds, bits, odd, price, taken):  # type: ignore[no-untyped-
         taken[1, r] = found if swapped else upper
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def best_path(values, kinds, bits, codes):  # type: ignore[no-untyped-def]
     """Fill ``codes`` (rows,) for ``values`` (rows,) in units of the grid: least squared error + ``bits`` (2, kinds, levels),
     which are in the same units."""

@@ -206,7 +206,7 @@ def _within_reach(row_scale: np.ndarray, column_scale: np.ndarray) -> tuple[np.n
     )
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _catch_up(block, coupling, i):  # type: ignore[no-untyped-def]
     """Take over into column i what was lost of the columns before it, four at a time."""
     for j in range(0, i - 3, 4):
@@ -218,7 +218,7 @@ def _catch_up(block, coupling, i):  # type: ignore[no-untyped-def]
             block[i, r] -= coupling[j, i] * block[j, r]
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _cancel(block, coupling, row_size, column_size, row_class, column_class, bits, codes):  # type: ignore[no-untyped-def]
     """Round a block of columns (columns, rows) one after the other; ``block`` then holds what was lost of each."""
     for i in range(len(block)):
@@ -239,7 +239,7 @@ def _cancel(block, coupling, row_size, column_size, row_class, column_class, bit
             block[i, r] -= np.float32(code * size)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
+@njit(cache=True, nogil=True)
 def _cancel_in_trellis(block, coupling, row_size, column_size, row_class, column_class, bits, codes):  # type: ignore[no-untyped-def]
     """As ``_cancel``, each column along the best path of a trellis: rows know nothing of each other's errors."""
     for i in range(len(block)):

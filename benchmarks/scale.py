@@ -28,13 +28,14 @@ import tensornet_compress as tnc
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.speed import MEASURES as SPEED
+from tensornet_compress.calibrate.fisher_metrics import GROUP as TOGETHER
 from tensornet_compress.compressing.cluster import cluster
 from tensornet_compress.inputs import load_causal_lm, resolve_model
 from tensornet_compress.inputs.models import cache_folder
 from tensornet_compress.memory import peak_of_all
 from tensornet_compress.report import Measure, Row
 
-BITS, WINDOWS, LENGTH, KILLS = 3.5, 8, 256, 20
+BITS, WINDOWS, MANY, LENGTH, KILLS = 3.5, 8, 32, 256, 20
 GROUP = Path("/sys/fs/cgroup/memory/tensornet-scale")
 MODELS: dict[str, dict[str, int]] = {
     # (layers, width, inner width, heads, heads of keys, vocabulary)
@@ -81,12 +82,14 @@ def folder(model: str) -> Path:
     return place
 
 
-def run(source: str, target: str, memory: int | None, workers: int, where: str | None, in_memory: bool) -> None:
+def run(
+    source: str, target: str, memory: int | None, workers: int, where: str | None, in_memory: bool, number: int = WINDOWS
+) -> None:
     """One run, in a process of its own; prints what it took as JSON."""
     torch.set_num_threads(2)
     words = json.loads((Path(source) / "config.json").read_text())["vocab_size"]
     drawn = torch.Generator().manual_seed(1)
-    windows = [torch.randint(words, (1, LENGTH), generator=drawn) for _ in range(WINDOWS)]
+    windows = [torch.randint(words, (1, LENGTH), generator=drawn) for _ in range(number)]
     began, budget = time.perf_counter(), tnc.Budget(bits_per_weight=BITS)
     where = where and where.lower()
     if in_memory:
@@ -138,7 +141,7 @@ def cleared() -> Path:
     return target
 
 
-first: dict[str, str] = {}
+first: dict[tuple[Any, ...], str] = {}
 
 
 def row(model: str, memory: int | None, *how: Any) -> dict[str, Any]:
@@ -151,7 +154,7 @@ def row(model: str, memory: int | None, *how: Any) -> dict[str, Any]:
     values = json.loads(told.splitlines()[-1]) | {
         "model_nbytes": sum(file.stat().st_size for file in folder(model).glob("*.safetensors")),
         "nbytes": sum(file.stat().st_size for file in target.iterdir()),
-        "same": float(first.setdefault(model, found) == found),
+        "same": float(first.setdefault((model, *how[3:]), found) == found),
     }
     return {"values": values, "settings": {"memory": memory}}
 
@@ -171,7 +174,7 @@ def killed(model: str, number: int) -> dict[str, Any]:
     ended = again.returncode == 0 or target.exists()
     spent = time.perf_counter() - began
     left = [path.name for path in target.parent.iterdir() if path.name.startswith(f".{target.name}")]
-    same = ended and not left and digest(target) == first[model]
+    same = ended and not left and digest(target) == first[model,]
     return {"values": {"time": spent, "slower": spent / whole, "same": float(same)}, "settings": {"code": code}}
 
 
@@ -191,6 +194,9 @@ def jobs() -> Iterator[Job]:
     yield from (streamed(model, None) for model in smaller)
     for where in (None, "Ray", "Dask"):
         yield streamed(smaller[1], None, 2, where)
+    for where in (None, "Ray"):
+        how = f"streamed, {MANY} windows, two workers{f' of {where}' if where else ''}"
+        yield Job("speed", smaller[1], how, partial(row, smaller[1], None, 2, where, False, MANY), ours=True)
     yield streamed(LANGUAGE, None)
     yield Job("speed", LANGUAGE, "in memory, one worker", partial(row, LANGUAGE, None, 1, None, True), ours=True)
     for number in range(KILLS):
@@ -203,7 +209,8 @@ def jobs() -> Iterator[Job]:
 
 # What is planned on paper: weights, weights that a token meets, blocks, width.
 PLANNED = {"8 B": (8e9, 8e9, 32, 4096), "70 B": (70e9, 70e9, 80, 8192), "1 T, mixture": (1e12, 32e9, 61, 7168)}
-PLANNED_TOKENS = 128 * 2048
+PLANNED_WINDOWS = 128
+PLANNED_TOKENS = PLANNED_WINDOWS * 2048
 # Of a machine: GPUs, cores, dollars an hour. That a GPU does so many products a second is assumed, not measured.
 MACHINES = {"one GPU": (1, 16, 3.0), "8 GPUs": (8, 128, 24.0), "64 machines of 2 cores": (0, 128, 64 * 0.10)}
 GPU_PRODUCTS = 1e14
@@ -211,7 +218,7 @@ GPU_PRODUCTS = 1e14
 
 def planned(rows: Sequence[Row]) -> Iterator[Row]:
     """Seconds, bytes and dollars for models that were not run, from the rates of the largest that was: sweeps by weights that
-    tokens meet, on one device; survey and make by weights, on all cores."""
+    tokens meet, on one GPU or a machine for each group of windows; survey and make by weights, on all cores."""
     name = list(MODELS)[-1]
     known = next((row for row in rows if row.subject == name and row.method.endswith("one worker")), None)
     if known is None or known.skipped:
@@ -224,7 +231,9 @@ def planned(rows: Sequence[Row]) -> Iterator[Row]:
         moved = 5 * 2 * number + 8 * blocks * width * PLANNED_TOKENS + 2 * number * BITS / 8
         for method, (gpus, cores, price) in MACHINES.items():
             products = met * PLANNED_TOKENS
-            calibrate = products / GPU_PRODUCTS if gpus else products * per_product
+            # Each machine sweeps over whole groups of windows; several GPUs do not share them.
+            sweeping = min(cores // 2, PLANNED_WINDOWS // TOGETHER)
+            calibrate = products / GPU_PRODUCTS if gpus else products * per_product / sweeping
             made = number * per_weight / cores
             values = {"calibrate": calibrate, "make": made, "time": calibrate + made, "moved_nbytes": moved}
             values["dollars"] = (calibrate + made) / 3600 * price

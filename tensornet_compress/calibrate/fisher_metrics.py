@@ -9,11 +9,15 @@ the embedding's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from tensornet_compress.calibrate.batches import Batch, kept_output, model_inputs, named_parts, without_padding
@@ -35,6 +39,9 @@ from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.nn import Target
 from tensornet_compress.nn.kinds import embedding_scale
 
+GROUP = 8
+"""Batches whose sums are made for themselves, with labels of their own seed, and then added to those of the groups before: what
+is found does not depend on where each group was summed up."""
 _NUMBERS = 1 << 22
 _LEAST_TOKEN = 0.3
 """Rows of an embedding weigh at least this share of the mean row: tokens that calibration never saw have to live too."""
@@ -57,6 +64,18 @@ class _Seen:
 
     def add_output(self, squares: Tensor) -> None:
         self.outputs = squares if self.outputs is None else self.outputs + squares
+
+    def add_calls(self, calls: Tensor) -> None:
+        self.calls = calls if self.calls is None else self.calls + calls
+
+    def merge(self, other: _Seen) -> None:
+        """Add all that another was told, but for the inputs."""
+        if other.outputs is not None:
+            self.add_output(other.outputs)
+        if other.calls is not None:
+            self.add_calls(other.calls)
+        self.gradients.merge(other.gradients)
+        self.vectors += other.vectors
 
 
 def fisher_metrics(
@@ -81,6 +100,31 @@ def fisher_metrics(
     Raises:
         TensorNetError: no batches, or the loss depends on none of the model's parts.
     """
+    total = FisherCollector(model, targets)
+    for number, group in enumerate(in_groups(batches)):
+        total.merge(_collected(model, group, targets, loss, precision, advance, seed + number))
+    if not total.tokens:
+        raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
+    return total.metrics(targets)
+
+
+def in_groups(batches: Iterable[Any]) -> Iterator[list[Any]]:
+    """``GROUP`` batches, or whatever is counted like them, at a time."""
+    waiting = iter(batches)
+    while group := list(islice(waiting, GROUP)):
+        yield group
+
+
+def _collected(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    targets: Sequence[Target],
+    loss: Loss | None,
+    precision: torch.dtype | None,
+    advance: Callable[[], None],
+    seed: int,
+) -> FisherCollector:
+    """What one group told."""
     collector = FisherCollector(model, targets)
     device = next(model.parameters()).device
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -105,9 +149,7 @@ def fisher_metrics(
                 raise TensorNetError(f"no targeted layer reaches the loss of {type(model).__name__}")
             total.backward()
             advance()
-    if not collector.tokens:
-        raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
-    return collector.metrics(targets)
+    return collector
 
 
 class FisherCollector:
@@ -148,6 +190,59 @@ class FisherCollector:
         for name, moment in self._moments.of.items():
             self.seen[name].inputs = moment
         self._head = None
+
+    def merge(self, other: FisherCollector) -> None:
+        """Add what another has taken in of the same modules; the other is used up."""
+        self.tokens += other.tokens
+        pairs = {name: (self.seen[name].inputs, seen.inputs) for name, seen in other.seen.items() if seen.inputs is not None}
+        # Modules share a moment where they shared one in both.
+        uses = Counter(own for own, _ in set(pairs.values()))
+        joined: dict[tuple[InputMoment | None, InputMoment], InputMoment] = {}
+        for pair in pairs.values():
+            if pair not in joined:
+                own, added = pair
+                moment = added if own is None else own
+                if own is not None:
+                    if uses[own] > 1:
+                        moment = InputMoment()
+                        moment.merge(own)
+                    moment.merge(added)
+                joined[pair] = moment
+        for name, seen in other.seen.items():
+            self.seen[name].merge(seen)
+            if name in pairs:
+                self.seen[name].inputs = joined[pairs[name]]
+
+    def write(self, file: Path) -> dict[str, Any]:
+        """Write the tensors of what was taken in; what ``read`` needs beside them, as JSON."""
+        moments: dict[InputMoment, int] = {}
+        tensors: dict[str, Tensor] = {}
+        told: dict[str, Any] = {"tokens": self.tokens, "vectors": {}, "inputs": {}, "counts": {}}
+        for name, seen in self.seen.items():
+            told["vectors"][name] = seen.vectors
+            for kind, part in (("outputs", seen.outputs), ("calls", seen.calls), ("gradients", seen.gradients.sum)):
+                if part is not None:
+                    tensors[f"{kind} {name}"] = part
+            told["counts"][name] = seen.gradients.count
+            if seen.inputs is not None and seen.inputs.sum is not None:
+                told["inputs"][name] = number = moments.setdefault(seen.inputs, len(moments))
+                tensors[f"inputs {number}"] = seen.inputs.sum
+        told["moments"] = [moment.count for moment in moments]
+        save_file({name: part.cpu().contiguous() for name, part in tensors.items()}, file)
+        return told
+
+    @classmethod
+    def read(cls, file: Path, told: Mapping[str, Any], model: nn.Module, targets: Sequence[Target]) -> FisherCollector:
+        """What ``write`` wrote of these targets."""
+        found, tensors = cls(model, targets), load(file.read_bytes())
+        moments = [InputMoment(tensors[f"inputs {number}"], count) for number, count in enumerate(told["moments"])]
+        found.tokens = told["tokens"]
+        for name, seen in found.seen.items():
+            seen.vectors = told["vectors"][name]
+            seen.outputs, seen.calls = tensors.get(f"outputs {name}"), tensors.get(f"calls {name}")
+            seen.gradients = InputMoment(tensors.get(f"gradients {name}"), told["counts"][name])
+            seen.inputs = moments[told["inputs"][name]] if name in told["inputs"] else None
+        return found
 
     def metrics(self, targets: Sequence[Target]) -> dict[str, KroneckerMetric]:
         """Of the targets that were reached; to be asked once."""
@@ -203,7 +298,7 @@ class FisherCollector:
         if isinstance(module, nn.Embedding):
             flat = without_padding(given[..., None], self._mask)[:, 0]
             calls = torch.bincount(flat, minlength=module.num_embeddings).double()
-            seen.calls = calls if seen.calls is None else seen.calls + calls
+            seen.add_calls(calls)
             scale = embedding_scale(module) or 1.0
             return lambda gradient: seen.gradients.add(without_padding(gradient.detach() * scale, self._mask))
         if has_input_vectors(module):

@@ -34,9 +34,8 @@ ASVD_EXPONENT = 0.5
 class InputMoment:
     """Running sum of ``x x'`` (or ``z x'``) and count of the vectors ``x``; float64 sums, float32 products."""
 
-    def __init__(self) -> None:
-        self.sum: Tensor | None = None
-        self.count = 0
+    def __init__(self, total: Tensor | None = None, count: int = 0) -> None:
+        self.sum, self.count = total, count
 
     def add(self, vectors: Tensor, others: Tensor | None = None) -> None:
         """Add (tokens, n) vectors; with ``others`` (tokens, k) the products are ``vectors' others``, shape (n, k). Dimensions

@@ -3,14 +3,18 @@
 Forwards, what enters each block is written to a folder; at the end the loss gives the gradient of the last states. Backwards,
 each block runs once more from what entered it and takes that gradient one block further. Memory holds the activations and the
 statistics of one block, and the numbers are those of one pass over the whole model: the same operations in the same order.
+
+On a cluster each group of batches is swept by a worker of its own, whose sums come back in files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load, save_file
@@ -20,17 +24,77 @@ from tensornet_compress.calibrate.batches import Batch, call, kept_output, model
 from tensornet_compress.calibrate.blocks import BlockRunner, EndOfPass, block_list, replaced_forwards
 from tensornet_compress.calibrate.by_blocks import block_groups
 from tensornet_compress.calibrate.divergence import sampled_loss
-from tensornet_compress.calibrate.fisher_metrics import FisherCollector
+from tensornet_compress.calibrate.fisher_metrics import GROUP, FisherCollector, in_groups
 from tensornet_compress.calibrate.hooks import autocast, calls_and_gradients, frozen, hooked
 from tensornet_compress.calibrate.lending import lent
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.steps import Steps
 from tensornet_compress.memory import release
-from tensornet_compress.metric import KroneckerMetric, StoredMetric
+from tensornet_compress.metric import StoredMetric
 from tensornet_compress.nn import Target
+from tensornet_compress.nn.splitting import split_for
 
 _TOLERANCE = 1e-3
 _PROBE = 32
+_OUTSIDE = ("tail", "start")
+Swept = dict[str, Any]
+"""What a worker tells of a group: of each block, and of what lies behind and before them, how its file of sums is read."""
+
+
+@dataclass(frozen=True)
+class GroupSweep:
+    """Both sweeps over one group of batches, wherever this is sent: all machines see the same folders."""
+
+    load: Callable[[], nn.Module]
+    batches: list[Batch]
+    targets: Sequence[Target]
+    folder: Path
+    number: int
+    threads: int
+    precision: torch.dtype | None
+    device: str | None
+    seed: int
+
+    def __call__(self) -> Swept:
+        """Write the group's sums to the folder, on as many threads as the process that asks has: numbers depend on that."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            steps, device = Steps(self.folder, lasting=False), None if self.device is None else torch.device(self.device)
+            model = self.load()
+            split_for(model, (name for target in self.targets for name in (target.name, *target.tied)))
+            sweeps = FisherSweeps(
+                model, self.batches, self.targets, steps, precision=self.precision, device=device, seed=self.seed,
+                number=self.number, first=self.number * GROUP, proved=True,
+            )  # fmt: skip
+            return {part: sums.write(sums_file(self.folder, part, self.number)) for part, sums in sweeps.sums()}
+        finally:
+            torch.set_num_threads(before)
+
+
+def sums_file(folder: Path, part: str, group: int) -> Path:
+    """Where the sums of a group of batches lie."""
+    return folder / f"sums-{part}-{group}.safetensors"
+
+
+class Elsewhere(NamedTuple):
+    """Workers that see the same folders: how one gets the model, and how all are given tasks (``compressing.run_jobs``)."""
+
+    load: Callable[[], nn.Module]
+    run: Callable[..., Any]
+
+
+_ELSEWHERE: ContextVar[Elsewhere | None] = ContextVar("workers for sweeps", default=None)
+
+
+@contextmanager
+def swept_elsewhere(workers: Elsewhere | None) -> Iterator[None]:
+    """Inside, sweeps over several groups of batches are made by these workers."""
+    token = _ELSEWHERE.set(workers)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
 
 
 class NotByBlocksError(TensorNetError):
@@ -45,6 +109,8 @@ class FisherSweeps:
         steps: where what enters each block is kept, (blocks + 1) x tokens x width numbers, and the metrics.
         device: where passes run, which has to hold one block and what lies outside blocks; None where the model is.
         advance: called once for each batch and block.
+        number, first: of a group that is swept by itself, and of its first batch.
+        proved: whether another object was made of the same model before.
 
     Raises:
         NotByBlocksError: the model does more than hand states from block to block: it was tried on the first batch.
@@ -61,17 +127,21 @@ class FisherSweeps:
         device: torch.device | None = None,
         advance: Callable[[], None] = lambda: None,
         seed: int = 0,
+        number: int = 0,
+        first: int = 0,
+        proved: bool = False,
     ):
+        self.seed, self.number, self.first = seed, number, first
         self.model, self.batches, self.precision, self.advance = model, batches, precision, advance
         self.device = device or next(model.parameters()).device
         self._elsewhere = device
         self.steps = steps
-        self._generator = torch.Generator(device=self.device).manual_seed(seed)
         names = [target.name for target in targets]
         self._blocks = [block for _, block in block_list(model, names)]
         if not self._blocks:
             raise NotByBlocksError(f"{type(model).__name__} has no list of blocks")
-        named = {target.name: target for target in targets}
+        self._targets, named = targets, {target.name: target for target in targets}
+        self._groups = list(in_groups(range(len(batches))))
         outside, *inside = ([named[name] for name in group] for group in block_groups(model, names))
         self._outside, self._inside = outside, inside
         for group in [outside, *inside]:
@@ -80,7 +150,8 @@ class FisherSweeps:
                 raise NotByBlocksError(f"{strangers[0]!r} is tied to a layer of another block")
         try:
             with self._outside_lent():
-                self._prove(names)
+                if not proved:
+                    self._prove(names)
                 with self._lent(0):
                     self._runner = BlockRunner(model, batches, names, precision)
         except NotByBlocksError:
@@ -96,39 +167,116 @@ class FisherSweeps:
         Raises:
             TensorNetError: no batch holds a token, or no target reaches the loss.
         """
+        workers = _ELSEWHERE.get()
         with self._outside_lent():
-            yield from self._swept()
+            yield from self._swept() if workers is None or len(self._groups) < 2 else self._gathered(workers)
+
+    def sums(self) -> Iterator[tuple[str, FisherCollector]]:
+        """What one group told of each block, the last first, and of what lies behind and before them."""
+        with self._outside_lent():
+            self._forward_sweep()
+            tail = self._tail()
+            for number in reversed(range(len(self._blocks))):
+                yield f"block-{number}", self._backwards(number)
+                self._forget(number)
+            yield from zip(_OUTSIDE, (tail, self._start()))
 
     def _swept(self) -> Iterator[tuple[str, StoredMetric]]:
+        self._forward_sweep()
+        outside = self._tail()
+        if not any(self._tokens):
+            raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
+        for number in reversed(range(len(self._blocks))):
+            yield from self._stored(f"backwards-{number}", number).items()
+            self._forget(number)
+        outside.merge(self._start())
+        yield from StoredMetric.write_all(outside.metrics(self._outside).items(), self.steps.folder, "outside").items()
+
+    def _gathered(self, workers: Elsewhere) -> Iterator[tuple[str, StoredMetric]]:
+        """The same from sweeps of workers, each over one group."""
+        device, threads = None if self._elsewhere is None else str(self._elsewhere), torch.get_num_threads()
+        fixed = (threads, self.precision, device)
+        # The runner holds what enters the first block.
+        self._runner.states = []
+        told: dict[int, Swept | None] = {group: self.steps.found(f"sweep-{group}") for group in range(len(self._groups))}
+        waiting = [group for group, known in told.items() if known is None]
+        tasks = [
+            GroupSweep(
+                workers.load, [self.batches[batch] for batch in self._groups[group]], self._targets, self.steps.folder, group,
+                *fixed, self.seed,
+            )
+            for group in waiting
+        ]  # fmt: skip
+
+        def advance(group: int) -> None:
+            for _ in range(2 * len(self._blocks) * len(self._groups[group])):
+                self.advance()
+
+        def receive(place: int, found: Swept) -> None:
+            told[waiting[place]] = found
+            files = [sums_file(self.steps.folder, part, waiting[place]) for part in found]
+            self.steps.finish(f"sweep-{waiting[place]}", found, files)
+            advance(waiting[place])
+
+        for group in told.keys() - set(waiting):
+            advance(group)
+        workers.run(GroupSweep.__call__, tasks, receive=receive)
+        known = {group: found for group, found in told.items() if found is not None}
+        if not any(found["tail"]["tokens"] for found in known.values()):
+            raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
+        for number in reversed(range(len(self._blocks))):
+            part, targets, step = f"block-{number}", self._inside[number], f"backwards-{number}"
+            stored = self.steps.found(step)
+            if stored is None:
+                found = StoredMetric.write_all(
+                    self._joined(part, targets, known).metrics(targets).items(), self.steps.folder, step
+                )
+                self._finish(step, found)
+            else:
+                found = {name: StoredMetric.from_json(self.steps.folder, *metric) for name, metric in stored.items()}
+            for group in known:
+                sums_file(self.steps.folder, part, group).unlink(missing_ok=True)
+            yield from found.items()
+        outside = FisherCollector(self.model, self._outside)
+        for part in _OUTSIDE:
+            outside.merge(self._joined(part, self._outside, known))
+        yield from StoredMetric.write_all(outside.metrics(self._outside).items(), self.steps.folder, "outside").items()
+
+    def _joined(self, part: str, targets: Sequence[Target], told: Mapping[int, Swept]) -> FisherCollector:
+        """The sums of all groups of one part."""
+        total = FisherCollector(self.model, targets)
+        for group, found in sorted(told.items()):
+            total.merge(FisherCollector.read(sums_file(self.steps.folder, part, group), found[part], self.model, targets))
+        return total
+
+    def _finish(self, step: str, found: Mapping[str, StoredMetric], others: Sequence[Path] = ()) -> None:
+        files = [*others, *(file for metric in found.values() for file in metric.files)]
+        self.steps.finish(step, {name: metric.to_json() for name, metric in found.items()}, files)
+
+    def _forward_sweep(self) -> None:
         for batch, state in enumerate(self._runner.states):
             self._keep("state", 0, batch, state)
         self._runner.states = []
-        count = len(self._runner.blocks)
-        for number in range(count):
+        for number in range(len(self._blocks)):
             if self.steps.found(f"forwards-{number}") is None:
                 self._forwards(number)
                 self.steps.finish(f"forwards-{number}", None, self._files("state", number + 1))
-        outside = FisherCollector(self.model, self._outside)
-        self._tail(outside)
-        if not any(self._tokens):
-            raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
-        for number in reversed(range(count)):
-            yield from self._stored(f"backwards-{number}", number).items()
-        self._start(outside)
-        yield from StoredMetric.write_all(outside.metrics(self._outside).items(), self.steps.folder, "outside").items()
+
+    def _forget(self, number: int) -> None:
+        """Remove what no block before this one needs."""
+        for file in [*self._files("gradient", number + 1), *self._files("state", number)]:
+            file.unlink(missing_ok=True)
 
     def _stored(self, step: str, number: int) -> dict[str, StoredMetric]:
         """The metrics of a block, from an earlier run where that came so far."""
         folder = self.steps.folder
         known = self.steps.found(step)
         if known is None:
-            found = StoredMetric.write_all(self._backwards(number).items(), folder, step)
-            files = [*self._files("gradient", number), *(file for metric in found.values() for file in metric.files)]
-            self.steps.finish(step, {name: metric.to_json() for name, metric in found.items()}, files)
+            targets = self._inside[number]
+            found = StoredMetric.write_all(self._backwards(number).metrics(targets).items(), folder, step)
+            self._finish(step, found, self._files("gradient", number))
         else:
             found = {name: StoredMetric.from_json(folder, *told) for name, told in known.items()}
-        for file in [*self._files("gradient", number + 1), *self._files("state", number)]:
-            file.unlink(missing_ok=True)
         return found
 
     def _lent(self, number: int) -> AbstractContextManager[None]:
@@ -222,15 +370,24 @@ class FisherSweeps:
                 self.advance()
         release(self._runner.blocks[number][1])
 
-    def _tail(self, collector: FisherCollector) -> None:
+    def _tail(self) -> FisherCollector:
         """What comes behind the last block, the loss, and the gradients of the states before."""
-        blocks = self._runner.blocks
+        total = FisherCollector(self.model, self._outside)
+        for group in self._groups:
+            total.merge(self._tail_of(group))
+        release(self.model)
+        return total
+
+    def _tail_of(self, group: Sequence[int]) -> FisherCollector:
+        collector, blocks = FisherCollector(self.model, self._outside), self._runner.blocks
+        generator = torch.Generator(device=self.device).manual_seed(self.seed + self.number + group[0] // GROUP)
         behind = False
 
         def called(*given: Any) -> Any:
             return collector.called(*given) if behind else None
 
-        for batch, data in enumerate(self.batches):
+        for batch in group:
+            data = self.batches[batch]
             state = self._kept("state", len(blocks), batch).requires_grad_()
 
             def forward(number: int, _block: nn.Module, state: Tensor = state) -> Callable[..., Any]:
@@ -251,20 +408,27 @@ class FisherSweeps:
                     continue
                 collector.end_forward(output if is_logits else None)
                 collector.tokens += len(output)
-                total = sampled_loss(output, is_logits, self._generator)
+                total = sampled_loss(output, is_logits, generator)
                 if not total.requires_grad:
                     raise TensorNetError(f"no targeted layer reaches the loss of {type(self.model).__name__}")
                 total.backward()
             self._keep("gradient", len(blocks), batch, torch.zeros_like(state) if state.grad is None else state.grad)
-        release(self.model)
+        return collector
 
-    def _backwards(self, number: int) -> dict[str, KroneckerMetric]:
-        targets = self._inside[number]
-        collector = FisherCollector(self.model, targets)
+    def _backwards(self, number: int) -> FisherCollector:
+        total = FisherCollector(self.model, self._inside[number])
+        with self._lent(number):
+            for group in self._groups:
+                total.merge(self._backwards_of(number, group))
+        release(self._runner.blocks[number][1])
+        return total
+
+    def _backwards_of(self, number: int, group: Sequence[int]) -> FisherCollector:
+        collector = FisherCollector(self.model, self._inside[number])
         hooks = hooked(calls_and_gradients(collector.modules, collector.called))
-        with hooks, frozen(self.model), self._lent(number), torch.enable_grad():
-            for batch, tokens in enumerate(self._tokens):
-                if tokens:
+        with hooks, frozen(self.model), torch.enable_grad():
+            for batch in group:
+                if tokens := self._tokens[batch]:
                     collector.begin(self.batches[batch])
                     state = self._kept("state", number, batch).requires_grad_()
                     output = self._runner.run(number, batch, state)
@@ -273,11 +437,18 @@ class FisherSweeps:
                     output.backward(self._kept("gradient", number + 1, batch))
                     self._keep("gradient", number, batch, torch.zeros_like(state) if state.grad is None else state.grad)
                 self.advance()
-        release(self._runner.blocks[number][1])
-        return collector.metrics(targets)
+        return collector
 
-    def _start(self, collector: FisherCollector) -> None:
+    def _start(self) -> FisherCollector:
         """What comes before the first block, with the gradient of the states that enter it."""
+        total = FisherCollector(self.model, self._outside)
+        for group in self._groups:
+            total.merge(self._start_of(group))
+        release(self.model)
+        return total
+
+    def _start_of(self, group: Sequence[int]) -> FisherCollector:
+        collector = FisherCollector(self.model, self._outside)
         entry: list[Tensor] = []
 
         def forward(_number: int, _block: nn.Module) -> Callable[..., Any]:
@@ -287,9 +458,10 @@ class FisherSweeps:
 
             return run
 
-        for batch, data in enumerate(self.batches):
+        for batch in group:
             if not self._tokens[batch]:
                 continue
+            data = self.batches[batch]
             collector.begin(data)
             with hooked(calls_and_gradients(collector.modules, collector.called)), frozen(self.model), torch.enable_grad():
                 stopped = replaced_forwards(self._runner.blocks[:1], forward)
@@ -299,10 +471,10 @@ class FisherSweeps:
                 state = entry.pop()
                 if state.requires_grad:
                     state.backward(self._kept("gradient", 0, batch))
-        release(self.model)
+        return collector
 
     def _file(self, kind: str, number: int, batch: int) -> Path:
-        return self.steps.folder / f"{kind}-{number}-{batch}.safetensors"
+        return self.steps.folder / f"{kind}-{number}-{self.first + batch}.safetensors"
 
     def _keep(self, kind: str, number: int, batch: int, state: Tensor) -> None:
         save_file({"state": state.detach().cpu().contiguous()}, self._file(kind, number, batch))

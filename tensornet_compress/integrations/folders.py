@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from torch import nn
 from tensornet_compress.calibrate import Batch
 from tensornet_compress.calibrate.batches import calibration_fingerprint, named_parts
 from tensornet_compress.calibrate.blocks import block_list
+from tensornet_compress.calibrate.fisher_metrics import in_groups
 from tensornet_compress.calibrate.lending import usable_device
+from tensornet_compress.calibrate.sweeps import Elsewhere, swept_elsewhere
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.cluster import cluster as on_cluster
+from tensornet_compress.compressing.cluster import cluster_kind
 from tensornet_compress.compressing.jobs import Job
 from tensornet_compress.compressing.report import CompressionReport
 from tensornet_compress.compressing.sizes import Sizes
-from tensornet_compress.compressing.workers import JobRoom, limited_room
+from tensornet_compress.compressing.workers import JobRoom, limited_room, run_jobs
 from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files import MANIFEST, save
 from tensornet_compress.files.index import files_state
@@ -119,7 +123,9 @@ def compress_folder(
         model = loader(folder, dtype, trust_remote_code)
         chosen = find_targets(model, options.get("targets"), options.get("ignore", ()), tables=True)[0]
         sizes = Sizes.of(model, chosen, budget)
-        check_folder(target, room_needed(model, batches, chosen, sizes))
+        # Machines of a cluster, unlike processes of this one, share the sweeps as well.
+        machines = cluster is not None and cluster_kind(cluster)[0] != "processes"
+        check_folder(target, room_needed(model, batches, chosen, sizes, by_groups=machines))
         room = None
         if memory is not None:
             left = room_within(memory, model, batches, sizes)
@@ -128,7 +134,8 @@ def compress_folder(
                 fitting = left // (_WORKER + _JOB * max(sizes.weights.values()))
                 workers = max(1, min(workers or torch.get_num_threads(), fitting))
         options = {"by_block": True, "source": folder if dtype is None else None} | options
-        with on_cluster(cluster), undecoded(), limited_room(room):
+        elsewhere = Elsewhere(partial(loader, folder, dtype, trust_remote_code), run_jobs) if machines else None
+        with on_cluster(cluster), undecoded(), limited_room(room), swept_elsewhere(elsewhere):
             report = compress(model, budget, batches, workers=workers, steps=steps, **options)
         taken = peak_of_all()
         if memory is not None and taken is not None and taken > memory:
@@ -139,16 +146,19 @@ def compress_folder(
     return report
 
 
-def room_needed(model: nn.Module, batches: Iterable[Batch], chosen: Sequence[Target], sizes: Sizes) -> int:
-    """Bytes on disk that a compression needs at most: what enters each block, second moments, networks of two rounds, and the
-    result."""
+def room_needed(
+    model: nn.Module, batches: Sequence[Batch], chosen: Sequence[Target], sizes: Sizes, by_groups: bool = False
+) -> int:
+    """Bytes on disk that a compression needs at most: what enters each block, second moments (``by_groups``: of each group of
+    batches too), networks of two rounds, and the result."""
     config: Any = getattr(model, "config", None)
     width = getattr(getattr(config, "get_text_config", lambda: config)(), "hidden_size", 0)
     blocks = block_list(model, [target.name for target in chosen])
     tokens = sum(max((part.numel() for part in _tensors(batch)), default=0) for batch in batches)
     states = (len(blocks) + 2) * tokens * width * next(model.parameters()).element_size()
     inputs = (layer_weight(model.get_submodule(target.name))[0].numel() for target in chosen)
-    return states + sum(8 * n * n for n in inputs) + 3 * sizes.allowed
+    copies = 1 + (len(list(in_groups(batches))) if by_groups else 0)
+    return states + copies * sum(8 * n * n for n in inputs) + 3 * sizes.allowed
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:

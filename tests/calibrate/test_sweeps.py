@@ -1,12 +1,13 @@
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 
 import tensornet_compress as tnc
-from tensornet_compress.calibrate.fisher_metrics import fisher_metrics
-from tensornet_compress.calibrate.sweeps import FisherSweeps, NotByBlocksError, sweep_steps
+from tensornet_compress.calibrate.fisher_metrics import GROUP, fisher_metrics
+from tensornet_compress.calibrate.sweeps import Elsewhere, FisherSweeps, NotByBlocksError, sweep_steps, swept_elsewhere
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.steps import Steps
 from tensornet_compress.nn import find_targets
@@ -34,6 +35,76 @@ def test_sweeps_give_the_numbers_of_one_pass(name, tmp_path):
     for layer, metric in whole.items():
         # How recurrent layers sum, in their last bit, depends on where tensors lie in memory on some processors.
         assert same(swept[layer], metric, exactly=name not in ("Mamba", "Qwen3-Next"))
+
+
+def by_workers(model, data, folder, lasting=False, fails_at=None):
+    """Sweeps over groups, each over a model that was loaded again."""
+    groups = []
+
+    def run(work, tasks, receive):
+        for place, task in enumerate(tasks):
+            if task.number == fails_at:
+                raise OSError("switched off")
+            groups.append(task.number)
+            receive(place, json.loads(json.dumps(work(task))))
+
+    original = copy.deepcopy(model)
+    steps, advanced = Steps(folder, lasting), []
+    with swept_elsewhere(Elsewhere(lambda: copy.deepcopy(original), run)):
+        chosen = find_targets(model, None, (), tables=True)[0]
+        sweeps = FisherSweeps(model, data, chosen, steps, advance=lambda: advanced.append(1))
+        found = {name: metric.load() for name, metric in sweeps.metrics()}
+    assert len(advanced) == sweep_steps(model, len(data), [target.name for target in chosen])
+    return found, groups
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "Mixtral", "BERT"])
+def test_groups_of_batches_give_the_same_numbers_here_and_elsewhere(name, tmp_path):
+    model, given = sharp(name), inputs(name)
+    data = [dict(given) if isinstance(given, dict) else given.roll(shift, -1) for shift in range(GROUP + 3)]
+    whole, swept = both(model, data, tmp_path)
+    elsewhere, groups = by_workers(model, data, tmp_path)
+    assert groups == [0, 1]
+    assert swept.keys() == elsewhere.keys() == whole.keys()
+    for layer, metric in whole.items():
+        assert same(swept[layer], metric)
+        assert same(elsewhere[layer], metric)
+    assert not list(tmp_path.glob("sums-block*"))
+
+
+def test_groups_that_were_swept_before_a_run_was_cut_off_are_not_swept_again(tmp_path):
+    model, data = tiny_llama(), batches(2 * GROUP + 1, 1)
+    with pytest.raises(OSError, match="switched off"):
+        by_workers(model, data, tmp_path, lasting=True, fails_at=2)
+    found, groups = by_workers(model, data, tmp_path, lasting=True)
+    assert groups == [2]
+    chosen = find_targets(model, None, (), tables=True)[0]
+    assert all(same(found[name], metric) for name, metric in fisher_metrics(model, data, chosen).items())
+
+
+def test_a_layer_that_one_group_alone_reaches_counts_with_that_group(tmp_path):
+    """Experts that no token chose in one of them, and layers that share inputs in one of them alone."""
+
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, x):
+            again = x if float(x[0, 0, 0]) > 0 else x + 0
+            state = self.first(x)
+            return self.head(state + self.second(again) if float(x[0, 0, 1]) > 0 else state)
+
+    model = Choosing()
+    data = [torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2 * GROUP)]
+    for number, batch in enumerate(data):
+        batch[0, 0, 0] = batch[0, 0, 0].abs() * (1 if number < GROUP else -1)
+        batch[0, 0, 1] = batch[0, 0, 1].abs() * (1 if number >= GROUP // 2 else -1)
+    chosen = find_targets(model, None, (), tables=True)[0]
+    found = fisher_metrics(model, data, chosen)
+    for name, used in (("first", data), ("second", data[GROUP // 2 :])):
+        inputs_of = torch.cat([batch[0] for batch in used]).double()
+        torch.testing.assert_close(found[name].columns, inputs_of.T @ inputs_of / len(inputs_of), rtol=1e-5, atol=1e-6)
 
 
 def test_padding_and_batches_of_padding_alone(tmp_path):

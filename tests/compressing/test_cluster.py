@@ -9,6 +9,7 @@ import torch
 from joblib import parallel_config
 
 import tensornet_compress as tnc
+from tensornet_compress.calibrate.fisher_metrics import GROUP
 from tensornet_compress.compressing.cluster import cluster
 from tensornet_compress.compressing.workers import JobRoom, limited_room, run_jobs
 from tensornet_compress.errors import TensorNetError
@@ -64,6 +65,20 @@ def test_dask_makes_the_same_bytes_and_outlives_a_worker(local, scheduler, tmp_p
         assert os.getpid() not in {process for _, process in results}
         assert run_jobs(dies_once, [(tmp_path / "mark", n) for n in range(6)]) == [n * n for n in range(6)]
     assert (tmp_path / "mark").exists()
+
+
+def test_dask_shares_the_sweeps_over_many_windows(local, scheduler):
+    place, _ = local
+    windows = batches(GROUP + 4, 1)
+    made = {}
+    for name, where in (("many-alone", None), ("many-dask", f"dask://{scheduler}")):
+        tnc.compress_folder(place / "large", place / name, BUDGET, windows, cluster=where)
+        made[name] = {path.name: path.read_bytes() for path in (place / name).iterdir()}
+    assert made["many-alone"] == made["many-dask"]
+    model = tiny_llama(layers=2)
+    tnc.compress(model, BUDGET, windows)
+    loaded = tnc.load(place / "many-dask")
+    assert torch.equal(loaded(windows[0]).logits, model(windows[0]).logits)
 
 
 def test_ray_makes_the_same_bytes_on_two_nodes_and_outlives_a_worker(local, tmp_path):

@@ -27,11 +27,13 @@ def limited_threads() -> Iterator[None]:
     """Run factorisations on one thread: small LAPACK calls are much slower on several threads of a busy machine, and results
     then do not depend on their number. Several threads of Python may be inside."""
     with _LIMIT.lock:
+        own = torch.get_num_threads()
         if not _LIMIT.users:
-            _LIMIT.put_back.callback(torch.set_num_threads, torch.get_num_threads())
+            _LIMIT.put_back.callback(torch.set_num_threads, own)
             _LIMIT.put_back.enter_context(_pools().limit(limits=1))
-            torch.set_num_threads(1)
         _LIMIT.users += 1
+        # OpenMP keeps a number for each thread that used it.
+        torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -39,6 +41,9 @@ def limited_threads() -> Iterator[None]:
             _LIMIT.users -= 1
             if not _LIMIT.users:
                 _LIMIT.put_back.close()
+            if torch.get_num_threads() != own:
+                for pool in _pools().select(user_api="openmp").lib_controllers:
+                    pool.set_num_threads(own)
 
 
 class compiled_threads:  # noqa: N801 - used like a function

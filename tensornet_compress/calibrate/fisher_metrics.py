@@ -197,6 +197,7 @@ class FisherCollector:
         pairs = {name: (self.seen[name].inputs, seen.inputs) for name, seen in other.seen.items() if seen.inputs is not None}
         # Modules share a moment where they shared one in both.
         uses = Counter(own for own, _ in set(pairs.values()))
+        uses.update({seen.inputs for name, seen in self.seen.items() if name not in pairs})
         joined: dict[tuple[InputMoment | None, InputMoment], InputMoment] = {}
         for pair in pairs.values():
             if pair not in joined:

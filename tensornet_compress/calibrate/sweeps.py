@@ -9,6 +9,10 @@ On a cluster each group of batches is swept by a worker of its own, whose sums c
 
 from __future__ import annotations
 
+import os
+import secrets
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -29,6 +33,7 @@ from tensornet_compress.calibrate.hooks import autocast, calls_and_gradients, fr
 from tensornet_compress.calibrate.lending import lent
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.steps import Steps
+from tensornet_compress.files.whole import locked, whole_file
 from tensornet_compress.memory import release
 from tensornet_compress.metric import StoredMetric
 from tensornet_compress.nn import Target
@@ -37,6 +42,7 @@ from tensornet_compress.nn.splitting import split_for
 _TOLERANCE = 1e-3
 _PROBE = 32
 _OUTSIDE = ("tail", "start")
+_SWEEPING = threading.Lock()
 Swept = dict[str, Any]
 """What a worker tells of a group: of each block, and of what lies behind and before them, how its file of sums is read."""
 
@@ -52,24 +58,35 @@ class GroupSweep:
     number: int
     threads: int
     precision: torch.dtype | None
-    device: str | None
     seed: int
 
     def __call__(self) -> Swept:
-        """Write the group's sums to the folder, on as many threads as the process that asks has: numbers depend on that."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            steps, device = Steps(self.folder, lasting=False), None if self.device is None else torch.device(self.device)
-            model = self.load()
-            split_for(model, (name for target in self.targets for name in (target.name, *target.tied)))
-            sweeps = FisherSweeps(
-                model, self.batches, self.targets, steps, precision=self.precision, device=device, seed=self.seed,
-                number=self.number, first=self.number * GROUP, proved=True,
-            )  # fmt: skip
-            return {part: sums.write(sums_file(self.folder, part, self.number)) for part, sums in sweeps.sums()}
-        finally:
-            torch.set_num_threads(before)
+        """Write the group's sums to the folder, on as many threads as the process that asks has: numbers depend on that. So a
+        machine makes one sweep at a time."""
+        with _SWEEPING, locked(Path(tempfile.gettempdir()) / f"tensornet-sweep-{os.getuid()}", wait=True):
+            before = torch.get_num_threads()
+            torch.set_num_threads(self.threads)
+            try:
+                return self._written()
+            finally:
+                torch.set_num_threads(before)
+
+    def _written(self) -> Swept:
+        model = self.load()
+        split_for(model, (name for target in self.targets for name in (target.name, *target.tied)))
+        # A worker that was given up may still be at the same group.
+        scratch = f"group-{self.number}-{secrets.token_hex(4)}-"
+        sweeps = FisherSweeps(
+            model, self.batches, self.targets, Steps(self.folder, lasting=False), precision=self.precision, seed=self.seed,
+            group=self.number, scratch=scratch, proved=True,
+        )  # fmt: skip
+        told = {}
+        for part, sums in sweeps.sums():
+            with whole_file(sums_file(self.folder, part, self.number)) as file:
+                told[part] = sums.write(file)
+        for file in self.folder.glob(f"{scratch}*"):
+            file.unlink()
+        return told
 
 
 def sums_file(folder: Path, part: str, group: int) -> Path:
@@ -109,7 +126,7 @@ class FisherSweeps:
         steps: where what enters each block is kept, (blocks + 1) x tokens x width numbers, and the metrics.
         device: where passes run, which has to hold one block and what lies outside blocks; None where the model is.
         advance: called once for each batch and block.
-        number, first: of a group that is swept by itself, and of its first batch.
+        group, scratch: number of a group that is swept by itself, and how the names of its files begin.
         proved: whether another object was made of the same model before.
 
     Raises:
@@ -127,11 +144,11 @@ class FisherSweeps:
         device: torch.device | None = None,
         advance: Callable[[], None] = lambda: None,
         seed: int = 0,
-        number: int = 0,
-        first: int = 0,
+        group: int = 0,
+        scratch: str = "",
         proved: bool = False,
     ):
-        self.seed, self.number, self.first = seed, number, first
+        self.seed, self.group, self.scratch = seed, group, scratch
         self.model, self.batches, self.precision, self.advance = model, batches, precision, advance
         self.device = device or next(model.parameters()).device
         self._elsewhere = device
@@ -142,11 +159,11 @@ class FisherSweeps:
             raise NotByBlocksError(f"{type(model).__name__} has no list of blocks")
         self._targets, named = targets, {target.name: target for target in targets}
         self._groups = list(in_groups(range(len(batches))))
-        outside, *inside = ([named[name] for name in group] for group in block_groups(model, names))
+        outside, *inside = ([named[name] for name in part] for part in block_groups(model, names))
         self._outside, self._inside = outside, inside
-        for group in [outside, *inside]:
-            own = {target.name for target in group}
-            if strangers := [t.name for target in group for t in targets if t.name in target.tied and t.name not in own]:
+        for part in [outside, *inside]:
+            own = {target.name for target in part}
+            if strangers := [t.name for target in part for t in targets if t.name in target.tied and t.name not in own]:
                 raise NotByBlocksError(f"{strangers[0]!r} is tied to a layer of another block")
         try:
             with self._outside_lent():
@@ -169,7 +186,8 @@ class FisherSweeps:
         """
         workers = _ELSEWHERE.get()
         with self._outside_lent():
-            yield from self._swept() if workers is None or len(self._groups) < 2 else self._gathered(workers)
+            shared = workers is not None and len(self._groups) > 1 and self._elsewhere is None
+            yield from self._gathered(workers) if shared and workers is not None else self._swept()
 
     def sums(self) -> Iterator[tuple[str, FisherCollector]]:
         """What one group told of each block, the last first, and of what lies behind and before them."""
@@ -194,8 +212,7 @@ class FisherSweeps:
 
     def _gathered(self, workers: Elsewhere) -> Iterator[tuple[str, StoredMetric]]:
         """The same from sweeps of workers, each over one group."""
-        device, threads = None if self._elsewhere is None else str(self._elsewhere), torch.get_num_threads()
-        fixed = (threads, self.precision, device)
+        threads = torch.get_num_threads()
         # The runner holds what enters the first block.
         self._runner.states = []
         told: dict[int, Swept | None] = {group: self.steps.found(f"sweep-{group}") for group in range(len(self._groups))}
@@ -203,7 +220,7 @@ class FisherSweeps:
         tasks = [
             GroupSweep(
                 workers.load, [self.batches[batch] for batch in self._groups[group]], self._targets, self.steps.folder, group,
-                *fixed, self.seed,
+                threads, self.precision, self.seed,
             )
             for group in waiting
         ]  # fmt: skip
@@ -225,7 +242,7 @@ class FisherSweeps:
         if not any(found["tail"]["tokens"] for found in known.values()):
             raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
         for number in reversed(range(len(self._blocks))):
-            part, targets, step = f"block-{number}", self._inside[number], f"backwards-{number}"
+            part, targets, step = f"block-{number}", self._inside[number], f"joined-{number}"
             stored = self.steps.found(step)
             if stored is None:
                 found = StoredMetric.write_all(
@@ -260,7 +277,7 @@ class FisherSweeps:
         for number in range(len(self._blocks)):
             if self.steps.found(f"forwards-{number}") is None:
                 self._forwards(number)
-                self.steps.finish(f"forwards-{number}", None, self._files("state", number + 1))
+                self.steps.finish(f"forwards-{number}", True, self._files("state", number + 1))
 
     def _forget(self, number: int) -> None:
         """Remove what no block before this one needs."""
@@ -380,7 +397,7 @@ class FisherSweeps:
 
     def _tail_of(self, group: Sequence[int]) -> FisherCollector:
         collector, blocks = FisherCollector(self.model, self._outside), self._runner.blocks
-        generator = torch.Generator(device=self.device).manual_seed(self.seed + self.number + group[0] // GROUP)
+        generator = torch.Generator(device=self.device).manual_seed(self.seed + self.group + group[0] // GROUP)
         behind = False
 
         def called(*given: Any) -> Any:
@@ -474,14 +491,14 @@ class FisherSweeps:
         return collector
 
     def _file(self, kind: str, number: int, batch: int) -> Path:
-        return self.steps.folder / f"{kind}-{number}-{self.first + batch}.safetensors"
+        return self.steps.folder / f"{self.scratch}{kind}-{number}-{batch}.safetensors"
 
     def _keep(self, kind: str, number: int, batch: int, state: Tensor) -> None:
         save_file({"state": state.detach().cpu().contiguous()}, self._file(kind, number, batch))
 
     def _kept(self, kind: str, number: int, batch: int) -> Tensor:
-        # Read, not mapped: mapped pages count as memory.
-        return load(self._file(kind, number, batch).read_bytes())["state"].to(self.device)
+        # Read, not mapped: mapped pages count as memory; and copied to where PyTorch aligns it, as some products round by that.
+        return load(self._file(kind, number, batch).read_bytes())["state"].clone().to(self.device)
 
 
 def sweep_steps(model: nn.Module, batches: int, names: Sequence[str]) -> int:

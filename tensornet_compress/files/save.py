@@ -120,7 +120,9 @@ def computing_dtype(model: nn.Module, plan: Plan) -> str:
     """The dtype that most of a compressed model's dense numbers have; where there are none, that its layers had."""
     networks = {module for module in model.modules() if isinstance(module, NetworkModule)}
     counts: Counter[str] = Counter({layer.spec.dtype: 0 for layer in plan.layers.values()})
-    for module in set(model.modules()) - networks:
+    for module in model.modules():
+        if module in networks:
+            continue
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
                 counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()

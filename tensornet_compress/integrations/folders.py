@@ -123,9 +123,15 @@ def compress_folder(
         model = loader(folder, dtype, trust_remote_code)
         chosen = find_targets(model, options.get("targets"), options.get("ignore", ()), tables=True)[0]
         sizes = Sizes.of(model, chosen, budget)
-        # Machines of a cluster, unlike processes of this one, share the sweeps as well.
-        machines = cluster is not None and cluster_kind(cluster)[0] != "processes"
-        check_folder(target, room_needed(model, batches, chosen, sizes, by_groups=machines))
+        # Machines of a cluster, unlike processes of this one, share the sweeps as well, where there is room for their sums.
+        shared = cluster is not None and cluster_kind(cluster)[0] != "processes"
+        check_folder(target, room_needed(model, batches, chosen, sizes))
+        short = ""
+        if shared:
+            try:
+                check_folder(target, room_needed(model, batches, chosen, sizes, by_groups=True))
+            except TensorNetError as error:
+                short = f"the sweeps stayed on this machine: to share them, {error}"
         room = None
         if memory is not None:
             left = room_within(memory, model, batches, sizes)
@@ -134,9 +140,11 @@ def compress_folder(
                 fitting = left // (_WORKER + _JOB * max(sizes.weights.values()))
                 workers = max(1, min(workers or torch.get_num_threads(), fitting))
         options = {"by_block": True, "source": folder if dtype is None else None} | options
-        elsewhere = Elsewhere(partial(loader, folder, dtype, trust_remote_code), run_jobs) if machines else None
+        elsewhere = Elsewhere(partial(loader, folder, dtype, trust_remote_code), run_jobs) if shared and not short else None
         with on_cluster(cluster), undecoded(), limited_room(room), swept_elsewhere(elsewhere):
             report = compress(model, budget, batches, workers=workers, steps=steps, **options)
+        if short:
+            report = report.model_copy(update={"notes": (*report.notes, short)})
         taken = peak_of_all()
         if memory is not None and taken is not None and taken > memory:
             note = f"{taken >> 20:,} MiB of memory were taken, more than the {memory >> 20:,} MiB that were allowed"

@@ -91,11 +91,13 @@ def proved(device: str) -> Any:
     kernels: Any = triton_module("triton_planes")
     if kernels is None:
         return None
-    layout = PlaneLayout.of(torch.tensor([*FIELDS]))
-    codes = torch.stack([torch.arange(4 * UNIT) * 37 % (1 << bits) for bits in FIELDS], -1)[None]
-    planes = Planes((layout.pack(codes[:, : 3 * UNIT]), layout.pack(codes[:, 3 * UNIT :]))).to(torch.device(device))
+    # More of everything than fits one tile.
+    bits, tokens = [*FIELDS] * 9, 10 * UNIT
+    layout = PlaneLayout.of(torch.tensor(bits))
+    codes = torch.stack([torch.arange(2 * tokens).view(2, -1) * (2 * n + 37) % (1 << b) for n, b in enumerate(bits)], -1)
+    planes = Planes((layout.pack(codes[:, : 9 * UNIT]), layout.pack(codes[:, 9 * UNIT :]))).to(torch.device(device))
     layout = layout.to(torch.device(device))
-    factors, weights = (torch.linspace(-1, 1, 5 * count, device=device).view(1, 5, count) for count in (layout.count, 4 * UNIT))
+    factors, weights = (torch.linspace(-1, 1, 34 * n, device=device).view(2, 17, n) for n in (layout.count, tokens))
     told = f"attention over coded tokens on {device} unpacks them first"
     both = agrees(
         lambda: kernels.times_planes(factors, layout, planes), lambda: unpacked_scores(factors.double(), layout, planes), told

@@ -14,11 +14,14 @@ _AGREE = 1e-4
 
 
 def triton_module(name: str) -> ModuleType | None:
-    """A module of this folder that needs Triton; None where that is not installed."""
+    """A module of this folder that needs Triton; None where that is not installed, or, with a warning, does not work."""
     try:
         return import_module(f"tensornet_compress.kernels.{name}")
     except ImportError:
-        return None
+        pass
+    except Exception as error:
+        warnings.warn(f"Triton is not used: {type(error).__name__}: {error}", stacklevel=2)
+    return None
 
 
 def agrees(found: Callable[[], Tensor], exact: Callable[[], Tensor], told: str) -> bool:

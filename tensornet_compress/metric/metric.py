@@ -251,6 +251,7 @@ def loaded_in_turn(metrics: Iterable[KroneckerMetric | StoredMetric | None]) -> 
         if isinstance(metric, StoredMetric):
             file, columns = metric.columns, found.columns
         yield found
+        del found
 
 
 def _checked(factor: Tensor | None, side: str) -> Tensor | None:

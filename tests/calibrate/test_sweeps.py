@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 
 import pytest
@@ -82,8 +83,30 @@ def test_groups_that_were_swept_before_a_run_was_cut_off_are_not_swept_again(tmp
     assert all(same(found[name], metric) for name, metric in fisher_metrics(model, data, chosen).items())
 
 
-def test_a_layer_that_one_group_alone_reaches_counts_with_that_group(tmp_path):
-    """Experts that no token chose in one of them, and layers that share inputs in one of them alone."""
+def test_a_run_that_was_cut_off_goes_on_without_workers_and_back(tmp_path):
+    model, data = tiny_llama(), batches(GROUP + 1, 1)
+    chosen = find_targets(model, None, (), tables=True)[0]
+    workers = Elsewhere(lambda: copy.deepcopy(model), lambda work, tasks, receive: [*map(receive, range(2), map(work, tasks))])
+
+    def swept(elsewhere, whole):
+        with swept_elsewhere(elsewhere):
+            metrics = FisherSweeps(model, data, chosen, Steps(tmp_path)).metrics()
+            # The metrics of the last block, and no more.
+            return {name: metric.load() for name, metric in (metrics if whole else itertools.islice(metrics, 1))}
+
+    swept(workers, whole=False)
+    swept(None, whole=False)
+    swept(workers, whole=False)
+    wanted = fisher_metrics(model, data, chosen)
+    for elsewhere in (None, workers):
+        found = swept(elsewhere, whole=True)
+        assert all(same(found[name], metric) for name, metric in wanted.items())
+
+
+@pytest.mark.parametrize("first_shares", [False, True])
+def test_a_layer_that_one_group_alone_reaches_counts_with_that_group(first_shares, tmp_path):
+    """Experts that no token chose in one of them, and layers that share inputs in one of them alone. The last group calls but
+    one of those that shared inputs before."""
 
     class Choosing(nn.Module):
         def __init__(self):
@@ -96,13 +119,14 @@ def test_a_layer_that_one_group_alone_reaches_counts_with_that_group(tmp_path):
             return self.head(state + self.second(again) if float(x[0, 0, 1]) > 0 else state)
 
     model = Choosing()
-    data = [torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2 * GROUP)]
+    data = [torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3 * GROUP)]
+    begins = 0 if first_shares else GROUP // 2
     for number, batch in enumerate(data):
-        batch[0, 0, 0] = batch[0, 0, 0].abs() * (1 if number < GROUP else -1)
-        batch[0, 0, 1] = batch[0, 0, 1].abs() * (1 if number >= GROUP // 2 else -1)
+        batch[0, 0, 0] = batch[0, 0, 0].abs() * (1 if number < GROUP or first_shares else -1)
+        batch[0, 0, 1] = batch[0, 0, 1].abs() * (1 if begins <= number < 2 * GROUP else -1)
     chosen = find_targets(model, None, (), tables=True)[0]
     found = fisher_metrics(model, data, chosen)
-    for name, used in (("first", data), ("second", data[GROUP // 2 :])):
+    for name, used in (("first", data), ("second", data[begins : 2 * GROUP])):
         inputs_of = torch.cat([batch[0] for batch in used]).double()
         torch.testing.assert_close(found[name].columns, inputs_of.T @ inputs_of / len(inputs_of), rtol=1e-5, atol=1e-6)
 

@@ -265,3 +265,5 @@ def test_squared_singular_values_are_those_of_the_spectrum(shape, tokens):
     wanted = matrix_spectrum(matrix, metric).squares
     found = squared_singular_values(matrix, metric)
     assert torch.allclose(found[: len(wanted)], wanted, rtol=1e-5, atol=1e-6 * float(wanted.max()))
+    faint = squared_singular_values(matrix, KroneckerMetric(metric.rows.double() * 1e-40, metric.columns)) * 1e40
+    assert torch.allclose(faint[: len(wanted)], wanted, rtol=1e-5, atol=1e-6 * float(wanted.max()))

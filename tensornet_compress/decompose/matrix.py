@@ -19,6 +19,8 @@ from tensornet_compress.metric import KroneckerMetric
 
 _RIDGE = 1e-6
 _ROWS = 1 << 13
+# Largest square over the median beyond which products are made in double precision.
+_APART = 1e5
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric, most: int | None = 
 
 def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
     """``matrix_spectrum(...).squares`` alone, at a fraction of the time: float64 (min(m, n),), descending. Products are in the
-    matrix's own precision, so single precision tells those well that are above a millionth of the largest."""
+    matrix's own precision; in double where the largest is so far above the others that single precision would drown these."""
     rows, columns = matrix.shape
     level = 1.0 if metric.rows is None else float(metric.rows.abs().max()) or 1.0
     # Fisher information is so small in some layers that single precision would not hold its products.
@@ -110,7 +112,10 @@ def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
             # Fewer tokens than inputs leave a moment that is singular to rounding.
             root = (_column_root(metric, columns) if int(failed) else root).to(matrix.dtype)
             gram = root.T @ gram @ root
-    return torch.from_numpy(eigenvalues(gram.double().contiguous().numpy())).flip(0).clamp_min(0) * level
+    squares = torch.from_numpy(eigenvalues(gram.double().contiguous().numpy())).flip(0).clamp_min(0)
+    if matrix.dtype != torch.float64 and float(squares[0]) > _APART * float(squares.median()):
+        squares = squared_singular_values(matrix.double(), metric)
+    return squares * level
 
 
 def _row_gram(matrix: Tensor, metric: KroneckerMetric) -> Tensor:

@@ -267,3 +267,14 @@ def test_squared_singular_values_are_those_of_the_spectrum(shape, tokens):
     assert torch.allclose(found[: len(wanted)], wanted, rtol=1e-5, atol=1e-6 * float(wanted.max()))
     faint = squared_singular_values(matrix, KroneckerMetric(metric.rows.double() * 1e-40, metric.columns)) * 1e40
     assert torch.allclose(faint[: len(wanted)], wanted, rtol=1e-5, atol=1e-6 * float(wanted.max()))
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (40, 20)])
+def test_small_squared_singular_values_are_not_drowned_by_a_large_one(shape):
+    inputs = torch.randn(200, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs[:, 3] *= 1e4
+    metric = KroneckerMetric(torch.ones(shape[0]), inputs.T @ inputs / 200)
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    wanted = matrix_spectrum(matrix, metric).squares
+    found = squared_singular_values(matrix, metric)
+    assert torch.allclose(found[: len(wanted)], wanted, rtol=1e-4, atol=1e-3 * float(wanted.median()))

@@ -33,12 +33,12 @@ MEASURES = {
 @dataclass(frozen=True)
 class SearchSettings(Settings):
     """What a run of ``bench search`` does. ``tensors``: names or files, by default all (those of quick runs in a quick one);
-    ``errors``: relative errors to keep (a tensor's own tolerance multiplies them); ``budget``: seconds that our search may
-    take for one row."""
+    ``errors``: relative errors to keep, by default those of the tensor; ``budget``: seconds that our search may take for one
+    row."""
 
-    FULL: ClassVar[Mapping[str, Any]] = {"errors": (0.1, 0.3), "budget": 30.0}
+    FULL: ClassVar[Mapping[str, Any]] = {"budget": 30.0}
     tensors: tuple[str, ...] | None = None
-    errors: tuple[float, ...] = (0.1,)
+    errors: tuple[float, ...] | None = None
     methods: tuple[str, ...] | None = None
     budget: float = 20.0
 
@@ -50,7 +50,7 @@ class SearchBench(Bench[SearchSettings]):
     unit = "relative error"
 
     def __init__(self, settings: SearchSettings):
-        if not settings.errors or min(settings.errors) <= 0 or max(settings.errors) >= 1:
+        if settings.errors is not None and not all(0 < error < 1 for error in settings.errors or (0.0,)):
             raise TensorNetError(f"errors must lie between 0 and 1, were given {list(settings.errors)}")
         super().__init__(settings, SEARCH_METHODS.choose(settings.methods))
         names = settings.tensors
@@ -70,9 +70,10 @@ class SearchBench(Bench[SearchSettings]):
     def jobs(self) -> Iterator[Job]:
         """Tensor by tensor."""
         for tensor in self.tensors:
-            for error in self.settings.errors:
+            usual = tensor.errors[:1] if self.settings.quick else tensor.errors
+            for error in usual if self.settings.errors is None else self.settings.errors:
                 for method in self.methods:
-                    yield self.job(tensor.title, method, round(error * tensor.tolerance, 6), partial(self.row, tensor))
+                    yield self.job(tensor.title, method, error, partial(self.row, tensor))
 
     def row(self, tensor: BenchTensor, method: Method[SearchCase, Stored], error: float) -> dict[str, Any]:
         """One method on one tensor."""

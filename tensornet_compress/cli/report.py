@@ -14,7 +14,7 @@ from tensornet_compress.report import Result, joined, read_result, without_peer_
 
 @plain_errors
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Result files (JSON) of bench, weights, kv or search.")],
+    results: Annotated[list[Path], typer.Argument(help="Result files (JSON) of bench, weights or kv.")],
     html: Annotated[Path | None, typer.Option(help="Page to write; beside the JSON by default.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the results put together as one file.")] = None,
     light: Annotated[bool, typer.Option("--light", help="Leave the peers' layers out of it, most of a file.")] = False,

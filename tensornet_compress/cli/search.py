@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import log10
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
+from torch import Tensor
 
 from tensornet_compress.cli.common import JsonFile, RichProgress, check_output, invocation, write_json
 from tensornet_compress.cli.ending import plain_errors
@@ -14,8 +17,23 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files import save_network
 from tensornet_compress.files.whole import whole_file
 from tensornet_compress.inputs.tensors import read_tensor
+from tensornet_compress.tensor import TensorNetwork
 
 _PICTURES = (".png", ".svg", ".pdf")
+_NETWORKS = (".tnz", ".safetensors")
+
+
+def _reached(tensor: Tensor, network: TensorNetwork) -> str:
+    """What the network takes beside the tensor, and how far it is off."""
+    wide = tensor.double()
+    lost = wide - network.to_dense(torch.float64)
+    spread, mean = float(wide.max() - wide.min()), float(lost.square().mean())
+    decibels = f", PSNR {10 * log10(spread**2 / mean):.1f} dB" if spread and mean else ""
+    share = float(lost.norm()) / max(float(wide.norm()), 1e-300)
+    return (
+        f"{tensor.nbytes:,} bytes become {network.nbytes:,} ({tensor.nbytes / network.nbytes:.1f} times fewer): relative error "
+        f"{share:.3g}, largest error of an entry {float(lost.abs().max()):.3g}{decibels}"
+    )
 
 
 @plain_errors
@@ -47,6 +65,8 @@ def search(
 
     if plot is not None and plot.suffix not in _PICTURES:
         raise TensorNetError(f"--plot {str(plot)!r} must end in one of {', '.join(_PICTURES)}")
+    if out is not None and out.suffix not in _NETWORKS:
+        raise TensorNetError(f"--out {str(out)!r} must end in one of {', '.join(_NETWORKS)}")
     source = file if Path(file).exists() else file.rpartition(":")[0]
     for option, path in (("--json", json), ("--out", out), ("--html", html), ("--plot", plot)):
         check_output(option, path, source or None)
@@ -68,10 +88,9 @@ def search(
         progress=RichProgress(),
     )
     typer.echo(str(result))
-    if max_abs is not None:
-        typer.echo(f"no entry off by more than {max_abs}: {network.nbytes:,} bytes, {network.spec.describe()}")
+    typer.echo(_reached(tensor, network))
     if out is not None:
-        typer.echo(f"{save_network(network, out):,} bytes written to {out}")
+        typer.echo(f"{save_network(network, out):,} bytes written to {out}, with what the file tells of itself")
     if plot is not None:
         with whole_file(plot) as picture:
             result.plot().savefig(picture, format=plot.suffix[1:])

@@ -92,8 +92,11 @@ def open_tensors(path: str | os.PathLike[str]) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
-        state = "truncated or damaged" if Path(path).is_file() else "missing"
-        raise CheckpointError(f"{str(path)!r} cannot be read as safetensors ({error}); the file is {state}") from error
+        if not Path(path).is_file():
+            raise CheckpointError(f"there is no file at {str(path)!r}; it is missing") from error
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read as safetensors ({error}); the file is another kind, truncated or damaged"
+        ) from error
 
 
 def read_tensors(path: str | os.PathLike[str], verify: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -41,6 +41,8 @@ class TensorNetCodec(Codec):
     ):
         if len([bound for bound in (max_error, max_abs, psnr) if bound is not None]) != 1:
             raise TensorNetError(f"give one of max_error={max_error!r}, max_abs={max_abs!r} and psnr={psnr!r}")
+        if any(bound is not None and not 0 < bound < float("inf") for bound in (max_error, max_abs)):
+            raise TensorNetError(f"bounds are positive and finite, was given max_error={max_error!r}, max_abs={max_abs!r}")
         self.max_error, self.max_abs, self.psnr = max_error, max_abs, psnr
         self.time_budget, self.seed = time_budget, seed
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import floor, log2, sqrt
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tensornet_compress.coding import CodedFormat
 from tensornet_compress.coding.coded_matrix import STEPS_PER_OCTAVE
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.searching.layout_search import search
-from tensornet_compress.searching.result import SearchResult
+from tensornet_compress.searching.layout_search import checked, search
+from tensornet_compress.searching.result import Found, SearchResult
 from tensornet_compress.tensor import NetworkSpec, TensorNetwork
 from tensornet_compress.tensor.network import part_name
 
@@ -27,7 +29,7 @@ _MOST_DECIBELS = 1000
 
 
 def search_within(
-    tensor: Tensor,
+    tensor: Tensor | np.ndarray,
     *,
     max_error: float | None = None,
     max_abs: float | None = None,
@@ -57,25 +59,37 @@ def search_within(
     """
     given = {"max_error": max_error, "max_abs": max_abs, "psnr": psnr, "max_bytes": options.get("max_bytes")}
     if len([value for value in given.values() if value is not None]) != 1:
-        raise TensorNetError(f"give exactly one of {', '.join(given)}; was given {given}")
+        some = {name: value for name, value in given.items() if value is not None}
+        raise TensorNetError(f"give exactly one of {', '.join(given)}; {f'was given {some}' if some else 'none was given'}")
     if max_abs is None and psnr is None:
         result = search(tensor, max_error=max_error, **options)
         return result, result.best
-    if not isinstance(tensor, Tensor) or not tensor.numel() or not tensor.is_floating_point():
-        raise TensorNetError(f"a bound needs a real tensor with entries, was given {getattr(tensor, 'shape', tensor)!r}")
+    tensor = checked(tensor)
+    if not tensor.numel() or not tensor.is_floating_point():
+        raise TensorNetError(
+            f"a bound of single entries needs floating-point entries, was given {tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
     wide = tensor.double()
     if psnr is not None and not -_MOST_DECIBELS < psnr < _MOST_DECIBELS:
         raise TensorNetError(f"psnr must be within {_MOST_DECIBELS} dB, was given {psnr}")
     off = max_abs / _DEVIATIONS if max_abs is not None else float(wide.max() - wide.min()) / 10 ** ((psnr or 0.0) / 20)
+    if max_abs is None and not off:
+        raise TensorNetError("psnr compares errors with the range of entries, and all of these are equal; give max_abs")
     if not 0 < off < float("inf"):
         raise TensorNetError(f"a bound must be positive and finite, was given {given}")
     norm = float(torch.linalg.vector_norm(wide))
     result = search(tensor, max_error=min(off * sqrt(tensor.numel()) / max(norm, 1e-300), 1.0), **options)
     if max_abs is None:
-        return result, result.best
+        return replace(result, limit=f"a PSNR of at least {psnr:g} dB, {result.limit}"), result.best
     near = [found for found in result.pareto if result.error / _AROUND <= found.error <= result.error * _AROUND]
     networks = (corrected(network, tensor, max_abs) for network in (result.best, *(found.network for found in near)))
-    return result, min(networks, key=lambda network: network.nbytes)
+    network = min(networks, key=lambda network: network.nbytes)
+    limit = f"no entry off by more than {max_abs:g}"
+    if network is result.best:
+        return replace(result, limit=limit), network
+    error = float(torch.linalg.vector_norm(network.to_dense(wide.dtype) - wide)) / max(norm, 1e-300)
+    choice = Found(f"{result.choice.family} and corrections", network, error, result.choice.ordered)
+    return replace(result, best=network, choice=choice, found=(*result.found, choice), limit=limit), network
 
 
 def corrected(network: TensorNetwork, tensor: Tensor, max_abs: float) -> TensorNetwork:

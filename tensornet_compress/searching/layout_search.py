@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from time import perf_counter
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ _MOST_AXES = 52
 
 
 def search(
-    tensor: Tensor,
+    tensor: Tensor | np.ndarray,
     *,
     max_error: float | None = None,
     max_bytes: int | None = None,
@@ -63,8 +64,8 @@ def search(
     (96, True)
 
     Args:
-        tensor: real, any shape and floating dtype. Errors are of numbers decoded in at least single precision; ``to_dense`` of
-            a half precision tensor rounds them once more.
+        tensor: real, any shape and floating dtype, of PyTorch or NumPy. Errors are of numbers decoded in at least single
+            precision; ``to_dense`` of a half precision tensor rounds them once more.
         max_error: relative error in the metric, 0 or more. max_bytes: stored bytes. Exactly one of them.
         metric: of a matrix (first axis, all others); Euclidean by default. It measures and fits; predictions are Euclidean.
         orderings: what may be ordered: ``mode`` (the digits), ``fibre`` (entries along an axis, charged as packed) and, only
@@ -86,7 +87,7 @@ def search(
     _check_numbers(time_budget, seed)
     _check_names("orderings", orderings, _KNOWN_ORDERINGS)
     _check_names("topologies", topologies, SEARCH_FAMILIES)
-    _check_tensor(tensor)
+    tensor = checked(tensor)
     _check_metric(metric, tensor)
     metric = None if metric is None else metric.to(tensor.device)
     _compile()
@@ -148,10 +149,13 @@ def _check_numbers(time_budget: float, seed: int) -> None:
         raise TensorNetError(f"seed must be a whole number, was given {seed!r}")
 
 
-def _check_tensor(tensor: Tensor) -> None:
-    """A finite tensor with axes; raises ``TensorNetError``."""
+def checked(tensor: Tensor | np.ndarray) -> Tensor:
+    """A finite tensor with axes, as one of PyTorch; raises ``TensorNetError``."""
+    if isinstance(tensor, np.ndarray) and tensor.dtype.kind in "fiu" and tensor.dtype.itemsize <= 8:
+        tensor = torch.from_numpy(np.array(tensor, tensor.dtype.newbyteorder("="), order="C"))
     if not isinstance(tensor, Tensor):
-        raise TensorNetError(f"search takes a torch.Tensor, was given {type(tensor).__name__}")
+        kind = f"an array of {tensor.dtype}" if isinstance(tensor, np.ndarray) else type(tensor).__name__
+        raise TensorNetError(f"search takes a tensor of PyTorch or an array of real numbers of NumPy, was given {kind}")
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         raise TensorNetError(f"search takes a dense tensor with data, was given a {tensor.layout} one on {tensor.device}")
     if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
@@ -161,6 +165,7 @@ def _check_tensor(tensor: Tensor) -> None:
     require_finite(tensor, "tensor")
     if tensor.ndim == 0:
         raise TensorNetError("a tensor without axes is a single number; there is nothing to search")
+    return tensor
 
 
 def _check_metric(metric: Any, tensor: Tensor) -> None:

@@ -95,10 +95,12 @@ class Trials:
         return found
 
     def try_coded(self, deadline: Deadline) -> None:
-        """The dense tensor, and the best layouts in native and in searched orders, in entropy-coded integers."""
+        """The dense tensor, and the best layouts in native and in searched orders, in entropy-coded integers. The best native
+        one is among them even where it is far from the best of all: what ordering gains is told of the same formats."""
         best = self.measured.best()
-        if best is None or best.nbytes < _LEAST_CODED:
+        if best is None or max(best.nbytes, self.measured.unordered().nbytes) < _LEAST_CODED:
             return
+        small = best.nbytes < _LEAST_CODED
         shape = tuple(self.target.tensor.shape)
         fmt = CodedFormat(step=1.0, states=STATES)
         term = TermSpec(layout=Layout.native(shape), topology=Topology.one_core(len(shape)), ranks=(), formats=(fmt,))
@@ -108,7 +110,9 @@ class Trials:
             shape_of, ordered = trial.candidate.shape, trial.found.ordered
             layout, topology = shape_of.laid_out()
             key = (ordered, layout, topology)
-            if key in tried or sum(other[0] == ordered for other in tried) == _CODED or self.measured.hopeless(trial.found):
+            alike = sum(other[0] == ordered for other in tried)
+            spared = (ordered or alike > 0) and (small or self.measured.hopeless(trial.found))
+            if key in tried or alike == _CODED or spared:
                 continue
             tried.append(key)
             for share in _SHARES if self.limit.max_error is not None else (1.0,):

@@ -94,16 +94,30 @@ class TensorArray:
         dense = self._contract(asked, torch.float64 if self.dtype == np.float64 else torch.float32)
         return dense.numpy().astype(self.dtype, copy=False).squeeze(tuple(dropped))
 
-    def sum(self, axis: int | Sequence[int] | None = None) -> np.ndarray | np.floating:
-        """Sums over all axes, or some of them, without forming the array; in double precision."""
+    def sum(
+        self, axis: int | Sequence[int] | None = None, dtype: Any = None, out: None = None, keepdims: bool = False
+    ) -> np.ndarray | np.floating:
+        """Sums over all axes, or some of them, without forming the array; in double precision. ``np.sum`` calls it.
+
+        Raises:
+            TensorNetError: ``out``, which nothing is written to.
+        """
+        if out is not None:
+            raise TensorNetError("sums of a network are new arrays; leave out=... out")
         summed = self._axes(axis)
         every = [_Axis(torch.arange(size), summed=True) if a in summed else _Axis() for a, size in enumerate(self.shape)]
         total: np.ndarray = self._contract(every, torch.float64).numpy()
+        if keepdims:
+            total = total.reshape([1 if a in summed else size for a, size in enumerate(self.shape)])
+        total = total if dtype is None else total.astype(dtype)
         return total[()] if total.ndim == 0 else total
 
-    def mean(self, axis: int | Sequence[int] | None = None) -> np.ndarray | np.floating:
+    def mean(
+        self, axis: int | Sequence[int] | None = None, dtype: Any = None, out: None = None, keepdims: bool = False
+    ) -> np.ndarray | np.floating:
         """As ``sum``, over the number of entries that it adds up."""
-        return self.sum(axis) / prod(self.shape[a] for a in self._axes(axis))
+        found = self.sum(axis, None, out, keepdims) / prod(self.shape[a] for a in self._axes(axis))
+        return found if dtype is None else found.astype(dtype)
 
     def inner(self, other: TensorArray | np.ndarray | Tensor) -> float:
         """The sum of products of entries, with another network (of any layout) or a dense array of the same shape.

@@ -51,3 +51,9 @@ def test_what_it_cannot_keep_is_refused():
         codec()
     with pytest.raises(TensorNetError, match="int64"):
         codec(max_error=0.1).encode(np.arange(4))
+
+
+@pytest.mark.parametrize("bound", [{"max_abs": -1.0}, {"max_error": 0.0}, {"max_abs": float("nan")}])
+def test_bounds_that_nothing_keeps_are_refused_at_once(bound):
+    with pytest.raises(TensorNetError, match="positive and finite"):
+        codec(**bound)

@@ -1,5 +1,6 @@
 """Bounds on single entries and on the peak signal-to-noise ratio."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,3 +59,29 @@ def test_bounds_too_fine_for_corrections_are_refused():
     field = SMOOTH + torch.rand(32, 32, dtype=torch.float64)
     with pytest.raises(TensorNetError, match="too fine"):
         corrected(tnc.to_network(field, max_error=0.1), field, 1e-14)
+
+
+def test_the_result_tells_of_the_network_that_keeps_the_bound():
+    field = spiky()
+    result, network = tnc.search_within(field.numpy(), max_abs=0.01, **OPTIONS)
+    assert result.best is network
+    assert result.choice.nbytes == network.nbytes
+    assert result.error == pytest.approx(float((network.to_dense() - field).norm() / field.norm()), rel=1e-4)
+    assert result.choice in result.found
+    assert "no entry off by more than 0.01" in str(result)
+    assert "PSNR of at least 40 dB" in str(tnc.search_within(field, psnr=40.0, **OPTIONS)[0])
+
+
+@pytest.mark.parametrize("bounds", [{"max_abs": 0.1}, {"psnr": 30.0}, {"max_error": 0.1}])
+def test_entries_that_are_no_numbers_are_named_whatever_the_bound(bounds):
+    field = SMOOTH.clone()
+    field[3, 4] = torch.nan
+    with pytest.raises(TensorNetError, match="1 NaN"):
+        tnc.search_within(field, **bounds)
+    with pytest.raises(TensorNetError, match="array of object"):
+        tnc.search_within(np.array([None, 1]), **bounds)
+
+
+def test_equal_entries_have_no_signal_to_noise_ratio():
+    with pytest.raises(TensorNetError, match=r"all of these are equal; give max_abs"):
+        tnc.search_within(torch.ones(4, 4), psnr=30.0)

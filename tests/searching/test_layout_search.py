@@ -402,3 +402,13 @@ def test_zeros_take_one_rank_and_are_called_so(shape: tuple[int, ...], limit: di
     assert len(result.best.spec.terms[0].topology.legs) <= len(shape)
     assert result.best.nbytes <= 64
     assert len(result.found) < 60
+
+
+def test_what_ordering_gains_is_told_of_the_same_formats():
+    """Without order the identity is best kept as entropy-coded integers, which compete however small the best of all is."""
+    hidden = torch.eye(64).reshape(8, 8, 8, 8).permute(3, 0, 1, 2).contiguous()
+    result = tnc.search(hidden, max_error=1e-6, null=False)
+    alone = tnc.search(hidden, max_error=1e-6, null=False, orderings=())
+    assert result.choice.ordered
+    assert result.unordered.nbytes == alone.best.nbytes
+    assert result.gain == pytest.approx(alone.best.nbytes / result.best.nbytes)

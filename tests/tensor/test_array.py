@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import tensornet_compress as tnc
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.tensor import FibreOrder, TermSpec
+from tensornet_compress.tensor.array import TensorArray
 
 SHAPE = (12, 7, 10)
 RADICES = ((3, 4), (2, 4), (10,))  # the second axis is padded
@@ -130,3 +131,15 @@ def test_a_slice_of_a_large_field_takes_a_tenth_of_the_work(tmp_path):
     finally:
         module._plan = plan
     assert np.allclose(part, whole[10:12, :, 3:9], rtol=1e-3, atol=1e-3 * np.abs(whole).max())
+
+
+def test_functions_of_numpy_call_its_own_sums():
+    dense = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
+    stored = TensorArray(tnc.to_network(dense, max_error=0.0))
+    for function in (np.sum, np.mean):
+        np.testing.assert_allclose(function(stored), function(dense.numpy()), rtol=1e-4, atol=1e-5)
+        found = function(stored, axis=(0, 2), keepdims=True)
+        np.testing.assert_allclose(found, function(dense.numpy(), axis=(0, 2), keepdims=True), rtol=1e-4, atol=1e-5)
+        assert function(stored, axis=0, dtype=np.float32).dtype == np.float32
+    with pytest.raises(TensorNetError, match="leave out"):
+        stored.sum(out=np.zeros(()))

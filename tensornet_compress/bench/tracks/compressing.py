@@ -26,7 +26,6 @@ WHOLE, WHOLE_BITS, WHOLE_WINDOWS, WHOLE_LENGTH = (OURS, "ours-coded", "gptq", "r
 FORWARD, BARE, BY_BLOCK = "forward", "bare-svd", "ours-by-block"
 """One forward pass over the calibration tokens, an SVD of each weight, and ours with the statistics of a block at a time."""
 SUBJECTS = ("wave", "heat")
-ERROR = 0.1
 
 
 def once(
@@ -131,7 +130,7 @@ def searching(settings: SpeedSettings) -> Iterator[Heat]:
 
 
 def _search(settings: SpeedSettings, tensor: BenchTensor) -> Raced:
-    case, error = SearchCase(tensor.load(), settings.budget, settings.seed), ERROR * tensor.tolerance
+    case, error = SearchCase(tensor.load(), settings.budget, settings.seed), tensor.errors[0]
     calls: list[tuple[str, Any]] = [(method.name, partial(method.run, case, error)) for method in SEARCH_METHODS]
     return replace(once(settings.seed, calls), settings={"shape": list(case.tensor.shape), "max_error": error})
 

@@ -93,40 +93,44 @@ def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric, most: int | None = 
 def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
     """``matrix_spectrum(...).squares`` alone, at a fraction of the time: float64 (min(m, n),), descending. Products are in the
     matrix's own precision; in double where the largest is so far above the others that single precision would drown these."""
-    rows, columns = matrix.shape
     level = 1.0 if metric.rows is None else float(metric.rows.abs().max()) or 1.0
     # Fisher information is so small in some layers that single precision would not hold its products.
     metric = metric if metric.rows is None else KroneckerMetric(metric.rows / level, metric.columns)
+    squares = _squares(matrix, metric, matrix.dtype)
+    if matrix.dtype != torch.float64 and float(squares[0]) > _APART * float(squares.median()):
+        squares = _squares(matrix, metric, torch.float64)
+    return squares * level
+
+
+def _squares(matrix: Tensor, metric: KroneckerMetric, dtype: torch.dtype) -> Tensor:
+    rows, columns = matrix.shape
     if rows <= columns:
-        whitened = metric.left_whiten(matrix)
+        whitened = metric.left_whiten(matrix.to(dtype))
         gram = whitened @ metric.apply_columns(whitened).T
     else:
-        gram = _row_gram(matrix, metric).to(matrix.dtype)
+        gram = _row_gram(matrix, metric, dtype).to(dtype)
         if metric.columns is not None and metric.columns.ndim == 1:
-            root = metric.columns.sqrt().to(matrix.dtype)
+            root = metric.columns.sqrt().to(dtype)
             gram = root[:, None] * gram * root
         elif metric.columns is not None:
             moment = metric.columns.double()
             ridge = _RIDGE**2 * float(moment.diagonal().mean()) * torch.eye(columns, dtype=moment.dtype)
             root, failed = torch.linalg.cholesky_ex(moment + ridge)
             # Fewer tokens than inputs leave a moment that is singular to rounding.
-            root = (_column_root(metric, columns) if int(failed) else root).to(matrix.dtype)
+            root = (_column_root(metric, columns) if int(failed) else root).to(dtype)
             gram = root.T @ gram @ root
-    squares = torch.from_numpy(eigenvalues(gram.double().contiguous().numpy())).flip(0).clamp_min(0)
-    if matrix.dtype != torch.float64 and float(squares[0]) > _APART * float(squares.median()):
-        squares = squared_singular_values(matrix.double(), metric)
-    return squares * level
+    return torch.from_numpy(eigenvalues(gram.double().contiguous().numpy())).flip(0).clamp_min(0)
 
 
-def _row_gram(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
-    """``W' R W``, float64 (n, n), some rows at a time where rows are weighed one by one."""
+def _row_gram(matrix: Tensor, metric: KroneckerMetric, dtype: torch.dtype) -> Tensor:
+    """``W' R W``, float64 (n, n), from products in ``dtype``, some rows at a time where rows are weighed one by one."""
     if metric.rows is not None and metric.rows.ndim == 2:
-        whitened = metric.left_whiten(matrix)
+        whitened = metric.left_whiten(matrix.to(dtype))
         return (whitened.T @ whitened).double()
     gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
-    weights = [None] * len(matrix) if metric.rows is None else metric.rows.double().sqrt().split(_ROWS)
+    weights = [None] * len(matrix) if metric.rows is None else metric.rows.double().sqrt().to(dtype).split(_ROWS)
     for part, weight in zip(matrix.split(_ROWS), weights):
-        whitened = part if weight is None else weight[:, None].to(part.dtype) * part
+        whitened = part.to(dtype) if weight is None else weight[:, None] * part.to(dtype)
         gram += whitened.T @ whitened
     return gram
 

@@ -6,6 +6,7 @@ Padding must be taken out of outputs beforehand, as ``kept_output`` does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,16 +82,31 @@ def sampled_loss(output: Tensor, is_logits: bool, generator: torch.Generator) ->
     """
     output = output.float()
     if is_logits:
-
-        def measure(logits: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(logits, labels, reduction="sum")
-
-        drawn = _rows(output.detach())
-        labels = torch.cat([_drawn(part, generator) for part in drawn])
-        first, *others = _chunked(measure, output, labels)
-        return sum(others, start=first)
+        labels = torch.cat([_drawn(part, generator) for part in _rows(output.detach())])
+        loss: Tensor = _CrossEntropy.apply(output, labels)
+        return loss
     noise = torch.randn(output.shape, generator=generator, device=output.device)
     return (F.normalize(output, dim=-1) * noise).sum()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy of logits (tokens, n), summed, with its gradient made at once: one tensor beside the logits, where autograd
+    takes several."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        total, gradient = logits.new_zeros(()), torch.empty_like(logits)
+        for part, label, place in zip(_rows(logits), labels.split(len(_rows(logits)[0])), _rows(gradient)):
+            chance = part.log_softmax(-1)
+            total -= chance.gather(1, label[:, None]).sum()
+            chosen = torch.zeros_like(part).scatter_(1, label[:, None], -1.0)
+            place.copy_(torch.ops.aten._log_softmax_backward_data(chosen, chance, -1, part.dtype))
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        return (ctx.gradient if float(outer) == 1 else ctx.gradient * outer), None
 
 
 def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:

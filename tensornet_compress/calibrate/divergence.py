@@ -18,7 +18,7 @@ from tensornet_compress.calibrate.hooks import evaluating
 from tensornet_compress.errors import TensorNetError
 
 # Numbers of an output that are worked on at once: large vocabularies would need several times the memory of their logits.
-CHUNK_NUMBERS = 1 << 23
+CHUNK_NUMBERS, _GRADIENT_NUMBERS = 1 << 23, 1 << 21
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -61,9 +61,9 @@ def _terms(reference: Tensor, output: Tensor, logits: bool, normalised: bool) ->
     return _kl_terms(reference if normalised else reference.log_softmax(-1), output.log_softmax(-1))
 
 
-def _rows(output: Tensor) -> tuple[Tensor, ...]:
+def _rows(output: Tensor, numbers: int = CHUNK_NUMBERS) -> tuple[Tensor, ...]:
     """Outputs, some tokens at a time."""
-    return output.split(max(1, CHUNK_NUMBERS // output.shape[-1]))
+    return output.split(max(1, numbers // output.shape[-1]))
 
 
 def _chunked(measure: Callable[[Tensor, Tensor], Tensor], output: Tensor, other: Tensor) -> list[Tensor]:
@@ -96,7 +96,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         total, gradient = logits.new_zeros(()), torch.empty_like(logits)
-        for part, label, place in zip(_rows(logits), labels.split(len(_rows(logits)[0])), _rows(gradient)):
+        parts, places = _rows(logits, _GRADIENT_NUMBERS), _rows(gradient, _GRADIENT_NUMBERS)
+        for part, label, place in zip(parts, labels.split(len(parts[0])), places):
             chance = part.log_softmax(-1)
             total -= chance.gather(1, label[:, None]).sum()
             chosen = torch.zeros_like(part).scatter_(1, label[:, None], -1.0)

@@ -16,6 +16,8 @@ from tensornet_compress.memory import trim
 from tensornet_compress.options import Option
 from tensornet_compress.tensor import NetworkSpec
 
+_TRIMMED = 8
+"""Jobs after which memory is given back."""
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -37,9 +39,11 @@ def kept_jobs(
     def receive(place: int, result: Result) -> None:
         known[missing[place]] = result
         keep(missing[place], result)
+        if place % _TRIMMED == 0:
+            trim()
         advance()
 
-    # What calibration has freed is wanted by jobs.
+    # What calibration, and then jobs, have freed is wanted by others: each thread keeps some of that for itself.
     trim()
     run_jobs(work, [tasks[number] for number in missing], workers, receive)
     return [known[number] for number in range(len(tasks))]  # type: ignore[misc]

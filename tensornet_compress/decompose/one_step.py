@@ -122,8 +122,11 @@ class Canceller:
         codes = np.empty((rows, n), np.int32)
         coupled = len(self.coupling) > 0
         # Columns are worked on as contiguous rows. Without coupling none waits for another, nor is copied before its turn.
-        work = matrix.T[self.order].float().contiguous() if coupled else torch.zeros(0, 0)
+        work = torch.empty(n, rows) if coupled else torch.zeros(0, 0)
         if coupled:
+            strip = max(1, _STRIP // max(n, 1))
+            for first in range(0, rows, strip):
+                work[:, first : first + strip] = matrix[first : first + strip, self.order].T
             release(matrix)
         for start in range(0, n, _BLOCK):
             stop = min(n, start + _BLOCK)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -133,12 +134,34 @@ class Trials:
         known = None
         if len(term.formats) > 1 and not is_matrix_cut(term) and target.metric is None:
             known = decompose_tree(term.layout.apply(target.work), term.topology, term.ranks)[0]
+        # Of small cores a trellis may take more than it saves, and some codes are beyond it.
+        coders: tuple[Literal[0, 8], ...] = (STATES, 0) if numbers <= _SMALL else (STATES,)
+        tries = [self._at_best_step(family, term, ordered, step, known, states, deadline) for states in coders]
+        found = [kept for kept in tries if kept is not None]
+        if found:
+            kept = min(found, key=limit.sort_key)
+            self.measured.networks.append(kept)
+            self._note(f"{family} entropy-coded, measured", kept.nbytes, kept.error)
+
+    def _at_best_step(
+        self,
+        family: str,
+        term: TermSpec,
+        ordered: bool,
+        step: float,
+        known: list[Tensor] | None,
+        states: Literal[0, 8],
+        deadline: Deadline,
+    ) -> Found | None:
+        """The network that keeps the limit best, with this coder."""
+        target, limit = self.target, self.limit
+        numbers = sum(prod(term.core_shape(core)) for core in range(len(term.formats)))
         kept: Found | None = None
         bounds = [0.0, inf]
         for _ in range(_STEPS):
             if step <= 0 or deadline.passed():
                 break
-            coded = term.model_copy(update={"formats": tuple(CodedFormat(step=step, states=STATES) for _ in term.formats)})
+            coded = term.model_copy(update={"formats": tuple(CodedFormat(step=step, states=states) for _ in term.formats)})
             try:
                 network = realise(target.tensor, NetworkSpec.of(coded, target.tensor.dtype), target.metric, cores=known)
             except CodeError:
@@ -158,9 +181,7 @@ class Trials:
                 step *= 2.0 ** (8 * (found.nbytes - 0.995 * (limit.max_bytes or 0)) / numbers)
             if not bounds[0] < step < bounds[1]:
                 step = (bounds[0] * bounds[1]) ** 0.5 if bounds[0] > 0 and bounds[1] < inf else 0.0
-        if kept is not None:
-            self.measured.networks.append(kept)
-            self._note(f"{family} entropy-coded, measured", kept.nbytes, kept.error)
+        return kept
 
     def best_trial(self) -> Trial | None:
         """How the best network so far was predicted; None for a dense one."""

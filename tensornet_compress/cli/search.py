@@ -40,7 +40,7 @@ def _reached(tensor: Tensor, network: TensorNetwork) -> str:
 def search(
     file: Annotated[
         str,
-        typer.Argument(help="FILE.npy, an image, FILE.nii.gz, FILE.safetensors:NAME, FILE.h5:NAME, FILE.nc:NAME, DIR.zarr."),
+        typer.Argument(help="FILE.npy, an image, FILE.nii.gz, .safetensors:NAME, .h5:NAME, .nc:NAME, DIR.zarr[:NAME]."),
     ],
     max_error: Annotated[float | None, typer.Option(help="Relative error to keep.")] = None,
     max_abs: Annotated[float | None, typer.Option(help="Farthest that any entry may be off.")] = None,

@@ -65,11 +65,11 @@ def search(
 
     if plot is not None and plot.suffix not in _PICTURES:
         raise TensorNetError(f"--plot {str(plot)!r} must end in one of {', '.join(_PICTURES)}")
-    if out is not None and out.suffix not in _NETWORKS:
-        raise TensorNetError(f"--out {str(out)!r} must end in one of {', '.join(_NETWORKS)}")
     source = file if Path(file).exists() else file.rpartition(":")[0]
     for option, path in (("--json", json), ("--out", out), ("--html", html), ("--plot", plot)):
         check_output(option, path, source or None)
+    if out is not None and out.suffix not in _NETWORKS:
+        raise TensorNetError(f"--out {str(out)!r} must end in one of {', '.join(_NETWORKS)}")
     if html is not None and html.suffix not in (".html", ".htm"):
         raise TensorNetError(f"--html {str(html)!r} must end in .html")
     tensor = read_tensor(file)

@@ -13,6 +13,7 @@ from tensornet_compress.calibrate.collect import collect_statistics
 from tensornet_compress.calibrate.fisher_metrics import fisher_metrics, metric_level
 from tensornet_compress.calibrate.hooks import has_input_vectors, weight_users
 from tensornet_compress.calibrate.lending import lent
+from tensornet_compress.calibrate.shared_sweeps import swept
 from tensornet_compress.calibrate.statistics import InputMoment
 from tensornet_compress.calibrate.sweeps import FisherSweeps, NotByBlocksError, sweep_steps
 from tensornet_compress.errors import TensorNetError
@@ -167,7 +168,7 @@ def _reached(
         except NotByBlocksError as error:
             notes[""] = f"statistics were collected in one pass over the whole model, which takes more memory: {error}"
         else:
-            yield from sweeps.metrics()
+            yield from swept(sweeps)
             return
     try:
         with lent(model.modules(), device):

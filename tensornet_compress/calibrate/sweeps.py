@@ -3,22 +3,14 @@
 Forwards, what enters each block is written to a folder; at the end the loss gives the gradient of the last states. Backwards,
 each block runs once more from what entered it and takes that gradient one block further. Memory holds the activations and the
 statistics of one block, and the numbers are those of one pass over the whole model: the same operations in the same order.
-
-On a cluster each group of batches is swept by a worker of its own, whose sums come back in files.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load, save_file
@@ -33,85 +25,14 @@ from tensornet_compress.calibrate.hooks import autocast, calls_and_gradients, fr
 from tensornet_compress.calibrate.lending import lent
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.steps import Steps
-from tensornet_compress.files.whole import locked, whole_file
-from tensornet_compress.memory import release
+from tensornet_compress.memory import release, trim
 from tensornet_compress.metric import StoredMetric
 from tensornet_compress.nn import Target
-from tensornet_compress.nn.splitting import split_for
 
 _TOLERANCE = 1e-3
 _PROBE = 32
-_OUTSIDE = ("tail", "start")
-_SWEEPING = threading.Lock()
-Swept = dict[str, Any]
-"""What a worker tells of a group: of each block, and of what lies behind and before them, how its file of sums is read."""
-
-
-@dataclass(frozen=True)
-class GroupSweep:
-    """Both sweeps over one group of batches, wherever this is sent: all machines see the same folders."""
-
-    load: Callable[[], nn.Module]
-    batches: list[Batch]
-    targets: Sequence[Target]
-    folder: Path
-    number: int
-    threads: int
-    precision: torch.dtype | None
-    seed: int
-
-    def __call__(self) -> Swept:
-        """Write the group's sums to the folder, on as many threads as the process that asks has: numbers depend on that. So a
-        machine makes one sweep at a time."""
-        with _SWEEPING, locked(Path(tempfile.gettempdir()) / f"tensornet-sweep-{os.getuid()}", wait=True):
-            before = torch.get_num_threads()
-            torch.set_num_threads(self.threads)
-            try:
-                return self._written()
-            finally:
-                torch.set_num_threads(before)
-
-    def _written(self) -> Swept:
-        model = self.load()
-        split_for(model, (name for target in self.targets for name in (target.name, *target.tied)))
-        # A worker that was given up may still be at the same group.
-        scratch = f"group-{self.number}-{secrets.token_hex(4)}-"
-        sweeps = FisherSweeps(
-            model, self.batches, self.targets, Steps(self.folder, lasting=False), precision=self.precision, seed=self.seed,
-            group=self.number, scratch=scratch, proved=True,
-        )  # fmt: skip
-        told = {}
-        for part, sums in sweeps.sums():
-            with whole_file(sums_file(self.folder, part, self.number)) as file:
-                told[part] = sums.write(file)
-        for file in self.folder.glob(f"{scratch}*"):
-            file.unlink()
-        return told
-
-
-def sums_file(folder: Path, part: str, group: int) -> Path:
-    """Where the sums of a group of batches lie."""
-    return folder / f"sums-{part}-{group}.safetensors"
-
-
-class Elsewhere(NamedTuple):
-    """Workers that see the same folders: how one gets the model, and how all are given tasks (``compressing.run_jobs``)."""
-
-    load: Callable[[], nn.Module]
-    run: Callable[..., Any]
-
-
-_ELSEWHERE: ContextVar[Elsewhere | None] = ContextVar("workers for sweeps", default=None)
-
-
-@contextmanager
-def swept_elsewhere(workers: Elsewhere | None) -> Iterator[None]:
-    """Inside, sweeps over several groups of batches are made by these workers."""
-    token = _ELSEWHERE.set(workers)
-    try:
-        yield
-    finally:
-        _ELSEWHERE.reset(token)
+OUTSIDE = ("tail", "start")
+"""What sums of what lies outside blocks are called."""
 
 
 class NotByBlocksError(TensorNetError):
@@ -151,26 +72,26 @@ class FisherSweeps:
         self.seed, self.group, self.scratch = seed, group, scratch
         self.model, self.batches, self.precision, self.advance = model, batches, precision, advance
         self.device = device or next(model.parameters()).device
-        self._elsewhere = device
+        self.lent_to = device
         self.steps = steps
         names = [target.name for target in targets]
-        self._blocks = [block for _, block in block_list(model, names)]
-        if not self._blocks:
+        self.blocks = [block for _, block in block_list(model, names)]
+        if not self.blocks:
             raise NotByBlocksError(f"{type(model).__name__} has no list of blocks")
-        self._targets, named = targets, {target.name: target for target in targets}
-        self._groups = list(in_groups(range(len(batches))))
+        self.targets, named = targets, {target.name: target for target in targets}
+        self.groups = list(in_groups(range(len(batches))))
         outside, *inside = ([named[name] for name in part] for part in block_groups(model, names))
-        self._outside, self._inside = outside, inside
+        self.outside, self.inside = outside, inside
         for part in [outside, *inside]:
             own = {target.name for target in part}
             if strangers := [t.name for target in part for t in targets if t.name in target.tied and t.name not in own]:
                 raise NotByBlocksError(f"{strangers[0]!r} is tied to a layer of another block")
         try:
-            with self._outside_lent():
+            with self.ready():
                 if not proved:
                     self._prove(names)
                 with self._lent(0):
-                    self._runner = BlockRunner(model, batches, names, precision)
+                    self.runner = BlockRunner(model, batches, names, precision)
         except NotByBlocksError:
             raise
         except Exception as error:
@@ -184,97 +105,37 @@ class FisherSweeps:
         Raises:
             TensorNetError: no batch holds a token, or no target reaches the loss.
         """
-        workers = _ELSEWHERE.get()
-        with self._outside_lent():
-            shared = workers is not None and len(self._groups) > 1 and self._elsewhere is None
-            yield from self._gathered(workers) if shared and workers is not None else self._swept()
+        with self.ready():
+            self._forward_sweep()
+            outside = self._tail()
+            if not any(self._tokens):
+                raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
+            for number in reversed(range(len(self.blocks))):
+                yield from self._stored(f"backwards-{number}", number).items()
+                self._forget(number)
+            outside.merge(self._start())
+            yield from StoredMetric.write_all(outside.metrics(self.outside).items(), self.steps.folder, "outside").items()
 
     def sums(self) -> Iterator[tuple[str, FisherCollector]]:
         """What one group told of each block, the last first, and of what lies behind and before them."""
-        with self._outside_lent():
+        with self.ready():
             self._forward_sweep()
             tail = self._tail()
-            for number in reversed(range(len(self._blocks))):
+            for number in reversed(range(len(self.blocks))):
                 yield f"block-{number}", self._backwards(number)
                 self._forget(number)
-            yield from zip(_OUTSIDE, (tail, self._start()))
+            yield from zip(OUTSIDE, (tail, self._start()))
 
-    def _swept(self) -> Iterator[tuple[str, StoredMetric]]:
-        self._forward_sweep()
-        outside = self._tail()
-        if not any(self._tokens):
-            raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
-        for number in reversed(range(len(self._blocks))):
-            yield from self._stored(f"backwards-{number}", number).items()
-            self._forget(number)
-        outside.merge(self._start())
-        yield from StoredMetric.write_all(outside.metrics(self._outside).items(), self.steps.folder, "outside").items()
-
-    def _gathered(self, workers: Elsewhere) -> Iterator[tuple[str, StoredMetric]]:
-        """The same from sweeps of workers, each over one group."""
-        threads = torch.get_num_threads()
-        # The runner holds what enters the first block.
-        self._runner.states = []
-        told: dict[int, Swept | None] = {group: self.steps.found(f"sweep-{group}") for group in range(len(self._groups))}
-        waiting = [group for group, known in told.items() if known is None]
-        tasks = [
-            GroupSweep(
-                workers.load, [self.batches[batch] for batch in self._groups[group]], self._targets, self.steps.folder, group,
-                threads, self.precision, self.seed,
-            )
-            for group in waiting
-        ]  # fmt: skip
-
-        def advance(group: int) -> None:
-            for _ in range(2 * len(self._blocks) * len(self._groups[group])):
-                self.advance()
-
-        def receive(place: int, found: Swept) -> None:
-            told[waiting[place]] = found
-            files = [sums_file(self.steps.folder, part, waiting[place]) for part in found]
-            self.steps.finish(f"sweep-{waiting[place]}", found, files)
-            advance(waiting[place])
-
-        for group in told.keys() - set(waiting):
-            advance(group)
-        workers.run(GroupSweep.__call__, tasks, receive=receive)
-        known = {group: found for group, found in told.items() if found is not None}
-        if not any(found["tail"]["tokens"] for found in known.values()):
-            raise TensorNetError("no calibration batch holds a token that is not padding; check their attention_mask")
-        for number in reversed(range(len(self._blocks))):
-            part, targets, step = f"block-{number}", self._inside[number], f"joined-{number}"
-            stored = self.steps.found(step)
-            if stored is None:
-                found = StoredMetric.write_all(
-                    self._joined(part, targets, known).metrics(targets).items(), self.steps.folder, step
-                )
-                self._finish(step, found)
-            else:
-                found = {name: StoredMetric.from_json(self.steps.folder, *metric) for name, metric in stored.items()}
-            for group in known:
-                sums_file(self.steps.folder, part, group).unlink(missing_ok=True)
-            yield from found.items()
-        outside = FisherCollector(self.model, self._outside)
-        for part in _OUTSIDE:
-            outside.merge(self._joined(part, self._outside, known))
-        yield from StoredMetric.write_all(outside.metrics(self._outside).items(), self.steps.folder, "outside").items()
-
-    def _joined(self, part: str, targets: Sequence[Target], told: Mapping[int, Swept]) -> FisherCollector:
-        """The sums of all groups of one part."""
-        total = FisherCollector(self.model, targets)
-        for group, found in sorted(told.items()):
-            total.merge(FisherCollector.read(sums_file(self.steps.folder, part, group), found[part], self.model, targets))
-        return total
-
-    def _finish(self, step: str, found: Mapping[str, StoredMetric], others: Sequence[Path] = ()) -> None:
+    def finish(self, step: str, found: Mapping[str, StoredMetric], others: Sequence[Path] = ()) -> None:
+        """Record metrics, and other files that were written with them."""
         files = [*others, *(file for metric in found.values() for file in metric.files)]
         self.steps.finish(step, {name: metric.to_json() for name, metric in found.items()}, files)
 
     def _forward_sweep(self) -> None:
-        for batch, state in enumerate(self._runner.states):
+        for batch, state in enumerate(self.runner.states):
             self._keep("state", 0, batch, state)
-        self._runner.states = []
-        for number in range(len(self._blocks)):
+        self.runner.states = []
+        for number in range(len(self.blocks)):
             if self.steps.found(f"forwards-{number}") is None:
                 self._forwards(number)
                 self.steps.finish(f"forwards-{number}", True, self._files("state", number + 1))
@@ -289,21 +150,29 @@ class FisherSweeps:
         folder = self.steps.folder
         known = self.steps.found(step)
         if known is None:
-            targets = self._inside[number]
+            targets = self.inside[number]
             found = StoredMetric.write_all(self._backwards(number).metrics(targets).items(), folder, step)
-            self._finish(step, found, self._files("gradient", number))
+            self.finish(step, found, self._files("gradient", number))
         else:
             found = {name: StoredMetric.from_json(folder, *told) for name, told in known.items()}
         return found
 
     def _lent(self, number: int) -> AbstractContextManager[None]:
         """Block ``number`` on the device."""
-        return lent(self._blocks[number].modules(), self._elsewhere)
+        return lent(self.blocks[number].modules(), self.lent_to)
 
-    def _outside_lent(self) -> AbstractContextManager[None]:
-        """All that lies outside blocks on the device."""
-        inside = {part for block in self._blocks for part in block.modules()}
-        return lent((part for part in self.model.modules() if part not in inside), self._elsewhere)
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """All that lies outside blocks on the device, and the model frozen: once, as large models have many modules."""
+        inside = {part for block in self.blocks for part in block.modules()}
+        with lent((part for part in self.model.modules() if part not in inside), self.lent_to), frozen(self.model):
+            yield
+
+    @staticmethod
+    def _let_go(part: nn.Module) -> None:
+        """Give back the memory of parameters, and what was freed since the last time."""
+        release(part)
+        trim()
 
     def _files(self, kind: str, number: int) -> list[Path]:
         return [self._file(kind, number, batch) for batch in range(len(self.batches)) if kind == "state" or self._tokens[batch]]
@@ -313,7 +182,7 @@ class FisherSweeps:
         are given anything else that a target had a part in."""
         batch = _beginning(self.batches[0])
         inputs = model_inputs(batch, self.device)
-        collector = FisherCollector(self.model, self._outside)
+        collector = FisherCollector(self.model, self.outside)
         collector.begin(batch)
         with self._lent(0):
             runner = BlockRunner(self.model, [batch], names, self.precision)
@@ -330,12 +199,12 @@ class FisherSweeps:
             return run
 
         passing = autocast(self.device, self.precision)
-        with replaced_forwards(runner.blocks, placed), frozen(self.model), torch.no_grad(), passing:
+        with replaced_forwards(runner.blocks, placed), torch.no_grad(), passing:
             whole = kept_output(self.model, inputs)[0]
         state = runner.states[0]
         for number, (name, _) in enumerate(runner.blocks):
             # Blocks that keep something from one call to the next show it at the second.
-            with frozen(self.model), self._lent(number), torch.enable_grad():
+            with self._lent(number), torch.enable_grad():
                 (after,) = runner.outputs(number, [state])
                 for _ in range(2):
                     again = runner.run(number, 0, state.requires_grad_())
@@ -365,7 +234,6 @@ class FisherSweeps:
 
         with ExitStack() as stack:
             stack.enter_context(hooked(calls_and_gradients(collector.modules, called)))
-            stack.enter_context(frozen(self.model))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(autocast(self.device, self.precision))
             stack.enter_context(replaced_forwards(runner.blocks, forward))
@@ -378,25 +246,26 @@ class FisherSweeps:
         release(self.model)
         if not _alike(parts, whole):
             raise NotByBlocksError("its blocks, run one after the other, do not give what the model gives")
+        trim()
 
     def _forwards(self, number: int) -> None:
-        with frozen(self.model), self._lent(number), torch.no_grad():
+        with self._lent(number), torch.no_grad():
             for batch in range(len(self.batches)):
-                state = self._runner.run(number, batch, self._kept("state", number, batch))
+                state = self.runner.run(number, batch, self._kept("state", number, batch))
                 self._keep("state", number + 1, batch, state)
                 self.advance()
-        release(self._runner.blocks[number][1])
+        self._let_go(self.runner.blocks[number][1])
 
     def _tail(self) -> FisherCollector:
         """What comes behind the last block, the loss, and the gradients of the states before."""
-        total = FisherCollector(self.model, self._outside)
-        for group in self._groups:
+        total = FisherCollector(self.model, self.outside)
+        for group in self.groups:
             total.merge(self._tail_of(group))
-        release(self.model)
+        self._let_go(self.model)
         return total
 
     def _tail_of(self, group: Sequence[int]) -> FisherCollector:
-        collector, blocks = FisherCollector(self.model, self._outside), self._runner.blocks
+        collector, blocks = FisherCollector(self.model, self.outside), self.runner.blocks
         generator = torch.Generator(device=self.device).manual_seed(self.seed + self.group + group[0] // GROUP)
         behind = False
 
@@ -411,13 +280,13 @@ class FisherSweeps:
                 def run(given: Tensor, *_arguments: Any, **_keywords: Any) -> Any:
                     nonlocal behind
                     behind = number == len(blocks) - 1
-                    return self._runner.given_back(state if behind else given)
+                    return self.runner.given_back(state if behind else given)
 
                 return run
 
             behind = False
             collector.begin(data)
-            with hooked(calls_and_gradients(collector.modules, called)), frozen(self.model), torch.enable_grad():
+            with hooked(calls_and_gradients(collector.modules, called)), torch.enable_grad():
                 with replaced_forwards(blocks, forward), autocast(self.device, self.precision):
                     output, is_logits = kept_output(self.model, model_inputs(data, self.device))
                 self._tokens[batch] = len(output)
@@ -430,25 +299,28 @@ class FisherSweeps:
                     raise TensorNetError(f"no targeted layer reaches the loss of {type(self.model).__name__}")
                 total.backward()
             self._keep("gradient", len(blocks), batch, torch.zeros_like(state) if state.grad is None else state.grad)
+            # Logits are large, and what held them is in the way of what the next batch takes.
+            del output, total
+            trim()
         return collector
 
     def _backwards(self, number: int) -> FisherCollector:
-        total = FisherCollector(self.model, self._inside[number])
+        total = FisherCollector(self.model, self.inside[number])
         with self._lent(number):
-            for group in self._groups:
+            for group in self.groups:
                 total.merge(self._backwards_of(number, group))
-        release(self._runner.blocks[number][1])
+        self._let_go(self.runner.blocks[number][1])
         return total
 
     def _backwards_of(self, number: int, group: Sequence[int]) -> FisherCollector:
-        collector = FisherCollector(self.model, self._inside[number])
+        collector = FisherCollector(self.model, self.inside[number])
         hooks = hooked(calls_and_gradients(collector.modules, collector.called))
-        with hooks, frozen(self.model), torch.enable_grad():
+        with hooks, torch.enable_grad():
             for batch in group:
                 if tokens := self._tokens[batch]:
                     collector.begin(self.batches[batch])
                     state = self._kept("state", number, batch).requires_grad_()
-                    output = self._runner.run(number, batch, state)
+                    output = self.runner.run(number, batch, state)
                     collector.end_forward(None)
                     collector.tokens += tokens
                     output.backward(self._kept("gradient", number + 1, batch))
@@ -458,14 +330,14 @@ class FisherSweeps:
 
     def _start(self) -> FisherCollector:
         """What comes before the first block, with the gradient of the states that enter it."""
-        total = FisherCollector(self.model, self._outside)
-        for group in self._groups:
+        total = FisherCollector(self.model, self.outside)
+        for group in self.groups:
             total.merge(self._start_of(group))
-        release(self.model)
+        self._let_go(self.model)
         return total
 
     def _start_of(self, group: Sequence[int]) -> FisherCollector:
-        collector = FisherCollector(self.model, self._outside)
+        collector = FisherCollector(self.model, self.outside)
         entry: list[Tensor] = []
 
         def forward(_number: int, _block: nn.Module) -> Callable[..., Any]:
@@ -480,8 +352,8 @@ class FisherSweeps:
                 continue
             data = self.batches[batch]
             collector.begin(data)
-            with hooked(calls_and_gradients(collector.modules, collector.called)), frozen(self.model), torch.enable_grad():
-                stopped = replaced_forwards(self._runner.blocks[:1], forward)
+            with hooked(calls_and_gradients(collector.modules, collector.called)), torch.enable_grad():
+                stopped = replaced_forwards(self.runner.blocks[:1], forward)
                 with stopped, autocast(self.device, self.precision), suppress(EndOfPass):
                     call(self.model, model_inputs(data, self.device))
                 collector.end_forward(None)

@@ -62,8 +62,8 @@ class CodedFormat(Frozen):
         return self.assemble(CodedMatrix(codes, still, step, still, scale))
 
     def assemble(self, coded: CodedMatrix) -> dict[str, Tensor]:
-        """A coded matrix -> the stored part."""
-        return {"_coded": torch.from_numpy(coded.to_bytes())}
+        """A coded matrix, whose codes are lost by it -> the stored part."""
+        return {"_coded": torch.from_numpy(coded.to_bytes(overwrite=True))}
 
     def of(self, parts: Mapping[str, Tensor]) -> CodedFormat:
         """The format of these stored parts."""

@@ -35,9 +35,12 @@ _LARGEST = 1 << 30
 Integers = NDArray[np.int32]
 
 
-def encode_integers(codes: Integers, row_scale: Integers, column_scale: Integers, states: int = 0) -> NDArray[np.uint8]:
+def encode_integers(
+    codes: Integers, row_scale: Integers, column_scale: Integers, states: int = 0, overwrite: bool = False
+) -> NDArray[np.uint8]:
     """Codes int32 (rows, columns) -> bytes; ``row_scale`` (rows,) and ``column_scale`` (columns,) foretell magnitudes, in whole
     quarter octaves. ``states``: 8 where the codes are those of a trellis, and magnitudes those of its levels.
+    ``overwrite``: the codes may be lost, which saves as much memory as they take.
 
     Raises:
         CodeError: a code is beyond 2^30.
@@ -45,7 +48,7 @@ def encode_integers(codes: Integers, row_scale: Integers, column_scale: Integers
     rows, columns, classes = _classes(row_scale, column_scale)
     if codes.size and max(int(codes.max()), -int(codes.min())) > _LARGEST:
         raise CodeError(f"a code of {int(np.abs(codes).max()):,} is too large to store; the step is too fine for this tensor")
-    level, side = _levels(codes, states)
+    level, side = _levels(codes, states, overwrite)
     law, low_bits, _ = _fitted(level, side, rows, columns, classes, states)
     tables = _tables(law, classes)
     available = tables.frequency[:, HALF : HALF + HALF + 1] > 0
@@ -136,10 +139,10 @@ def _classes(row_scale: Integers, column_scale: Integers) -> tuple[NDArray[np.in
     return rows, columns, classes
 
 
-def _levels(codes: Integers, states: int) -> tuple[Integers, NDArray[np.uint8]]:
+def _levels(codes: Integers, states: int, overwrite: bool = False) -> tuple[Integers, NDArray[np.uint8]]:
     """What is coded of codes, and of which quantiser each is: all of one without a trellis."""
     codes = np.ascontiguousarray(codes, np.int32)
-    return trellis.levels(codes) if states else (codes, np.zeros(codes.shape, np.uint8))
+    return trellis.levels(codes, overwrite) if states else (codes, np.zeros(codes.shape, np.uint8))
 
 
 def _fitted(

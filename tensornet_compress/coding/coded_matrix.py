@@ -44,10 +44,11 @@ class CodedMatrix:
     column_scale: Integers
     states: int = 0
 
-    def to_bytes(self) -> NDArray[np.uint8]:
-        """Everything as bytes."""
+    def to_bytes(self, overwrite: bool = False) -> NDArray[np.uint8]:
+        """Everything as bytes. ``overwrite``: the codes may be lost."""
         sides = [_side(part) for part in (self.row_step, self.column_step, self.row_scale, self.column_scale)]
-        return np.concatenate([*sides, encode_integers(self.codes, self.row_scale, self.column_scale, self.states)])
+        codes = encode_integers(self.codes, self.row_scale, self.column_scale, self.states, overwrite)
+        return np.concatenate([*sides, codes])
 
     @staticmethod
     def from_bytes(data: NDArray[np.uint8], rows: int, columns: int) -> CodedMatrix:

@@ -30,14 +30,16 @@ _WAY = np.array([[2 * (state & 1) + parity for state, parity in ways] for ways i
 """... 2 x quantiser + parity of the level that leads from there."""
 
 
-def levels(codes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Integers (rows, columns) of a trellis -> levels int32, and of which quantiser each is, uint8.
+def levels(codes: NDArray[np.int32], overwrite: bool = False) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Integers (rows, columns) of a trellis -> levels int32, and of which quantiser each is, uint8. ``overwrite``: in the place
+    of the integers.
 
     Raises:
         CodeError: a column is no path of the trellis.
     """
-    level, side = np.empty(codes.shape, np.int32), np.empty(codes.shape, np.uint8)
-    if not _levels(np.ascontiguousarray(codes, np.int32), NEXT, level, side):
+    codes = np.ascontiguousarray(codes, np.int32)
+    level, side = codes if overwrite else np.empty(codes.shape, np.int32), np.empty(codes.shape, np.uint8)
+    if not _levels(codes, NEXT, level, side):
         raise CodeError(f"integers of shape {codes.shape} are no paths of the trellis; take those that best_path gives")
     return level, side
 

@@ -211,7 +211,10 @@ def make_job(task: tuple[Job, Sequence[NetworkSpec]]) -> list[Made]:
         network = fit_network(weight, spec, metric, job.sweeps, bench.canceller if is_coded(spec) else None)
         dense = network.to_dense(torch.float32).reshape(matrix.shape)
         # What coded integers decode to belongs to nobody else.
-        lost = torch.sub(matrix, dense, out=dense) if is_coded(spec) else matrix - dense
-        release(matrix)
+        lost = dense if is_coded(spec) else torch.empty_like(dense)
+        together = max(1, _TOGETHER // max(1, matrix.shape[1]))
+        for part, decoded, place in zip(*(whole.split(together) for whole in (matrix, dense, lost))):
+            torch.sub(part, decoded, out=place)
+            release(part)
         made.append(Made(layer.name, network, metric.norm2(lost)))
     return made

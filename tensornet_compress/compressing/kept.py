@@ -16,8 +16,6 @@ from tensornet_compress.memory import trim
 from tensornet_compress.options import Option
 from tensornet_compress.tensor import NetworkSpec
 
-_TRIMMED = 8
-"""Jobs after which memory is given back."""
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -39,8 +37,7 @@ def kept_jobs(
     def receive(place: int, result: Result) -> None:
         known[missing[place]] = result
         keep(missing[place], result)
-        if place % _TRIMMED == 0:
-            trim()
+        trim()
         advance()
 
     # What calibration, and then jobs, have freed is wanted by others: each thread keeps some of that for itself.

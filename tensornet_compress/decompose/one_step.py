@@ -27,7 +27,7 @@ from tensornet_compress.coding.coded_matrix import MAGNITUDES_PER_OCTAVE, STEPS_
 from tensornet_compress.coding.laws import HALF
 from tensornet_compress.decompose.lapack import inverse_root
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.memory import release
+from tensornet_compress.memory import release, trim
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.tensor import NetworkSpec
 
@@ -43,6 +43,7 @@ _STRIP = 1 << 22
 _LEAST_ROWS = 16
 # Rounded codes are larger than foretold by weights alone, as they take over errors of columns before them.
 _TYPICAL = 1.25
+_INT16 = (1 << 15) - 1
 _MOST_CODE_BITS = 22
 """Below the precision of float32 weights, which finer steps, of layers that matter far more than the rest, would not see."""
 
@@ -119,15 +120,18 @@ class Canceller:
         bits = slope * scale_bits(lowest, kinds)
         if states:
             bits = np.stack([bits, slope * scale_bits(lowest, kinds, odd=True)]) / trellis.GRID**2
-        codes = np.empty((rows, n), np.int32)
+        # Nearly all matrices have small codes, and what is left to code stands beside them.
+        codes = np.empty((rows, n), np.int16)
         coupled = len(self.coupling) > 0
         # Columns are worked on as contiguous rows. Without coupling none waits for another, nor is copied before its turn.
         work = torch.empty(n, rows) if coupled else torch.zeros(0, 0)
         if coupled:
             strip = max(1, _STRIP // max(n, 1))
             for first in range(0, rows, strip):
-                work[:, first : first + strip] = matrix[first : first + strip, self.order].T
-            release(matrix)
+                part = matrix[first : first + strip]
+                work[:, first : first + strip] = part[:, self.order].T
+                release(part)
+        block = work
         for start in range(0, n, _BLOCK):
             stop = min(n, start + _BLOCK)
             now = self.order[start:stop]
@@ -144,11 +148,16 @@ class Canceller:
                 bits,
                 found,
             )
+            if codes.dtype == np.int16 and np.abs(found).max(initial=0) > _INT16:
+                codes = codes.astype(np.int32)
             codes[:, now.numpy()] = found.T
             if stop < n and coupled:
                 work[stop:].addmm_(self.coupling[start:stop, stop:].T, block, alpha=-1)
+        del work, block
         back = torch.argsort(self.order).numpy()
-        return CodedMatrix(codes, row_step, column_step[back], row_scale, column_scale[back], states)
+        return CodedMatrix(
+            codes.astype(np.int32, copy=False), row_step, column_step[back], row_scale, column_scale[back], states
+        )
 
     def _sizes(self, matrix: Tensor, column_size: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Of each row the largest magnitude in column steps and the mean magnitude, (m,), and of each column, in its turn, the
@@ -156,10 +165,13 @@ class Canceller:
         steps = torch.from_numpy(column_size).float()
         largest, in_row, in_column = [], [], torch.zeros(len(steps), dtype=torch.float64)
         for part in matrix.split(max(1, _STRIP // len(steps))):
-            magnitude = part[:, self.order].float().abs()
-            largest.append((magnitude / steps).amax(1).double())
+            magnitude = part[:, self.order].float()
+            magnitude.abs_()
             in_row.append(magnitude.mean(1).double().clamp_min(1e-30))
-            in_column += (magnitude / in_row[-1][:, None]).mean(0).double() * (len(part) / len(matrix))
+            in_column += magnitude.double().div_(in_row[-1][:, None]).mean(0) * (len(part) / len(matrix))
+            largest.append(magnitude.div_(steps).amax(1).double())
+            release(part)
+        _tidy(matrix)
         return torch.cat(largest).clamp_min(1e-30), torch.cat(in_row), in_column.clamp_min(1e-30)
 
 
@@ -194,7 +206,16 @@ def one_step_parts(
     codes = canceller.codes(matrix, row_weights(metric, len(matrix), least), fmt.step, states=fmt.states)
     # Coding takes as much memory again as codes do.
     release(matrix)
-    return fmt.assemble(codes)
+    parts = fmt.assemble(codes)
+    del codes
+    _tidy(matrix)
+    return parts
+
+
+def _tidy(matrix: Tensor) -> None:
+    """Give back what was freed around a large matrix."""
+    if matrix.numel() > _STRIP:
+        trim()
 
 
 def _exponents(values: Tensor, per_octave: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from tensornet_compress.errors import CheckpointError, TensorNetError
 from tensornet_compress.files.hashes import HASHES, digests, header_digest, refuse_nan
 
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of renameat2(2)
+_RANDOM = re.compile("[0-9a-f]{8}")
 _held: dict[Path, int] = {}
 """Targets that this process has locked -> the thread that did."""
 
@@ -55,9 +56,11 @@ def locked(target: str | os.PathLike[str], wait: bool = False) -> Iterator[Path]
     _held[path] = get_ident()
     try:
         _recover(path)
-        for left in path.parent.iterdir():
-            if re.fullmatch(re.escape(f".{path.name}.tnc-") + "[0-9a-f]{8}", left.name):
-                _remove(left)
+        beginning = f".{path.name}.tnc-"
+        # Folders of thousands of files are gone through once for each file: names first.
+        for name in os.listdir(path.parent):
+            if name.startswith(beginning) and _RANDOM.fullmatch(name, len(beginning)):
+                _remove(path.parent / name)
         yield path
     finally:
         _held.pop(path, None)

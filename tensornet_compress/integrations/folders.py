@@ -15,7 +15,7 @@ from tensornet_compress.calibrate.batches import calibration_fingerprint, named_
 from tensornet_compress.calibrate.blocks import block_list
 from tensornet_compress.calibrate.fisher_metrics import in_groups
 from tensornet_compress.calibrate.lending import usable_device
-from tensornet_compress.calibrate.sweeps import Elsewhere, swept_elsewhere
+from tensornet_compress.calibrate.shared_sweeps import Elsewhere, swept_elsewhere
 from tensornet_compress.compressing import Budget, compress
 from tensornet_compress.compressing.cluster import cluster as on_cluster
 from tensornet_compress.compressing.cluster import cluster_kind

@@ -82,7 +82,7 @@ class KroneckerMetric:
             # Some rows at a time: the table of a large vocabulary would need six times its memory.
             weights = [None] * len(error) if self.rows is None else self.rows.split(_ROWS)
             return sum(KroneckerMetric(w, self.columns).norm2(part) for w, part in zip(weights, error.split(_ROWS)))
-        return float((self.apply(error).double() * error.double()).sum())
+        return float(self.apply(error).double().mul_(error).sum())
 
     def apply_columns(self, rows: Tensor) -> Tensor:
         """``V C`` for rows V (k, n)."""

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import tensornet_compress as tnc
+from tensornet_compress.calibrate import shared_sweeps
 from tensornet_compress.calibrate.fisher_metrics import GROUP, fisher_metrics
-from tensornet_compress.calibrate.sweeps import Elsewhere, FisherSweeps, NotByBlocksError, sweep_steps, swept_elsewhere
+from tensornet_compress.calibrate.shared_sweeps import Elsewhere, swept_elsewhere
+from tensornet_compress.calibrate.sweeps import FisherSweeps, NotByBlocksError, sweep_steps
 from tensornet_compress.errors import TensorNetError
 from tensornet_compress.files.steps import Steps
 from tensornet_compress.nn import find_targets
@@ -54,7 +56,7 @@ def by_workers(model, data, folder, lasting=False, fails_at=None):
     with swept_elsewhere(Elsewhere(lambda: copy.deepcopy(original), run)):
         chosen = find_targets(model, None, (), tables=True)[0]
         sweeps = FisherSweeps(model, data, chosen, steps, advance=lambda: advanced.append(1))
-        found = {name: metric.load() for name, metric in sweeps.metrics()}
+        found = {name: metric.load() for name, metric in shared_sweeps.swept(sweeps)}
     assert len(advanced) == sweep_steps(model, len(data), [target.name for target in chosen])
     return found, groups
 
@@ -90,7 +92,7 @@ def test_a_run_that_was_cut_off_goes_on_without_workers_and_back(tmp_path):
 
     def swept(elsewhere, whole):
         with swept_elsewhere(elsewhere):
-            metrics = FisherSweeps(model, data, chosen, Steps(tmp_path)).metrics()
+            metrics = shared_sweeps.swept(FisherSweeps(model, data, chosen, Steps(tmp_path)))
             # The metrics of the last block, and no more.
             return {name: metric.load() for name, metric in (metrics if whole else itertools.islice(metrics, 1))}
 

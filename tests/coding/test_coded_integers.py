@@ -143,6 +143,7 @@ def test_values_that_are_no_numbers_break_nothing() -> None:
 def test_paths_of_a_trellis_come_back(rows: int, columns: int, octave: float, seed: int) -> None:
     codes, row, column = paths(rows, columns, 2.0**octave, seed)
     data = encode_integers(codes, row, column, 8)
+    assert np.array_equal(encode_integers(codes.copy(), row, column, 8, overwrite=True), data)
     assert np.array_equal(decode_integers(data, row, column), codes)
     if codes.size:
         assert np.array_equal(file_reader.coded_integers(data, row.astype(int), column.astype(int)), codes)

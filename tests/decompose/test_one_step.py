@@ -50,6 +50,8 @@ def test_bytes_hold_all_of_it() -> None:
     again = CodedMatrix.from_bytes(data, *matrix.shape)
     assert np.array_equal(again.codes, coded.codes)
     assert np.array_equal(again.to_dense(), coded.to_dense())
+    # Whoever needs the codes no more may have them overwritten.
+    assert np.array_equal(again.to_bytes(overwrite=True), data)
     assert 8 * len(data) < coded.bits + 12 * sum(matrix.shape) + 1200
 
 
@@ -99,6 +101,14 @@ def test_rows_and_columns_of_zeros_and_single_entries() -> None:
     assert torch.allclose(torch.from_numpy(again.to_dense()), matrix, atol=0.3)
     single = Canceller.of(None, 1).codes(torch.tensor([[0.7]]), None, 0.01)
     assert CodedMatrix.from_bytes(single.to_bytes(), 1, 1).to_dense()[0, 0] == pytest.approx(0.7, abs=0.01)
+
+
+def test_codes_of_a_few_large_columns_are_what_they_are_alone() -> None:
+    matrix = torch.randn(20, 200, generator=torch.Generator().manual_seed(4))
+    matrix[:, 150:] *= 1e4
+    whole = Canceller.of(None, 200).codes(matrix, None, 0.1, slope=0.0)
+    assert np.abs(whole.codes).max() > 1 << 16
+    assert np.allclose(whole.to_dense(), matrix, atol=0.11)
 
 
 def test_a_step_below_the_precision_of_a_row_is_lifted_in_that_row_alone() -> None:

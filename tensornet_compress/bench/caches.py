@@ -108,11 +108,14 @@ class CacheBench(ModelBench[CacheSettings]):
     @cached_property
     def documents(self) -> list[Document]:
         """Held-out contexts with exact answers."""
+        return documents(self.case.model, self.windows(), self.reading)
+
+    def windows(self) -> torch.Tensor:
+        """Tokens of held-out contexts and what follows them, int64 (documents, context + ahead)."""
         settings = self.settings
         skipped = LOOKED_AT if settings.text in TEXTS else 0
         length = settings.context + settings.ahead
-        windows = self.text.windows(self.tokenizer, "heldout", length, settings.documents + skipped)[skipped:]
-        return documents(self.case.model, windows, self.reading)
+        return self.text.windows(self.tokenizer, "heldout", length, settings.documents + skipped)[skipped:]
 
     def row(self, method: Method[CacheCase, CacheCoder], bits: float) -> dict[str, Any]:
         """One method at one rate: means over documents."""

@@ -35,7 +35,15 @@ class InputMoment:
     """Running sum of ``x x'`` (or ``z x'``) and count of the vectors ``x``; float64 sums, float32 products."""
 
     def __init__(self, total: Tensor | None = None, count: int = 0) -> None:
-        self.sum, self.count = total, count
+        # One product alone stays in single precision.
+        self._sum, self.count = total, count
+
+    @property
+    def sum(self) -> Tensor | None:
+        """The sum, float64."""
+        if self._sum is not None and self._sum.dtype != torch.float64:
+            self._sum = self._sum.double()
+        return self._sum
 
     def add(self, vectors: Tensor, others: Tensor | None = None) -> None:
         """Add (tokens, n) vectors; with ``others`` (tokens, k) the products are ``vectors' others``, shape (n, k). Dimensions
@@ -44,14 +52,14 @@ class InputMoment:
         others = vectors if others is None else others.float()
         # Under autocast the product would be rounded to half precision, and no longer be positive definite.
         with torch.autocast(vectors.device.type, enabled=False):
-            product = (vectors.mT @ others).double()
-        self.sum = product if self.sum is None else self.sum.add_(product)
+            product = vectors.mT @ others
+        self._sum = product if self.sum is None else self.sum.add_(product)
         self.count += vectors.shape[-2]
 
     def merge(self, other: InputMoment) -> None:
         """Add what another moment has summed up."""
-        if other.sum is not None:
-            self.sum = other.sum.clone() if self.sum is None else self.sum.add_(other.sum)
+        if other._sum is not None:
+            self._sum = other._sum.clone() if self.sum is None else self.sum.add_(other._sum)
             self.count += other.count
 
     @property
@@ -74,8 +82,8 @@ class InputMoment:
         """``mean`` in the place of the sum: nothing may be added afterwards."""
         if self.sum is None or not self.count:
             return self.mean
-        self.sum, self.count = self.sum.div_(self.count), 1
-        return self.sum
+        self._sum, self.count = self.sum.div_(self.count), 1
+        return self._sum
 
 
 @dataclass

@@ -183,24 +183,15 @@ def _foretold(
     stride = max(1, min(len(matrix) // _SAMPLED_ROWS, _SAMPLED_SHARE))
     rows = slice(stride // 2, None, stride)
     sample, weights = matrix[rows], row_weights(metric, len(matrix))[rows]
-    columns = metric.columns if metric.columns is None or metric.columns.ndim == 1 else metric.columns.to(sample.dtype)
     scale = len(matrix) / len(sample)
     # Steps and foretold magnitudes of rows and columns take about a byte each.
     side = 8.0 * sum(matrix.shape) + SIDE_BITS
     level = 2.0 if metric.rate is None else 2 * metric.rate
-    by_column, bits, errors = KroneckerMetric(columns=columns), [], []
-    # The errors of some steps at once: a product with few rows takes as long as one with many.
-    together = max(1, _TOGETHER // sample.numel())
-    for start in range(0, len(steps), together):
-        lost = []
-        for step in steps[start : start + together]:
-            coded = canceller.codes(sample, weights, step, states=STATES)
-            bits.append(side + scale * coded.bits)
-            lost.append(sample - torch.from_numpy(coded.to_dense()))
-        rows_lost = torch.cat(lost)
-        by_row = (by_column.apply(rows_lost).double() * rows_lost.double()).sum(1)
-        errors += (by_row.reshape(len(lost), -1) @ weights).tolist()
-    return [(rate, scale * error / level) for rate, error in zip(bits, errors)]
+    found = []
+    for step in steps:
+        coded, losses = canceller.codes_and_losses(sample, weights, step, states=STATES)
+        found.append((side + scale * coded.bits, scale * float(losses @ weights) / level))
+    return found
 
 
 def make_job(task: tuple[Job, Sequence[NetworkSpec]]) -> list[Made]:

@@ -51,9 +51,7 @@ class ShiftMoments:
         whole = cls()
         for part in parts:
             for into, moment in ((whole._own, part._own), (whole._cross, part._cross)):
-                if moment.sum is not None:
-                    into.sum = moment.sum.clone() if into.sum is None else into.sum + moment.sum
-                    into.count += moment.count
+                into.merge(moment)
         return whole
 
     def regression(self, ridge: float) -> Tensor:

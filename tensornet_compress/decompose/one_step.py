@@ -40,6 +40,8 @@ _LEAST_ROW = 0.05
 _BLOCK = 64
 # Entries of a matrix that are looked at together, beyond what is coded.
 _STRIP = 1 << 22
+# Rows of a matrix whose columns are copied together: a cache line of each.
+_TILE = 16
 _LEAST_ROWS = 16
 # Rounded codes are larger than foretold by weights alone, as they take over errors of columns before them.
 _TYPICAL = 1.25
@@ -58,6 +60,8 @@ class Canceller:
     """``U_ii`` in that order, float64 (n,)."""
     coupling: Tensor
     """``U_ij / U_ii``: how an error of column i changes those after it, float32 (n, n) upper triangular."""
+    ridge: float
+    """What was added to the diagonal of the moment."""
 
     @classmethod
     def of(cls, columns: Tensor | None, n: int, damping: float = _DAMPING) -> Canceller:
@@ -74,7 +78,7 @@ class Canceller:
             return cls.of(None, n)
         order = torch.argsort(diagonal, descending=True, stable=True)
         if moment.ndim == 1:
-            return cls(order, (diagonal[order] + damping * level).rsqrt(), torch.zeros(0, 0))
+            return cls(order, (diagonal[order] + damping * level).rsqrt(), torch.zeros(0, 0), damping * level)
         # C = R R' with R upper triangular, by the Cholesky factor of C read backwards; then U = R^-1. These matrices are large:
         # none is kept longer than it must be.
         backwards = moment[order.flip(0)][:, order.flip(0)].double().div_(level)
@@ -85,7 +89,7 @@ class Canceller:
             raise TensorNetError(f"the second moment of a layer's inputs: {error}; calibrate it on finite inputs") from error
         del backwards
         deviations = inverse.diagonal().clone()
-        return cls(order, deviations / level**0.5, inverse.div_(deviations[:, None]).float())
+        return cls(order, deviations / level**0.5, inverse.div_(deviations[:, None]).float(), damping * level)
 
     def codes(
         self, matrix: Tensor, row_weight: Tensor | None, step: float, slope: float = SLOPE, states: int = 0
@@ -98,6 +102,24 @@ class Canceller:
                 where it saves enough. 0 rounds to nearest.
             states: 8 lets two quantisers take turns down each column (``coding/trellis.py``), where that is long enough.
         """
+        return self._cancelled(matrix, row_weight, step, slope, states, None)
+
+    def codes_and_losses(
+        self, matrix: Tensor, row_weight: Tensor | None, step: float, slope: float = SLOPE, states: int = 0
+    ) -> tuple[CodedMatrix, Tensor]:
+        """``codes``, and what they lose of each row in the metric, ``E_r C E_r'``, float64 (m,).
+
+        Errors ``E = z U``, as cancellation leaves them, have ``E (C + ridge) E' = z z'``: no product with C is needed.
+        """
+        losses = torch.zeros(len(matrix), dtype=torch.float64)
+        coded = self._cancelled(matrix, row_weight, step, slope, states, losses)
+        error = matrix - torch.from_numpy(coded.to_dense())
+        return coded, (losses - self.ridge * error.square().sum(1, dtype=torch.float64)).clamp_min_(0)
+
+    def _cancelled(
+        self, matrix: Tensor, row_weight: Tensor | None, step: float, slope: float, states: int, losses: Tensor | None
+    ) -> CodedMatrix:
+        """Codes; to ``losses`` (m,) the squares of ``z`` are added up, by row."""
         rows, n = matrix.shape
         states = states if rows >= _LEAST_ROWS else 0
         weight = torch.ones(rows) if row_weight is None else row_weight
@@ -121,7 +143,7 @@ class Canceller:
         if states:
             bits = np.stack([bits, slope * scale_bits(lowest, kinds, odd=True)]) / trellis.GRID**2
         # Nearly all matrices have small codes, and what is left to code stands beside them.
-        codes = np.empty((rows, n), np.int16)
+        codes, order = np.empty((rows, n), np.int16), self.order.numpy()
         coupled = len(self.coupling) > 0
         # Columns are worked on as contiguous rows. Without coupling none waits for another, nor is copied before its turn.
         work = torch.empty(n, rows) if coupled else torch.zeros(0, 0)
@@ -129,7 +151,7 @@ class Canceller:
             strip = max(1, _STRIP // max(n, 1))
             for first in range(0, rows, strip):
                 part = matrix[first : first + strip]
-                work[:, first : first + strip] = part[:, self.order].T
+                _gather(part.float().numpy(), order, work[:, first : first + strip].numpy())
                 release(part)
         block = work
         for start in range(0, n, _BLOCK):
@@ -150,7 +172,9 @@ class Canceller:
             )
             if codes.dtype == np.int16 and np.abs(found).max(initial=0) > _INT16:
                 codes = codes.astype(np.int32)
-            codes[:, now.numpy()] = found.T
+            _scatter(found, order[start:stop], codes)
+            if losses is not None:
+                losses += (block / self.deviations[start:stop, None].float()).square_().sum(0)
             if stop < n and coupled:
                 work[stop:].addmm_(self.coupling[start:stop, stop:].T, block, alpha=-1)
         del work, block
@@ -228,6 +252,24 @@ def _within_reach(row_scale: np.ndarray, column_scale: np.ndarray) -> tuple[np.n
         np.maximum(row_scale, int(np.median(row_scale)) - 64).clip(max=int(np.median(row_scale)) + 128),
         np.maximum(column_scale, int(np.median(column_scale)) - 64).clip(max=int(np.median(column_scale)) + 128),
     )
+
+
+@njit(cache=True, nogil=True)
+def _gather(matrix, order, columns):  # type: ignore[no-untyped-def]
+    """Columns of a matrix (rows, n) in an order, as rows (n, rows)."""
+    for first in range(0, len(matrix), _TILE):
+        last = min(first + _TILE, len(matrix))
+        for i in range(len(order)):
+            for r in range(first, last):
+                columns[i, r] = matrix[r, order[i]]
+
+
+@njit(cache=True, nogil=True)
+def _scatter(columns, order, matrix):  # type: ignore[no-untyped-def]
+    """Put rows (k, rows) where they belong as columns of a matrix (rows, n)."""
+    for r in range(len(matrix)):
+        for i in range(len(order)):
+            matrix[r, order[i]] = columns[i, r]
 
 
 @njit(cache=True, nogil=True)

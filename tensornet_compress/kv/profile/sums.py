@@ -122,10 +122,10 @@ class Sums:
         for name in ("seen", "felt", "longest"):
             setattr(sums, name, told[name])
         for side in SIDES:
-            moments, felt = sums.moments[side], sums.sensitivity[side]
-            moments.total = tensors[f"{side}.total"]
-            moments.products.sum, felt.sum = tensors.get(f"{side}.products"), tensors.get(f"{side}.sensitivity")
-            moments.products.count, felt.count = told["counts"][side]
+            products, felt = told["counts"][side]
+            sums.moments[side].total = tensors[f"{side}.total"]
+            sums.moments[side].products = InputMoment(tensors.get(f"{side}.products"), products)
+            sums.sensitivity[side] = InputMoment(tensors.get(f"{side}.sensitivity"), felt)
         sums.kept = [{side: tensors[f"{side}.kept{number}"] for side in SIDES} for number in range(told["kept"])]
         generator.set_state(tensors["generator"])
         return sums, int(told["batches"])

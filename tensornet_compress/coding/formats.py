@@ -66,7 +66,7 @@ def parse_format(name: str) -> NamedFormat:
     if not match:
         raise TensorNetError(
             f"unknown number format {name!r}; use fp32, bf16, fp16 or int<2..8>g<group>[z|o], e.g. int4g64z, "
-            "or a floating point name with p (pivoted)"
+            "a floating point name with p (pivoted), or, in searches, ec (entropy-coded)"
         )
     zero = {"": "none", "z": "int", "o": "float"}[match[3]]
     return IntFormat.model_validate({"bits": int(match[1]), "group": int(match[2]), "zero": zero})

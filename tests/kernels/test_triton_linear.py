@@ -12,6 +12,7 @@ import torch
 from tensornet_compress.coding.codes import Codes
 from tensornet_compress.kernels import coded_linear as operator
 from tensornet_compress.kernels.coded_linear import decoded_linear
+from tests.kernels.interpreter import interpreted
 from tests.kernels.test_coded_linear import GROUPED, by_factors, by_groups, inputs
 
 pytest.importorskip("triton")
@@ -19,12 +20,8 @@ pytest.importorskip("triton")
 
 @pytest.fixture
 def kernel() -> Iterator[ModuleType]:
-    """The module, its kernel interpreted: Triton decides when it is read."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        module = importlib.reload(importlib.import_module("tensornet_compress.kernels.triton_linear"))
-    yield module
-    importlib.reload(module)
+    with interpreted("triton_linear") as module:
+        yield module
 
 
 def assert_agrees(kernel: ModuleType, codes: Codes, count: int, dtype: torch.dtype = torch.float32) -> None:

@@ -11,20 +11,17 @@ import torch
 
 from tensornet_compress.coding.planes import PlaneLayout, Planes
 from tensornet_compress.kernels import plane_products as operator
+from tests.kernels.interpreter import interpreted
 
 pytest.importorskip("triton")
 
 
 @pytest.fixture
 def kernels() -> Iterator[ModuleType]:
-    """The module, its kernels interpreted: Triton decides when it is read."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        module = importlib.reload(importlib.import_module("tensornet_compress.kernels.triton_planes"))
-    operator.proved.cache_clear()
-    yield module
-    operator.proved.cache_clear()
-    importlib.reload(module)
+    with interpreted("triton_planes") as module:
+        operator.proved.cache_clear()
+        yield module
+        operator.proved.cache_clear()
 
 
 @pytest.mark.parametrize("bits", [(0, 1, 2, 3, 4, 5, 6, 8), (4,) * 40, (1,), (0, 0, 2)])

@@ -30,20 +30,23 @@ def inverse_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return matrix
 
 
-def eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Eigenvalues (n,), ascending, of a symmetric ``matrix``, C-contiguous float64, which is overwritten.
+def eigenvalues(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Eigenvalues (n,), ascending, of a symmetric ``matrix``, C-contiguous float64 or float32, in its precision; it is
+    overwritten.
 
     Raises:
         TensorNetError: they were not found, as of matrices that are not finite.
     """
-    n, count, unused, found = len(matrix), 0, np.zeros(1), np.full(len(matrix), np.nan)
-    size, whole = np.ones(1), np.ones(1, np.intc)
+    n, count, dtype = len(matrix), 0, matrix.dtype
+    unused, found = np.zeros(1, dtype), np.full(len(matrix), np.nan, dtype)
+    size, whole = np.ones(1, dtype), np.ones(1, np.intc)
+    routine = "ssyevr" if dtype == np.float32 else "dsyevr"
     # Asked with sizes of -1, the routine tells how many numbers it needs beside the matrix.
     for _ in range(2):
         sizes = (-1, -1) if not count else (len(size), len(whole))
-        failed = _call("dsyevr", b"N", b"A", b"U", n, matrix, max(n, 1), unused, unused, 1, n, unused, 0, found, unused, 1,
+        failed = _call(routine, b"N", b"A", b"U", n, matrix, max(n, 1), unused, unused, 1, n, unused, 0, found, unused, 1,
                        np.zeros(2 * max(n, 1), np.intc), size, sizes[0], whole, sizes[1])  # fmt: skip
-        size, whole, count = np.empty(max(int(size[0]), 1)), np.empty(max(int(whole[0]), 1), np.intc), 1
+        size, whole, count = np.empty(max(int(size[0]), 1), dtype), np.empty(max(int(whole[0]), 1), np.intc), 1
     if failed or not np.isfinite(found).all():
         raise TensorNetError(f"a matrix {matrix.shape} has no eigenvalues that could be found; are its entries finite?")
     return found

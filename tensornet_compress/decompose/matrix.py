@@ -91,12 +91,12 @@ def matrix_spectrum(matrix: Tensor, metric: KroneckerMetric, most: int | None = 
 
 
 def squared_singular_values(matrix: Tensor, metric: KroneckerMetric) -> Tensor:
-    """``matrix_spectrum(...).squares`` alone, at a fraction of the time: float64 (min(m, n),), descending. Products are in the
+    """``matrix_spectrum(...).squares`` alone, at a fraction of the time: float64 (min(m, n),), descending. Computed in the
     matrix's own precision; in double where the largest is so far above the others that single precision would drown these."""
     level = 1.0 if metric.rows is None else float(metric.rows.abs().max()) or 1.0
     # Fisher information is so small in some layers that single precision would not hold its products.
     metric = metric if metric.rows is None else KroneckerMetric(metric.rows / level, metric.columns)
-    squares = _squares(matrix, metric, matrix.dtype)
+    squares = _squares(matrix, metric, torch.promote_types(matrix.dtype, torch.float32))
     if matrix.dtype != torch.float64 and float(squares[0]) > _APART * float(squares.median()):
         squares = _squares(matrix, metric, torch.float64)
     return squares * level
@@ -119,7 +119,7 @@ def _squares(matrix: Tensor, metric: KroneckerMetric, dtype: torch.dtype) -> Ten
             # Fewer tokens than inputs leave a moment that is singular to rounding.
             root = (_column_root(metric, columns) if int(failed) else root).to(dtype)
             gram = root.T @ gram @ root
-    return torch.from_numpy(eigenvalues(gram.double().contiguous().numpy())).flip(0).clamp_min(0)
+    return torch.from_numpy(eigenvalues(gram.contiguous().numpy())).double().flip(0).clamp_min(0)
 
 
 def _row_gram(matrix: Tensor, metric: KroneckerMetric, dtype: torch.dtype) -> Tensor:

@@ -148,7 +148,8 @@ def test_two_cores_are_taken_where_singular_values_promise_less_loss(rank: int) 
         assert report.targeted_nbytes <= report.allowed_nbytes
         errors[method] = report.layers[0].error
         assert report.layers[0].family == ("svd" if (method, rank) == ("auto", 3) else "dense")
-    assert errors["auto"] <= (1e-3 if rank == 3 else 1 + 1e-9) * errors["coded"]
+    # The energy that errors are relative to comes from a spectrum in single precision.
+    assert errors["auto"] <= (1e-3 if rank == 3 else 1 + 1e-6) * errors["coded"]
 
 
 def test_two_coded_cores_are_saved_loaded_and_made_again(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
     python examples/serve_document.py smollm2-135m report.txt "The main risk is" "The total cost was"
 
-The first run reads the document and writes DOCUMENT.cache beside it; later ones load that in place of reading. Both print the
-time to the first token of each answer. ``--profile`` takes a profile that ``tensornet-compress kv`` made for the model.
+The first run reads the document and writes DOCUMENT.KEY.cache beside it; later ones load that in place of reading. The key
+changes with the text, the model, the bits and the profile. Both print the time to the first token of each answer. ``--profile``
+takes a profile that ``tensornet-compress kv`` made for the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -51,9 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     model, tokenizer = load_causal_lm(options.model), load_tokenizer(options.model)
     profile = tnc.kv.Profile.load(options.profile) if options.profile else None
-    file = options.document.with_name(options.document.name + ".cache")
+    text = options.document.read_text(encoding="utf-8")
+    read_by = (options.model, options.bits, profile and profile.fingerprint())
+    key = hashlib.sha256(repr((text, *read_by)).encode()).hexdigest()[:8]
+    file = options.document.with_name(f"{options.document.name}.{key}.cache")
     if not file.exists():
-        document = tokenizer(options.document.read_text(encoding="utf-8"), return_tensors="pt")["input_ids"]
+        document = tokenizer(text, return_tensors="pt")["input_ids"]
         began = perf_counter()
         nbytes = read(model, document, options.bits, profile).save(file)
         print(f"read {document.shape[1]} tokens in {perf_counter() - began:.2f} s; their cache takes {nbytes:,} bytes on disk")

@@ -220,6 +220,8 @@ def inspect(
         network = f"{row.family}: {row.network}" if row.family and all_layers else row.network
         sizes = f"{row.nbytes:,}", f"{row.resident_nbytes:,}", f"{row.bits_per_weight:.3f}"
         table.add_row(row.name, network, *sizes, error, f"{row.share:.1%}")
+    stored, resident = (sum(getattr(row, size) for row in ledger.layers) for size in ("nbytes", "resident_nbytes"))
+    table.add_row("all", "", f"{stored:,}", f"{resident:,}", "", "", "")
     totals = Table("part of the folder", "bytes")
     for name, value in ledger.totals().items():
         totals.add_row(name, f"{value:,}")

@@ -146,7 +146,8 @@ class CompressionReport(Frozen):
             f"(budget: {self.budget}); "
             f"model {self.nbytes:,} of {self.original_nbytes:,} bytes, ratio {self.ratio:.4f}"
         ]
-        families = ", ".join(f"{count} {family}" for family, count in self.summary()["families"].items())
+        counts = self.summary()["families"].items()
+        families = ", ".join(f"{count} {'single matrices' if family == 'dense' else family}" for family, count in counts)
         lines.append(f"stored as: {families}; {len(self.skipped)} layers left alone")
         for stage in self.stages:
             dropped = "" if stage.kept else " (not kept)"

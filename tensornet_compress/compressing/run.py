@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tensornet_compress.calibrate import Batch, Loss, check_calibration, token_count
-from tensornet_compress.coding import EntropyCoded, NumberFormat
+from tensornet_compress.coding import EntropyCoded, NumberFormat, parse_format
 from tensornet_compress.compressing.allocate import Market, Pick, choose_options, uniform_options
 from tensornet_compress.compressing.budget import Budget
 from tensornet_compress.compressing.clock import Clock
@@ -121,6 +121,8 @@ def compress(
     """
     _check_retired(retired)
     formats, method = formats_named(formats, method)  # type: ignore[assignment]
+    for name in formats or ():
+        parse_format(name)
     if allocator not in ("sensitivity", "energy", "uniform"):
         raise TensorNetError(f"unknown allocator {allocator!r}; choose sensitivity, energy or uniform")
     batches = list(calibration) if calibration is not None else []
@@ -247,7 +249,8 @@ class _Run:
         foretold = sum(layer.price * made[layer.name].error for layer in self.layers)
         if self.allocator == "sensitivity":
             self.notes.append(
-                f"one step of {step:.4g} for all layers; their errors foretell a divergence of {foretold:.4g} nats per token"
+                f"one step of {step:.4g} for all layers; their errors foretell a divergence of {foretold:.4g} nats per token "
+                "on text like that of calibration, if there is enough of it; eval measures it on other text"
             )
         return picks, made
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tensornet_compress.files.scratch import ScratchFolder
 from tensornet_compress.files.whole import locked, sync, whole_file
 
 _SETTINGS = "settings"
+_HASH = re.compile("[0-9a-f]{32,}")
 
 
 class DamagedStepError(TensorNetError):
@@ -107,7 +109,7 @@ def resumed(target: str | os.PathLike[str], settings: Mapping[str, Any], fresh: 
             steps.finish(_SETTINGS, now)
         elif then != now:
             changed = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
-            told = "; ".join(f"{name} was {_short(then.get(name))}, is {_short(now.get(name))}" for name in changed)
+            told = "; ".join(_difference(name, then.get(name), now.get(name)) for name in changed)
             raise TensorNetError(
                 f"{str(target)!r} was begun by a run with other settings ({told}); give the same again to go on with it, or "
                 "start over with fresh=True (--fresh)"
@@ -143,6 +145,12 @@ def _own(folder: Path) -> Path:
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and folder.stat().st_uid == os.geteuid())):
         raise TensorNetError(f"{str(folder)!r} is no folder that this tool made for you; remove it, or choose another target")
     return folder
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    if all(isinstance(value, str) and _HASH.fullmatch(value) for value in (then, now)):
+        return f"{name} was another"
+    return f"{name} was {_short(then)}, is {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -56,6 +56,11 @@ class ExportReport(Frozen):
             f"{self.to}: {self.nbytes:,} bytes of tensors in {self.path!r}, {self.source_nbytes:,} before; {exact} of "
             f"{len(self.layers)} layers exact, relative error of all {self.error:.3g}"
         ]
+        if not exact and self.to != "dense":
+            lines.append(
+                "  every layer was rounded again; layers that method='dense' stores in formats of the target "
+                f"(formats={self.to!r}) are exported without loss"
+            )
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -112,7 +117,7 @@ def export(
     if read_manifest(source).architecture is None:
         raise CheckpointError(f"{str(folder)!r} holds no transformers model, and other formats hold only those")
     if place.exists() and not overwrite:
-        raise CheckpointError(f"{str(target)!r} exists; choose another place, or pass overwrite")
+        raise CheckpointError(f"{str(target)!r} exists; choose another place, or pass overwrite (--overwrite)")
     if place.is_dir() and (place.samefile(source) or (any(place.iterdir()) and not (place / "config.json").is_file())):
         raise CheckpointError(f"{str(target)!r} is the source, or holds files but no model: it is kept; choose another place")
     if source.resolve() in place.resolve().parents:

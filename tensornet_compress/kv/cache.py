@@ -80,6 +80,7 @@ class CompressedCache(Cache):
         block: int = 64,
         **options: Any,
     ):
+        _check_profile(profile)
         for name, value, least in (("sinks", sinks, 0), ("window", window, 0), ("block", block, 1)):
             if value < least:
                 raise TensorNetError(f"{name} must be at least {least}, was given {value}")
@@ -133,7 +134,21 @@ class CompressedCache(Cache):
                 "past_key_values=EncoderDecoderCache(cache, DynamicCache()), or generate inside kv.compressed(model)"
             )
         self._latest = layer_idx
+        self._check_profiled(key_states, value_states, layer_idx)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _check_profiled(self, keys: Tensor, values: Tensor, index: int) -> None:
+        """Refuse states of another model than the profile's when they come, not once a block of them is sealed."""
+        if self.profile is None or index not in self.indices:
+            return
+        spec = self.profile.spec
+        for name, states, width in (("keys", keys, spec.key.width), ("values", values, spec.value.width)):
+            made_for = spec.heads[spec.layers.index(index)], width
+            if (found := (states.shape[1], states.shape[3])) != made_for:
+                raise TensorNetError(
+                    f"layer {index} caches {name} of {found[0]} heads of width {found[1]}, the profile was made for "
+                    f"{made_for[0]} of width {made_for[1]}; calibrate this model"
+                )
 
     def note_positions(self, key_states: Tensor) -> None:
         """Remember the positions of the new tokens of a forward pass, at its first compressed layer."""
@@ -304,6 +319,7 @@ class CompressedCache(Cache):
         Raises:
             CheckpointError: the file is missing, damaged, of another version, or needs another profile or model.
         """
+        _check_profile(profile)
         record, tensors, hashed = read_cache(path, None if profile is None else profile.fingerprint(), verify)
         options: dict[str, Any] = {"sinks": record.sinks, "window": record.window, "block": record.block}
         cache = CompressedCache(model, record.bits or 2.0, profile, record.mode, **options)
@@ -336,3 +352,8 @@ def _states_of(layer: Any) -> list[Tensor]:
     held = [vars(layer).get(name) for name in ("keys", "values", "indexer_keys", "conv_states", "recurrent_states")]
     parts = [part for value in held for part in (value.values() if isinstance(value, dict) else (value,))]
     return [part for part in parts if isinstance(part, Tensor)]
+
+
+def _check_profile(profile: object) -> None:
+    if profile is not None and not isinstance(profile, Profile):
+        raise TensorNetError(f"profile must be a kv.Profile, was given {profile!r}; load a folder by kv.Profile.load")

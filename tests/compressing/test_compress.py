@@ -149,6 +149,13 @@ def test_bad_requests_are_refused_and_leave_the_model_alone(options, error, mess
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_an_unknown_format_is_refused_before_calibration(monkeypatch):
+    model = tiny_llama(layers=1)
+    monkeypatch.setattr(model, "forward", None)
+    with pytest.raises(TensorNetError, match="unknown number format 'q4_k'"):
+        run(model, formats=["q4_k"])
+
+
 @pytest.mark.parametrize("name", ["refine", "sensitivity"])
 def test_options_of_older_versions_are_said_to_have_no_effect(name):
     with pytest.warns(DeprecationWarning, match=f"{name}=.*no effect"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -170,6 +171,19 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
 def test_a_profile_of_another_model_is_refused() -> None:
     with pytest.raises(TensorNetError, match="profile was made for"):
         kv.CompressedCache(tiny("gemma3-hybrid"), profile=tiny_profile("llama-gqa"))
+    with pytest.raises(TensorNetError, match=r"load a folder by kv\.Profile\.load"):
+        kv.CompressedCache(tiny("llama-gqa"), profile="out/profile")
+
+
+@pytest.mark.parametrize("mode", ["live", "storage"])
+@pytest.mark.parametrize("change", [{"num_key_value_heads": 4}, {"head_dim": 4}])
+def test_states_of_other_heads_than_those_of_the_profile_are_refused_at_once(mode: str, change: dict) -> None:
+    config = copy.deepcopy(tiny("llama-gqa").config)
+    config.update(change)
+    model = type(tiny("llama-gqa"))(config)
+    cache = kv.CompressedCache(model, profile=tiny_profile("llama-gqa"), mode=mode)
+    with pytest.raises(TensorNetError, match=r"layer 0 caches keys of .*, the profile was made for 2 of width 16"):
+        model(torch.ones(1, 3, dtype=torch.int64), past_key_values=cache)
 
 
 @torch.no_grad()

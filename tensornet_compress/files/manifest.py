@@ -73,7 +73,8 @@ def read_manifest(folder: str | Path, verify: bool = True) -> Manifest:
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
-        raise CheckpointError(f"{str(folder)!r} is not a saved folder: it has no {MANIFEST}")
+        why = f"it has no {MANIFEST}, which the command weights (tnc.save) writes" if path.parent.exists() else "it does not exist"
+        raise CheckpointError(f"{str(folder)!r} is not a saved folder: {why}")
     text, where = read_text(path, LARGEST_JSON), repr(str(path))
     data = parse_json(text, where)
     version = data.get("format_version") if isinstance(data, dict) else None

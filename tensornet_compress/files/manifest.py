@@ -73,7 +73,7 @@ def read_manifest(folder: str | Path, verify: bool = True) -> Manifest:
     """
     path = Path(folder) / MANIFEST
     if not path.exists():
-        why = f"it has no {MANIFEST}, which the command weights (tnc.save) writes" if path.parent.exists() else "it does not exist"
+        why = f"it has no {MANIFEST}, which weights or tnc.save writes" if path.parent.exists() else "it does not exist"
         raise CheckpointError(f"{str(folder)!r} is not a saved folder: {why}")
     text, where = read_text(path, LARGEST_JSON), repr(str(path))
     data = parse_json(text, where)

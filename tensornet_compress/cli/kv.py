@@ -190,7 +190,8 @@ def check_cache_options(bits: float | None, mode: str, profile: Path | None) -> 
         return
     if mode not in ("live", "storage"):
         raise TensorNetError(f"mode must be 'live' or 'storage', was given {mode!r}")
-    if not 0.05 <= bits <= (most := 8 if mode == "live" else 12):
+    most = 8 if mode == "live" else 12
+    if not 0.05 <= bits <= most:
         raise TensorNetError(f"asked for {bits:g} bits per key/value element; a {mode} cache takes 0.05 to {most}")
 
 

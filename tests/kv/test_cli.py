@@ -80,6 +80,7 @@ def test_a_model_that_is_no_folder_needs_out(app: typer.Typer) -> None:
     [
         (0.0, "live", None, "0.05 to 8"),
         (99.0, "live", None, "0.05 to 8"),
+        (99.0, "storage", None, "0.05 to 12"),
         (2.0, "both", None, "'both'"),
         (None, "live", Path("x"), "needs"),
     ],

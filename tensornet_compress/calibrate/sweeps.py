@@ -72,8 +72,7 @@ class FisherSweeps:
         self.seed, self.group, self.scratch = seed, group, scratch
         self.model, self.batches, self.precision, self.advance = model, batches, precision, advance
         self.device = device or next(model.parameters()).device
-        self.lent_to = device
-        self.steps = steps
+        self.lent_to, self.steps = device, steps
         names = [target.name for target in targets]
         self.blocks = [block for _, block in block_list(model, names)]
         if not self.blocks:

@@ -121,6 +121,7 @@ def compress(
     """
     _check_retired(retired)
     formats, method = formats_named(formats, method)  # type: ignore[assignment]
+    # An unknown name is refused here, not after calibration.
     for name in formats or ():
         parse_format(name)
     if allocator not in ("sensitivity", "energy", "uniform"):

@@ -134,10 +134,10 @@ class CompressedCache(Cache):
                 "past_key_values=EncoderDecoderCache(cache, DynamicCache()), or generate inside kv.compressed(model)"
             )
         self._latest = layer_idx
-        self._check_profiled(key_states, value_states, layer_idx)
+        self._check_heads(key_states, value_states, layer_idx)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def _check_profiled(self, keys: Tensor, values: Tensor, index: int) -> None:
+    def _check_heads(self, keys: Tensor, values: Tensor, index: int) -> None:
         """Refuse states of another model than the profile's when they come, not once a block of them is sealed."""
         if self.profile is None or index not in self.indices:
             return

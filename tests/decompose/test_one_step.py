@@ -103,6 +103,21 @@ def test_rows_and_columns_of_zeros_and_single_entries() -> None:
     assert CodedMatrix.from_bytes(single.to_bytes(), 1, 1).to_dense()[0, 0] == pytest.approx(0.7, abs=0.01)
 
 
+@pytest.mark.parametrize("states", [0, 8])
+@pytest.mark.parametrize("form", ["full", "diagonal", "none"])
+def test_losses_are_those_of_the_errors_in_the_metric(form: str, states: int) -> None:
+    matrix, metric = problem(40, 90)
+    full = metric.columns.double()
+    columns = {"full": full, "diagonal": full.diagonal(), "none": None}[form]
+    moment = {"full": full, "diagonal": full.diagonal().diag(), "none": torch.eye(90, dtype=torch.float64)}[form]
+    canceller = Canceller.of(columns, 90)
+    for step in (0.05, 0.5, 3.0):
+        coded, losses = canceller.codes_and_losses(matrix, row_weights(metric, 40), step, states=states)
+        assert np.array_equal(coded.codes, canceller.codes(matrix, row_weights(metric, 40), step, states=states).codes)
+        error = matrix.double() - torch.from_numpy(coded.to_dense()).double()
+        assert torch.allclose(losses, ((error @ moment) * error).sum(1), rtol=1e-3)
+
+
 def test_codes_of_a_few_large_columns_are_what_they_are_alone() -> None:
     matrix = torch.randn(20, 200, generator=torch.Generator().manual_seed(4))
     matrix[:, 150:] *= 1e4

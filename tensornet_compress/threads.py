@@ -1,10 +1,11 @@
-"""Thread counts, changed for a while and put back."""
+"""Thread counts, changed for a while and put back; work on threads that may be stopped."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import numba
@@ -20,6 +21,35 @@ class _Limit:
 
 
 _LIMIT = _Limit()
+
+
+class Stopped(BaseException):
+    """Raised in a thread whose result nobody waits for."""
+
+
+_STOP: ContextVar[threading.Event | None] = ContextVar("set when this thread's work is not wanted any more", default=None)
+
+
+@contextmanager
+def stopped_by(event: threading.Event) -> Iterator[None]:
+    """Inside, in this thread, ``leave_if_stopped`` raises once ``event`` is set."""
+    token = _STOP.set(event)
+    try:
+        yield
+    finally:
+        _STOP.reset(token)
+
+
+def leave_if_stopped() -> None:
+    """Called between steps of long work. (An exception that another thread sets off may come anywhere: where a compiler calls
+    back into Python it ends the process by a signal.)
+
+    Raises:
+        Stopped: nobody waits for this work.
+    """
+    event = _STOP.get()
+    if event is not None and event.is_set():
+        raise Stopped
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from tensornet_compress.metric import KroneckerMetric, StoredMetric, euclidean, 
 from tensornet_compress.nn import turned
 from tensornet_compress.options import Family, LayerStatistics, Option, layer_options
 from tensornet_compress.tensor import Layout, NetworkSpec, TensorNetwork, TermSpec, Topology
+from tensornet_compress.threads import leave_if_stopped
 
 Method = Literal["auto", "coded", "dense", "svd", "residual", "tt", "ttm", "tree", "searched", "sorted"]
 Effort = Literal["fast", "default", "max"]
@@ -146,6 +147,7 @@ class _Bench:
     def layers(self) -> Iterator[tuple[Layer, Tensor, Tensor, KroneckerMetric]]:
         """Each with its weight, that as a matrix in single precision, and its metric."""
         for layer, metric in zip(self.job.layers, loaded_in_turn(layer.metric for layer in self.job.layers)):
+            leave_if_stopped()
             weight, self._columns = layer.source.load(), metric.columns
             yield layer, weight, weight.reshape(len(weight), -1).float(), metric
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -21,7 +20,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 
 from tensornet_compress.errors import TensorNetError
-from tensornet_compress.threads import limited_threads
+from tensornet_compress.threads import leave_if_stopped, limited_threads, stopped_by
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -50,6 +49,7 @@ class JobRoom:
             try:
                 while self._waiting[0] is not ticket or (needed > self.free and self._running):
                     self._changed.wait(_LOOKS)
+                    leave_if_stopped()
             finally:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
@@ -135,44 +135,37 @@ def run_jobs(
 def _on_threads(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Generator[Result]:
     """Results in order; jobs go on while the caller writes one down.
 
-    If a job fails, or the caller is interrupted, no other begins, and those that run are stopped once they leave compiled code:
-    to end the process before that would end it by a signal.
+    If a job fails, or the caller is interrupted, no other begins, and those that run are stopped at their next
+    ``leave_if_stopped``: to end the process before that would end it by a signal.
     """
-    running: set[int] = set()
     failures: list[Exception] = []
     stopped = threading.Event()
 
     def run(job: Job) -> Result:
-        running.add(threading.get_ident())
-        try:
-            if stopped.is_set():
-                raise _Stopped
-            return work(job)
-        except Exception as error:
-            failures.append(error)
-            stopped.set()
-            raise
-        finally:
-            running.discard(threading.get_ident())
+        with stopped_by(stopped):
+            leave_if_stopped()
+            try:
+                return work(job)
+            except Exception as error:
+                failures.append(error)
+                stopped.set()
+                raise
 
     with ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(run, job) for job in jobs]
         try:
             for future in waiting:
                 while not wait([future], _LOOKS).done:
+                    leave_if_stopped()
                     if failures:
                         raise failures[0]
+                if failures and future.exception() is not None:  # it may be one that was stopped
+                    raise failures[0]
                 yield future.result()
         except BaseException:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for thread in list(running):
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Stopped))
             raise
-
-
-class _Stopped(BaseException):
-    """Raised in a thread whose result nobody waits for."""
 
 
 def _lost_worker() -> tuple[type[BaseException], ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tensornet_compress.metric import Metric
 from tensornet_compress.tensor import TermSpec, contract_term, plan_contraction
+from tensornet_compress.threads import leave_if_stopped
 
 
 def refine_cores(
@@ -35,6 +36,7 @@ def refine_cores(
     errors = [metric.norm2(residual.reshape(matrix_shape))]
     for _ in range(sweeps):
         for core in range(len(work)) if only is None else only:
+            leave_if_stopped()
             step = _solve(work, core, term, residual, metric, iterations)
             residual = residual - contract_term(term, [*work[:core], step, *work[core + 1 :]])
             work[core] = work[core] + step

@@ -30,6 +30,7 @@ from tensornet_compress.errors import TensorNetError
 from tensornet_compress.memory import release, trim
 from tensornet_compress.metric import KroneckerMetric
 from tensornet_compress.tensor import NetworkSpec
+from tensornet_compress.threads import leave_if_stopped
 
 NATS_PER_ENTRY = 1 / 24
 """Divergence per token of one entry at high rates, in squared steps."""
@@ -155,6 +156,7 @@ class Canceller:
                 release(part)
         block = work
         for start in range(0, n, _BLOCK):
+            leave_if_stopped()
             stop = min(n, start + _BLOCK)
             now = self.order[start:stop]
             block = work[start:stop] if coupled else matrix.T[now].float().contiguous()

@@ -15,6 +15,7 @@ from tensornet_compress.options.rounding import dense_error, rounding_error
 from tensornet_compress.options.sorted_entries import sorted_options
 from tensornet_compress.options.two_cores import matrix_options, residual_options
 from tensornet_compress.tensor import Layout, Topology
+from tensornet_compress.threads import leave_if_stopped
 
 # Stored bytes of the network options, as shares of what the dense weight takes in bf16.
 SIZE_SHARES = tuple(round(0.1 * 1.16**step, 4) for step in range(17))
@@ -41,21 +42,34 @@ def layer_options(
     unknown = [family for family in families if family not in FAMILIES]
     if unknown:
         raise TensorNetError(f"unknown families {unknown}; choose from {FAMILIES}")
-    options = list(_dense_options(statistics, formats, integers="dense" in families))
+    options = []
+    for option in _options(statistics, families, formats, shares, layout):
+        leave_if_stopped()
+        options.append(option)
+    return options
+
+
+def _options(
+    statistics: LayerStatistics,
+    families: Sequence[Family],
+    formats: Sequence[str] | None,
+    shares: Sequence[float],
+    layout: tuple[Layout, Topology] | None,
+) -> Iterator[Option]:
+    yield from _dense_options(statistics, formats, integers="dense" in families)
     core_formats = [reaching(parse_format(name), peak_of(statistics.weight)) for name in formats or CORE_FORMATS]
     plain_formats = [fmt for fmt in core_formats if not isinstance(fmt, PivotFormat)]
     if "svd" in families:
-        options += matrix_options(statistics, core_formats, shares)
+        yield from matrix_options(statistics, core_formats, shares)
     if "residual" in families:
-        options += residual_options(statistics, formats)
+        yield from residual_options(statistics, formats)
     if "sorted" in families:
-        options += sorted_options(statistics)
+        yield from sorted_options(statistics)
     for family in families:
         placed = layout if family == "searched" else native_layout(tuple(statistics.weight.shape), family)
         if placed is not None:
             sizes = (*_SMALL_SHARES, *shares[::2]) if family == "searched" else shares[::2]
-            options += _tree_options(statistics, family, placed, plain_formats, sizes)
-    return options
+            yield from _tree_options(statistics, family, placed, plain_formats, sizes)
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:

@@ -13,6 +13,7 @@ from tensornet_compress.calibrate.fisher_metrics import GROUP
 from tensornet_compress.compressing.cluster import cluster
 from tensornet_compress.compressing.workers import JobRoom, limited_room, run_jobs
 from tensornet_compress.errors import TensorNetError
+from tensornet_compress.threads import Stopped, leave_if_stopped
 from tests.models import batches, tiny_llama
 
 BUDGET = tnc.Budget(bits_per_weight=5.0)
@@ -133,6 +134,34 @@ def test_a_job_that_fails_ends_the_run_at_once():
     with pytest.raises(ValueError, match="one"):
         run_jobs(work, range(500), 2)
     assert len(begun) < 10
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_jobs_that_nobody_waits_for_stop_at_their_next_step(error):
+    stopped = []
+
+    def endless(_):
+        try:
+            while True:
+                leave_if_stopped()
+                time.sleep(0.01)
+        except Stopped:
+            stopped.append(True)
+            raise
+
+    def work(number):
+        if number == 1 and error is ValueError:
+            raise error
+        # Jobs within jobs are told too.
+        return None if number == 0 and error is not ValueError else run_jobs(endless, range(1), 1)
+
+    def receive(*_):
+        raise error
+
+    with pytest.raises(error):
+        run_jobs(work, range(3), 2, receive)
+    assert stopped
+    leave_if_stopped()
 
 
 def test_joblibs_settings_are_followed():

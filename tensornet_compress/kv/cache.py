@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from tensornet_compress.errors import CheckpointError, TensorNetError
-from tensornet_compress.kv.files import CacheRecord, read_cache, write_cache
+from tensornet_compress.kv.files import CacheRecord, read_cache, weights_fingerprint, write_cache
 from tensornet_compress.kv.planning import CacheReport
 from tensornet_compress.kv.profile.profile import Profile
 from tensornet_compress.kv.rope import (
@@ -87,6 +88,7 @@ class CompressedCache(Cache):
         self.bits, self.profile, self.sinks, self.window, self.block = bits, profile, sinks, window, block
         self.positions: Tensor | None = None
         self.batch = 0
+        self._model = ref(model)
         self.style = rotary_style(model)
         module = rotary_module(model)
         self.recorder = PositionRecorder(module) if module is not None else None
@@ -308,19 +310,22 @@ class CompressedCache(Cache):
             raise TensorNetError("the cache is empty; there is nothing to save")
         tensors, fields = self._stored()
         fields |= {name: getattr(self, name) for name in ("mode", "bits", "sinks", "window", "block")}
-        profile = None if self.profile is None else self.profile.fingerprint()
-        return write_cache(path, CacheRecord(profile=profile, **fields), tensors)
+        fields["profile"] = None if self.profile is None else self.profile.fingerprint()
+        model = self._model()
+        fields["model"] = None if model is None else weights_fingerprint(model)
+        return write_cache(path, CacheRecord(**fields), tensors)
 
     @staticmethod
     def load(path: str | Path, model: nn.Module, profile: Profile | None = None, verify: bool = True) -> CompressedCache:
         """A cache written by ``save``, ready for ``past_key_values`` of the same model, with the profile it was made with.
-        ``verify``: check the hashes in the file; older files have none.
+        ``verify``: check the hashes in the file, and that the model has the weights of the one that filled the cache; older
+        files, and those saved after their model was gone, tell nothing of weights.
 
         Raises:
             CheckpointError: the file is missing, damaged, of another version, or needs another profile or model.
         """
         _check_profile(profile)
-        record, tensors, hashed = read_cache(path, None if profile is None else profile.fingerprint(), verify)
+        record, tensors, hashed = read_cache(path, None if profile is None else profile.fingerprint(), model, verify)
         options: dict[str, Any] = {"sinks": record.sinks, "window": record.window, "block": record.block}
         cache = CompressedCache(model, record.bits or 2.0, profile, record.mode, **options)
         if len(record.sealed) != len(cache.indices):

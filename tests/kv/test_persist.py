@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import tensornet_compress as tnc
 import tensornet_compress.kv as kv
 from tensornet_compress.errors import CheckpointError, TensorNetError
+from tensornet_compress.kv.files import weights_fingerprint
 from tests.kv.tiny_models import tiny, tiny_profile
 
 
@@ -53,6 +56,13 @@ def test_foreign_and_damaged_files_are_refused(ids: Tensor, tmp_path: Path) -> N
         kv.CompressedCache.load(path, model)
     with pytest.raises(CheckpointError, match="pass that one"):
         kv.CompressedCache.load(path, model, tiny_profile("qwen3"))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight.mul_(1.1)
+    with pytest.raises(CheckpointError, match="other weights"):
+        kv.CompressedCache.load(path, other, profile)
+    for same in (kv.CompressedCache.load(path, other, profile, verify=False), kv.CompressedCache.load(path, model, profile)):
+        assert same.get_seq_length() == 180
     whole = path.read_bytes()
     path.write_bytes(whole[:-50])
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -62,3 +72,19 @@ def test_foreign_and_damaged_files_are_refused(ids: Tensor, tmp_path: Path) -> N
         kv.CompressedCache.load(path, model, profile)
     with pytest.raises(TensorNetError, match="empty"):
         kv.CompressedCache(model, profile=profile).save(path)
+
+
+def test_weights_are_known_again_in_any_precision_and_compressed_ones_are_others(tmp_path: Path) -> None:
+    model = copy.deepcopy(tiny("llama-gqa")).bfloat16()
+    whole = weights_fingerprint(model)
+    assert weights_fingerprint(copy.deepcopy(model).float()) == whole
+    assert weights_fingerprint(torch.compile(model, backend="eager")) == whole  # type: ignore[arg-type]
+    found = {whole}
+    for bits in (5.0, 6.0):
+        compressed = copy.deepcopy(model)
+        report = tnc.compress(compressed, tnc.Budget(bits_per_weight=bits), allocator="energy")
+        found.add(weights_fingerprint(compressed))
+        tnc.save(compressed, tmp_path / str(bits), report=report)
+    again = tnc.load(tmp_path / "5.0", copy.deepcopy(model))
+    assert len(found) == 3
+    assert weights_fingerprint(again) in found - {whole}

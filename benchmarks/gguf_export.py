@@ -2,7 +2,8 @@
 
 SmolLM2 is compressed in formats that GGUF holds without loss, saved, exported and run by llama.cpp (llama-cpp-python, built
 from source on first use): as it is, where llama.cpp rounds the inputs of quantised products to 8 bits, and with the same blocks
-decoded to fp32 by llama.cpp, where it does not. Beside it what rounding inputs alike changes in our own answers.
+decoded to fp32 by llama.cpp, where it does not. Beside it what rounding inputs alike changes in our own answers. Entropy-coded
+layers are exported in 16 bits (``dtype="float16"``).
 """
 
 from __future__ import annotations
@@ -67,20 +68,22 @@ def rounded(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (((blocks / scale).round() * scale.half().float()).flatten(-2),)
 
 
-def exported(bits: float, targets: list[str] | None) -> dict[str, Any]:
+def exported(bits: float, targets: list[str] | None, formats: str | None = "gguf", dtype: str | None = None) -> dict[str, Any]:
     model = load_causal_lm(LANGUAGE)
     budget = tnc.Budget(bits_per_weight=bits)
-    tnc.compress(model, budget, formats="gguf", allocator="energy", targets=targets, workers=1)
+    tnc.compress(model, budget, formats=formats, allocator="energy", targets=targets, workers=1)
     with tempfile.TemporaryDirectory() as place:
         folder = tnc.save(model, Path(place) / "saved", tokenizer=load_tokenizer(LANGUAGE))
         file = Path(place) / "saved.gguf"
-        tnc.export(folder, file, to="gguf")
+        tnc.export(folder, file, to="gguf", dtype=dtype)
         return beside(tnc.load(folder), file)
 
 
 def jobs() -> Iterator[Job]:
     for bits in (8.5, 4.5):
         yield Job("weights", "SmolLM2", "all layers", partial(exported, bits, None), bits, "bits/weight", ours=True)
+    coded = partial(exported, 4.5, None, None, "float16")
+    yield Job("weights", "SmolLM2", "all layers, coded, in 16 bits", coded, 4.5, "bits/weight", ours=True)
     few = partial(exported, 4.5, ["layers.0.mlp.*"])
     yield Job("weights", "SmolLM2", "one MLP", few, 4.5, "bits/weight", ours=True)
 

@@ -35,10 +35,10 @@ def ending() -> Iterator[None]:
         finally:
             if sys.stdout is not None:  # closed by whoever called
                 sys.stdout.flush()
-    except Terminated:
-        _leave("stopped by SIGTERM", _TERMINATED)
-    except KeyboardInterrupt:
-        _leave("interrupted", _INTERRUPTED)
+    except Terminated as error:
+        _leave("stopped by SIGTERM", _TERMINATED, error)
+    except KeyboardInterrupt as error:
+        _leave("interrupted", _INTERRUPTED, error)
     except BrokenPipeError as error:
         _leave_quietly(error)
 
@@ -74,7 +74,8 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _leave(line: str, code: int, error: BaseException | None = None) -> None:
-    print(" ".join(line.split()), file=sys.stderr)
+    told = "; ".join([line, *getattr(error, "__notes__", ())])
+    print(" ".join(told.split()), file=sys.stderr)
     raise SystemExit(code) from error
 
 

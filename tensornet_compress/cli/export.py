@@ -17,7 +17,8 @@ def export(
     target: Annotated[Path, typer.Argument(help="The folder to write; with --to gguf the file.")],
     to: Annotated[str, typer.Option(help="compressed-tensors, gguf or dense.")] = "compressed-tensors",
     dtype: Annotated[
-        str | None, typer.Option(help="Of dense weights: float32, bfloat16 or float16; the model's by default.")
+        str | None,
+        typer.Option(help="Of dense weights: float32, bfloat16 or float16; with gguf no layer is rounded then."),
     ] = None,
     nearest: Annotated[
         str | None, typer.Option(help="Round linear layers without an exact form to this number format, e.g. int8g32.")

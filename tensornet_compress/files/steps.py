@@ -123,6 +123,8 @@ def resumed(target: str | os.PathLike[str], settings: Mapping[str, Any], fresh: 
             refused = known and error.__cause__ is None
             if refused or len(list(folder.iterdir())) <= 1:
                 shutil.rmtree(folder)
+            else:
+                error.add_note("what was done is kept, and the same run, started again, goes on from it")
             raise
         shutil.rmtree(folder)
 

@@ -85,7 +85,8 @@ def export(
             grid; read by llama.cpp. ``dense``: a plain folder.
         dtype: of dense weights: float32, bfloat16 or float16; by default that of the model.
         nearest: a number format (``int8g32``, ``int4g64z``, ...) to round those linear layers to that have no exact form in the
-            target; by default they become dense, or ``int8g32`` in ``gguf``.
+            target; by default they become dense, or in ``gguf`` ``int8g32``, unless ``dtype`` is given: then they are dense in
+            it, and llama.cpp does not round their inputs either.
         fuse: for ``compressed-tensors``, let queries, keys and values, and gate and up projections, be of one scheme, as vLLM
             demands. Where some of them have none, all become dense.
         bits: for ``compressed-tensors``, the numbers of bits that codes may have. vLLM has kernels for 4 and 8; transformers
@@ -124,7 +125,7 @@ def export(
         raise CheckpointError(f"{str(target)!r} lies in the model {str(folder)!r}, whose files are kept; choose another place")
     source_model = _Source(source, None if dtype is None else DTYPES[dtype])
     if to == "gguf":
-        return _to_gguf(source_model, place, nearest or "int8g32")
+        return _to_gguf(source_model, place, nearest or ("int8g32" if dtype is None else None))
     return _to_folder(source_model, place, to, nearest, fuse, bits)
 
 
@@ -232,7 +233,7 @@ def _grids_of_schemes(source: _Source, nearest: str | None, fuse: bool, most: in
     return {name: grid for name, grid in grids.items() if name not in mixed}, notes
 
 
-def _to_gguf(source: _Source, place: Path, nearest: str) -> ExportReport:
+def _to_gguf(source: _Source, place: Path, nearest: str | None) -> ExportReport:
     gguf_file.check_architecture(source.model.config)
     blocks: dict[str, gguf_file.Stored] = {}
     for key, tensor in source.tensors.items():
@@ -244,7 +245,7 @@ def _to_gguf(source: _Source, place: Path, nearest: str) -> ExportReport:
         reference, grid = network.to_dense(torch.float32), grid_of(network)
         made = None if grid is None else gguf_file.in_blocks(grid)
         floats = network.spec.is_dense and isinstance(network.spec.terms[0].formats[0], FloatFormat)
-        if made is None and not floats and (rounded := _rounded(reference, nearest)) is not None:
+        if made is None and not floats and nearest is not None and (rounded := _rounded(reference, nearest)) is not None:
             made = gguf_file.in_blocks(rounded)
         blocks[key] = made or gguf_file.in_floats(tensor.to(_narrowest(network, source.dtype)))
         source.tell(name, blocks[key].kind, {"": blocks[key].data}, reference, blocks[key].to_dense())

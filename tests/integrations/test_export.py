@@ -195,6 +195,12 @@ def test_gguf_rounds_what_no_block_holds_and_says_how_far(tmp_path):
     assert {layer.stored_as for layer in report.layers} == {"Q8_0"}
     assert 1e-4 < report.error < 0.02
     assert "tokenizer" in report.notes[0]
+    dense = tnc.export(tmp_path / "saved", tmp_path / "dense.gguf", to="gguf", dtype="float16")
+    assert {layer.stored_as for layer in dense.layers} == {"F16"}
+    assert dense.error < 1e-3
+    both = {"nearest": "int8g32", "dtype": "float16"}
+    rounded = tnc.export(tmp_path / "saved", tmp_path / "rounded.gguf", to="gguf", **both)
+    assert {layer.stored_as for layer in rounded.layers} == {"Q8_0"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -23,19 +23,17 @@ from typing import Any
 
 import torch
 from experiments import LANGUAGE, TIME, experiment
+from scale_run import BITS, LENGTH, WINDOWS
 
-import tensornet_compress as tnc
 from tensornet_compress.bench.harness import Job
 from tensornet_compress.bench.peer_packages import Unavailable
 from tensornet_compress.bench.speed import MEASURES as SPEED
 from tensornet_compress.calibrate.fisher_metrics import GROUP as TOGETHER
-from tensornet_compress.compressing.cluster import cluster
-from tensornet_compress.inputs import load_causal_lm, resolve_model
+from tensornet_compress.inputs import resolve_model
 from tensornet_compress.inputs.models import cache_folder
-from tensornet_compress.memory import peak_of_all
 from tensornet_compress.report import Measure, Row
 
-BITS, WINDOWS, MANY, LENGTH, KILLS = 3.5, 8, 32, 256, 20
+MANY, KILLS = 32, 20
 GROUP = Path("/sys/fs/cgroup/memory/tensornet-scale")
 MODELS: dict[str, dict[str, int]] = {
     # (layers, width, inner width, heads, heads of keys, vocabulary)
@@ -82,35 +80,9 @@ def folder(model: str) -> Path:
     return place
 
 
-def run(
-    source: str, target: str, memory: int | None, workers: int, where: str | None, in_memory: bool, number: int = WINDOWS
-) -> None:
-    """One run, in a process of its own; prints what it took as JSON."""
-    torch.set_num_threads(2)
-    words = json.loads((Path(source) / "config.json").read_text())["vocab_size"]
-    drawn = torch.Generator().manual_seed(1)
-    windows = [torch.randint(words, (1, LENGTH), generator=drawn) for _ in range(number)]
-    began, budget = time.perf_counter(), tnc.Budget(bits_per_weight=BITS)
-    where = where and where.lower()
-    if in_memory:
-        model = load_causal_lm(source)
-        with cluster(where):
-            report = tnc.compress(model, budget, windows, workers=workers)
-        tnc.save(model, target, report=report)
-    else:
-        report = tnc.compress_folder(
-            source, target, budget, windows, workers=workers if where is None else None, memory=memory, cluster=where
-        )
-    stages = {"calibrate": 0.0, "survey": 0.0, "make": 0.0}
-    for stage, seconds in report.seconds.items():
-        stages[stage.split()[0]] += seconds
-    taken = {"time": time.perf_counter() - began, "peak_nbytes": peak_of_all()}
-    print("\n" + json.dumps(taken | stages))
-
-
 def started(model: str, target: Path, memory: int | None, *how: Any) -> subprocess.Popen[str]:
     given = (str(folder(model)), str(target), memory, *how)
-    call = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import scale; scale.run(*{given!r})"
+    call = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import scale_run; scale_run.run(*{given!r})"
 
     def enter() -> None:
         if memory is not None:

@@ -66,6 +66,7 @@ class SidePackage:
 SIDE_PACKAGES = {
     "quanto": SidePackage("optimum.quanto", ("optimum-quanto==0.2.7", "ninja==1.13.2")),
     "hqq": SidePackage("hqq.core.quantize", ("hqq==0.2.8.post1", "termcolor==3.3.0")),
+    "torchao": SidePackage("torchao.quantization", ("torchao==0.18.0",)),
     "ttnopt": SidePackage(
         "ttnopt.src",
         (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tensornet_compress.bench.peer_packages import Unavailable
+from tensornet_compress.bench.peer_packages import SIDE, Unavailable
 from tensornet_compress.bench.processes import cost_apart
 from tensornet_compress.bench.speed import SpeedBench
 from tensornet_compress.bench.speed_case import TRACKS, Heat, Raced, SpeedSettings, Track, race
@@ -42,10 +42,12 @@ def test_caches_in_use_are_timed_and_peers_that_are_missing_say_so(settings: Spe
     assert {method for _, method in rows} >= {"ours-2-bits", "ours-rebuild", "ours-storage", "ours-encode", "ours-decode"}
 
 
-def test_products_are_raced_beside_those_of_pytorch() -> None:
+def test_products_are_raced_beside_those_of_pytorch_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SIDE, "install", False)
     raced = kernels._products(SpeedSettings(rounds=1), 64, 128, 2, threads=1)
     assert raced.values.keys() | raced.missing.keys() == set(kernels.PRODUCTS)
-    assert {name for name in raced.missing if not name.startswith("torch-")} == set()
+    assert raced.missing.keys() <= set(kernels.PACKED)
+    assert all(name.startswith("torch-") or "install" in reason for name, reason in raced.missing.items())
     exact = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
     for bits, most in ((8, 0.01), (4, 0.2)):
         found = kernels._codes(exact, bits)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tensornet_compress.bench.models import find_model
+from tensornet_compress.bench.peer_packages import SIDE, reason
 from tensornet_compress.bench.speed_case import OURS, TRACKS, Heat, Raced, SpeedSettings, Track, on_threads, race, thread_counts
 from tensornet_compress.bench.texts import find_text
 from tensornet_compress.bench.tracks.decoding import BITS, Caches
@@ -29,7 +30,9 @@ SHAPES, ROWS = ((576, 576), (1536, 576), (4096, 4096)), (1, 16, 512)
 EXCEPTIONS = 0.005
 """Share of codes that do not fit 4 bits."""
 CODED = (OURS, "ours-bf16", "ours-int4", "ours-int4-bf16", "ours-int4g64z", "ours-int4g64z-bf16", "ours-int3g64z")
-PRODUCTS = (*CODED, "dense", "dense-bf16", "torch-int8-bf16", "torch-int4-bf16")
+PACKED = ("torch-int8-bf16", "torch-int4-bf16", "torchao-int8-bf16", "quanto-int8", "quanto-int4", "hqq-int8", "hqq-int4")
+"""Private operators of PyTorch, and linear layers of packages."""
+PRODUCTS = (*CODED, "dense", "dense-bf16", *PACKED)
 STEP = 0.365
 """Of the weights' deviation: 3.5 bits a weight once entropy-coded."""
 WITH_CACHE = "ours-with-live-cache"
@@ -63,13 +66,15 @@ def _products(settings: SpeedSettings, m: int, n: int, rows: int, threads: int) 
         "dense-bf16": lambda: F.linear(short, short_weight),
     }
     missing = {}
-    for name, make in {"torch-int8-bf16": _torch_int8, "torch-int4-bf16": _torch_int4}.items():
+    for name in PACKED:
         try:
-            calls[name] = make(short, m, n, generator)
+            call = _packed(name, m, n, generator)
+            calls[name] = partial(call, short if name.endswith("bf16") else x)
             calls[name]()
-        except (AttributeError, RuntimeError) as error:  # private operators: absent or different in other versions of torch
+        # Private operators are absent or different in other versions of torch, and packages raise what they like.
+        except Exception as error:
             calls.pop(name, None)
-            missing[name] = f"{type(error).__name__}: {error}"
+            missing[name] = reason(error)
     with on_threads(threads):
         times = race(calls, settings.rounds)
     return Raced(
@@ -96,15 +101,38 @@ def _grouped(weight: Tensor, name: str) -> Codes:
     return codes
 
 
-def _torch_int8(x: Tensor, m: int, n: int, generator: torch.Generator) -> Callable[[], object]:
+def _packed(name: str, m: int, n: int, generator: torch.Generator) -> Callable[[Tensor], object]:
+    """What multiplies inputs (rows, n) with codes of a weight (m, n), as a package does that on its own."""
+    package, bits = name.split("-")[:2]
+    if package == "torch":
+        return (_torch_int8 if bits == "int8" else _torch_int4)(m, n, generator)
+    layer: Any = nn.Linear(n, m, bias=False)
+    if package == "torchao":
+        ao = SIDE.module("torchao")
+        layer = nn.Sequential(layer.bfloat16())
+        ao.quantize_(layer, ao.Int8WeightOnlyConfig(set_inductor_config=False))
+    elif package == "quanto":
+        quanto = SIDE.module("quanto")
+        layer = quanto.QLinear.from_module(layer, weights=getattr(quanto, f"q{bits}"))
+        layer.freeze()
+    else:
+        hqq = SIDE.module("hqq")
+        how = hqq.BaseQuantizeConfig(nbits=int(bits.removeprefix("int")), group_size=64, axis=1)
+        layer = hqq.HQQLinear(layer, how, compute_dtype=torch.float32, device="cpu")
+    return cast("Callable[[Tensor], object]", layer.eval())
+
+
+def _torch_int8(m: int, n: int, generator: torch.Generator) -> Callable[[Tensor], object]:
     codes = torch.randint(-127, 128, (m, n), generator=generator).to(torch.int8)
-    return partial(torch._weight_int8pack_mm, x, codes, torch.ones(m, dtype=torch.bfloat16))
+    scales = torch.ones(m, dtype=torch.bfloat16)
+    return lambda x: torch._weight_int8pack_mm(x, codes, scales)
 
 
-def _torch_int4(x: Tensor, m: int, n: int, generator: torch.Generator) -> Callable[[], object]:
+def _torch_int4(m: int, n: int, generator: torch.Generator) -> Callable[[Tensor], object]:
     codes = torch.randint(0, 16, (m, n), generator=generator, dtype=torch.int32)
     packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-    return partial(torch._weight_int4pack_mm_for_cpu, x, packed, 64, torch.ones(n // 64, m, 2, dtype=torch.bfloat16))
+    scales = torch.ones(n // 64, m, 2, dtype=torch.bfloat16)
+    return lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, 64, scales)
 
 
 def generating(settings: SpeedSettings) -> Iterator[Heat]:

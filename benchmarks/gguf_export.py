@@ -41,8 +41,8 @@ def beside(model: Any, file: Path) -> dict[str, Any]:
     """What llama.cpp answers from a file, beside a model of ours."""
     ids = heldout_windows(load_tokenizer(LANGUAGE), LENGTH, WINDOWS)
     ours = Reference(model, ids)
-    values = {"kl": evaluate_language(LlamaCpp(file), ids, ours).kl, "nbytes": float(file.stat().st_size)}
-    values["kl_decoded"] = evaluate_language(LlamaCpp(in_fp32(file)), ids, ours).kl
+    values = {"kl": evaluate_language(LlamaCpp(file, plain=True), ids, ours).kl, "nbytes": float(file.stat().st_size)}
+    values["kl_decoded"] = evaluate_language(LlamaCpp(in_fp32(file), plain=True), ids, ours).kl
     for module in model.modules():
         if isinstance(module, TNLinear):
             module.register_forward_pre_hook(rounded)

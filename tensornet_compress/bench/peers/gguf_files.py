@@ -66,14 +66,30 @@ def llama_cpp(case: FileCase, bits: float) -> WholeFile:
 
 
 class LlamaCpp(nn.Module):
-    """A GGUF file in llama.cpp that answers like a model of transformers. Raises ``Unavailable`` without llama-cpp-python."""
+    """A GGUF file in llama.cpp that answers like a model of transformers. Raises ``Unavailable`` without llama-cpp-python.
 
-    def __init__(self, file: Path):
+    ``plain``: weights stay as the file has them, which is slower than to pack them again for the processor at hand. (Those that
+    are packed for the tiles of AMX end the process on some virtual machines.)
+    """
+
+    def __init__(self, file: Path, plain: bool = False):
         super().__init__()
         package = SIDE.module("llama-cpp-python")
         package.llama.set_verbose(False)
         sizes = {"n_ctx": CONTEXT, "n_batch": CONTEXT, "n_threads": torch.get_num_threads()}
-        self.llama = package.Llama(str(file), **sizes, logits_all=True, verbose=False)
+        api, defaults = package.llama_cpp, package.llama_cpp.llama_model_default_params
+
+        def given() -> Any:
+            parameters = defaults()
+            parameters.use_extra_bufts = not plain
+            return parameters
+
+        # The package hands no such parameter on.
+        api.llama_model_default_params = given
+        try:
+            self.llama = package.Llama(str(file), **sizes, logits_all=True, verbose=False)
+        finally:
+            api.llama_model_default_params = defaults
         self.device = nn.Parameter(torch.zeros(0), requires_grad=False)
 
     def forward(self, input_ids: Tensor) -> SimpleNamespace:
